@@ -1,0 +1,149 @@
+"""Cutting a network into a client segment and a server segment, and joining them."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+
+from torch import Tensor, nn
+
+from split_lightning.models.cut import Cut
+from split_lightning.models.segment import Segment, adopt
+from split_lightning.models.trace import Trace
+
+
+def split(network: nn.Module, cut_layer: str | int) -> tuple[Segment, Segment]:
+    """Cuts a network after one of its layers.
+
+    The client segment runs every operation up to the last one of the cut layer, in the
+    order in which the network runs them; the server segment runs the rest. Where
+    several values cross (a cut inside a residual block), the client segment returns a
+    tuple and the server segment takes its elements as positional arguments. Sizes that
+    the server segment needs (`x.shape[0]` of an earlier tensor) cross as ints.
+
+    The segments hold copies: the network is left as it is. Layers that the network
+    owns but never runs go to the server segment.
+
+    Args:
+        network: Any network that `torch.fx` can trace.
+        cut_layer: The layer after which to cut: a module path (`"layer2.0.conv1"`), or
+            the index of a child (3). A layer that runs several times: after its last.
+
+    Returns:
+        The client segment and the server segment. Their state dicts have the network's
+        own keys, each key in one of them.
+
+    Raises:
+        ValueError: If there is no such layer, if cutting after it would leave a side
+            without parameters, send raw inputs or put a parameter on both sides (names
+            the nearest valid cut layers), or if the network cannot be traced.
+
+    >>> import torch
+    >>> network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> client, server = split(network, 1)
+    >>> x = torch.rand(5, 4)
+    >>> torch.equal(server(client(x)), network(x))
+    True
+    >>> list(client.state_dict()), list(server.state_dict())
+    (['0.weight', '0.bias'], ['2.weight', '2.bias'])
+    """
+    network = copy.deepcopy(network)
+    traces = _trace(network)
+    path = _path_of(network, cut_layer, traces)
+    if problem := _problem(traces, path):
+        raise ValueError(
+            "Expected argument `cut_layer` to be a layer with parts of the network "
+            f"before and after it, but cutting after `{path}` {problem}. "
+            f"{_nearest(network, traces, path)}"
+        )
+    cuts = {mode: Cut(trace, path) for mode, trace in traces.items()}
+    client_graphs = {mode: cut.client_graph() for mode, cut in cuts.items()}
+    server_graphs = {mode: cut.server_graph() for mode, cut in cuts.items()}
+    client = Segment(network, client_graphs)
+    server = Segment(network, server_graphs)
+    _hold_the_rest(network, client, server)
+    # Copied, so that a layer without parameters that both sides run is not shared.
+    return client, copy.deepcopy(server)
+
+
+def merge(client: nn.Module, server: nn.Module) -> dict[str, Tensor]:
+    """Returns the state dict of the unsplit network from its two segments.
+
+    The tensors are the segments' own, not copies.
+
+    >>> network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> network.load_state_dict(merge(*split(network, 0)))
+    <All keys matched successfully>
+    """
+    return {**client.state_dict(), **server.state_dict()}
+
+
+def cut_layers(network: nn.Module) -> list[str]:
+    """Returns the paths of all layers after which the network can be cut, in order.
+
+    >>> cut_layers(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    ['0', '1']
+    """
+    return _valid(_trace(copy.deepcopy(network)))
+
+
+def _trace(network: nn.Module) -> dict[bool, Trace]:
+    return {training: Trace(network, training) for training in (True, False)}
+
+
+def _path_of(
+    network: nn.Module, cut_layer: str | int, traces: dict[bool, Trace]
+) -> str:
+    """Returns the first path of a layer that is named by a path or a child's index."""
+    children = [name for name, _ in network.named_children()]
+    modules = dict(network.named_modules(remove_duplicate=False))
+    if isinstance(cut_layer, int):
+        expected = f"the index of a child (0 to {len(children) - 1})"
+        path = dict(enumerate(children)).get(cut_layer, "")
+    else:
+        expected = "the path of a layer"
+        path = cut_layer
+    if not path or path not in modules or isinstance(cut_layer, bool):
+        raise ValueError(
+            f"Expected argument `cut_layer` to be {expected} of "
+            f"{type(network).__name__}, but got {cut_layer!r}. "
+            f"{_nearest(network, traces, str(cut_layer))}"
+        )
+    return next(n for n, module in network.named_modules() if module is modules[path])
+
+
+def _problem(traces: dict[bool, Trace], path: str) -> str | None:
+    """Says why the network cannot be cut after a layer, or returns `None`."""
+    for training, trace in traces.items():
+        if path not in trace.ends:
+            mode = "train" if training else "eval"
+            return f"cuts nothing: that layer does not run in {mode} mode"
+    return next(filter(None, (Cut(t, path).problem() for t in traces.values())), None)
+
+
+def _valid(traces: dict[bool, Trace]) -> list[str]:
+    """Returns the valid cut layers, in the order in which they end."""
+    ends = traces[True].ends
+    ordered = sorted(filter(None, ends), key=lambda path: ends[path])
+    return [path for path in ordered if _problem(traces, path) is None]
+
+
+def _nearest(network: nn.Module, traces: dict[bool, Trace], path: str) -> str:
+    """Names up to five valid cut layers: the nearest by position, else by name."""
+    valid, ends = _valid(traces), traces[True].ends
+    if not valid:
+        return f"{type(network).__name__} has no valid cut layer."
+    if path in ends:
+        near = sorted(valid, key=lambda other: abs(ends[other] - ends[path]))[:5]
+    else:
+        near = difflib.get_close_matches(path, valid, n=5, cutoff=0.5)
+        near = near or sorted(valid, key=lambda other: other.count("."))[:5]
+    return f"Nearest valid cut layers: `{'`, `'.join(near)}`."
+
+
+def _hold_the_rest(network: nn.Module, client: Segment, server: Segment) -> None:
+    """Gives the segments what the network owns under a second path, or never runs."""
+    held = {id(tensor) for tensor in client.state_dict(keep_vars=True).values()}
+    state = network.state_dict(keep_vars=True)
+    for path in state.keys() - client.state_dict().keys() - server.state_dict().keys():
+        adopt(client if id(state[path]) in held else server, network, path)
