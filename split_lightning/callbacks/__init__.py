@@ -1,0 +1,19 @@
+"""Callbacks: weight passing, monitors, pictures."""
+
+from split_lightning.callbacks.communication_monitor import CommunicationMonitor
+from split_lightning.callbacks.partition_picture import (
+    PartitionPicture,
+    draw_label_counts,
+)
+from split_lightning.callbacks.round_progress_bar import RoundProgressBar
+from split_lightning.callbacks.speed_monitor import SpeedMonitor
+from split_lightning.callbacks.weight_passing import RoundRobinWeightPassing
+
+__all__ = [
+    "CommunicationMonitor",
+    "PartitionPicture",
+    "RoundProgressBar",
+    "RoundRobinWeightPassing",
+    "SpeedMonitor",
+    "draw_label_counts",
+]

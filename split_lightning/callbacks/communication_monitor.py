@@ -1,0 +1,40 @@
+"""`CommunicationMonitor`: logs the bytes that would have travelled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from typing_extensions import override
+
+
+class CommunicationMonitor(pl.Callback):
+    """Logs what crossed the cut and what was handed over, each round and in total.
+
+    `comm/uplink_bytes`, `comm/downlink_bytes`, `comm/handoff_bytes` and `comm/handoffs`
+    are of the round, `comm/total_*` since the start of the run. Only training is
+    counted. Loggers store 32-bit floats; `module.traffic` has the exact integers.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[str, int] = {}
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._before = pl_module.traffic.state_dict()
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        total = pl_module.traffic.state_dict()
+        for name, count in total.items():
+            in_round = float(count - self._before[name])
+            pl_module.log(f"comm/{name}", in_round)
+            pl_module.log(f"comm/total_{name}", float(count))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._before)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = dict(state_dict)

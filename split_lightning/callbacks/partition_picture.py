@@ -1,0 +1,74 @@
+"""`PartitionPicture`: the clients' label distribution, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class PartitionPicture(pl.Callback):
+    """Draws how many samples of each class each client owns, once a run.
+
+    The picture goes to TensorBoard (`data/partition`) and to a PNG file.
+
+    Args:
+        folder: Where `partition.png` is written; `None`: to TensorBoard only.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        figure = draw_label_counts(data.label_counts, data.source.classes)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            figure.savefig(self.folder / "partition.png", dpi=120)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure("data/partition", figure, global_step=0)
+
+
+def draw_label_counts(counts: Tensor, classes: Sequence[str]) -> Figure:
+    """Returns a chart with a bar for each client, its classes stacked.
+
+    Args:
+        counts: Number of samples by client and class, `(num_clients, num_classes)`.
+        classes: The classes' names.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    num_clients, num_classes = counts.shape
+    height = min(3.0 + 0.16 * num_clients, 14.0)
+    figure = Figure(figsize=(8.0, height), layout="constrained")
+    axes = figure.add_subplot()
+    colors = colormaps["tab10" if num_classes <= 10 else "nipy_spectral"]
+    left = counts.cumsum(dim=1) - counts
+    for label in range(num_classes):
+        axes.barh(
+            range(num_clients),
+            counts[:, label].tolist(),
+            left=left[:, label].tolist(),
+            height=0.85 if num_clients <= 100 else 1.0,
+            color=colors(label if num_classes <= 10 else label / num_classes),
+            label=classes[label],
+        )
+    axes.invert_yaxis()
+    axes.set(xlabel="samples", ylabel="client", title="Label distribution by client")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    if num_classes <= 20:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure

@@ -1,0 +1,68 @@
+"""`CentralizedLightningModule`: the unsplit network, the baseline of all protocols."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from typing_extensions import override
+
+from split_lightning.classifier import Classifier
+from split_lightning.data.loader import ClientBatch
+from split_lightning.module import OptimizerFactory, SchedulerFactory
+
+
+class CentralizedLightningModule(Classifier):
+    """Trains the unsplit network, with Lightning's own automatic optimization.
+
+    No code of splitting is involved, so that it is a baseline to trust.
+
+    Args:
+        network: The network: images `(B, C, H, W)` to logits `(B, K)`.
+        optimizer: Makes the optimizer of the network's parameters.
+        num_classes: Number of classes.
+        scheduler: Makes the learning-rate scheduler.
+        scheduler_interval: When the scheduler steps: each `batch`, or each `round`.
+        criterion: The loss; `None`: cross-entropy.
+        channels_last: Whether images and weights are laid out channels-last.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerFactory,
+        num_classes: int,
+        scheduler: SchedulerFactory | None = None,
+        scheduler_interval: Literal["batch", "round"] = "round",
+        criterion: nn.Module | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(num_classes, criterion, channels_last)
+        self.network = network.to(memory_format=self.memory_format)
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.scheduler_interval = scheduler_interval
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Returns the logits `(B, K)` of images `(B, C, H, W)`."""
+        return self.network(self.laid_out(inputs))
+
+    @override
+    def training_step(self, batch: ClientBatch, batch_idx: int) -> Tensor:
+        loss: Tensor = self.criterion(self(batch.inputs), batch.targets)
+        self.log_training(batch.client_id, loss, len(batch.targets))
+        return loss
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer(self.network.parameters())
+        if self.scheduler is None:
+            return optimizer
+        interval = "step" if self.scheduler_interval == "batch" else "epoch"
+        scheduler = self.scheduler(optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval},
+        }

@@ -1,0 +1,29 @@
+"""Data: data sets as tensors, partitions, schedules, loaders."""
+
+from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.data.loader import ClientBatch, ClientLoader, EvaluationLoader
+from split_lightning.data.partition import label_counts, partition
+from split_lightning.data.sampler import BatchPlan, ClientBatchSampler
+from split_lightning.data.schedule import RoundRobinSchedule
+from split_lightning.data.sources import (
+    DigitsImages,
+    Images,
+    ImageSource,
+    TorchvisionImages,
+)
+
+__all__ = [
+    "BatchPlan",
+    "ClientBatch",
+    "ClientBatchSampler",
+    "ClientLoader",
+    "DigitsImages",
+    "EvaluationLoader",
+    "ImageSource",
+    "Images",
+    "RoundRobinSchedule",
+    "SplitDataModule",
+    "TorchvisionImages",
+    "label_counts",
+    "partition",
+]

@@ -1,0 +1,201 @@
+"""`SplitDataModule`: one data set, dealt out to simulated clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.functional import normalize
+from typing_extensions import override
+
+from split_lightning.data.loader import ClientLoader, EvaluationLoader
+from split_lightning.data.partition import label_counts, partition
+from split_lightning.data.sampler import ClientBatchSampler
+from split_lightning.data.schedule import RoundRobinSchedule
+from split_lightning.data.seeding import generator
+from split_lightning.data.sources import Images, ImageSource
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+
+class SplitDataModule(pl.LightningDataModule):
+    """Deals a data set out to clients and lets them take turns.
+
+    A validation part is cut off the training set first; the rest is partitioned. All
+    of it is a function of the seed. Images are held once, as uint8, and normalised and
+    augmented in whole batches. One Lightning epoch is one round.
+
+    Args:
+        source: The data set: `TorchvisionImages`, `DigitsImages` or one's own.
+        num_clients: Number of clients.
+        partitioner: Makes one of `flwr_datasets.partitioner`, given `num_partitions`,
+            such as `partial(DirichletPartitioner, partition_by="label", alpha=0.5)`;
+            `None`: IID.
+        schedule: Who takes part in a round, and in which order.
+        batch_size: Number of samples in a batch.
+        local_epochs: Number of passes over its partition in a client's turn.
+        val_share: Share of the training set that is kept for validation, in [0, 1).
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
+        augmentation: Changes normalised training images at random, each sample by
+            itself, such as one of `kornia.augmentation`; drawn anew for each batch.
+        seed: The run's seed.
+
+    Attributes:
+        parts: For each client the positions of its samples in the training set; from
+            `setup` on.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example::
+
+        data = SplitDataModule(DigitsImages(), num_clients=10, batch_size=32)
+        data.setup("fit")
+        for client_id, inputs, targets, ends_turn in data.train_dataloader():
+            ...
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        num_clients: int,
+        partitioner: Callable[..., Partitioner] | None = None,
+        schedule: RoundRobinSchedule | None = None,
+        batch_size: int = 128,
+        local_epochs: int = 1,
+        val_share: float = 0.1,
+        mean: Sequence[float] = (0.5,),
+        std: Sequence[float] = (0.5,),
+        augmentation: nn.Module | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        counts = {
+            "num_clients": num_clients,
+            "batch_size": batch_size,
+            "local_epochs": local_epochs,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(
+                    f"Expected argument `{name}` to be a positive integer, but got "
+                    f"{count}."
+                )
+        if not 0 <= val_share < 1:
+            raise ValueError(
+                f"Expected argument `val_share` to be in [0, 1), but got {val_share}."
+            )
+        if min(std) <= 0:
+            raise ValueError(
+                f"Expected argument `std` to be positive numbers, but got {list(std)}."
+            )
+        self.source = source
+        self.num_clients = num_clients
+        self.partitioner = partitioner
+        self.schedule = schedule or RoundRobinSchedule()
+        self.batch_size = batch_size
+        self.local_epochs = local_epochs
+        self.val_share = val_share
+        self.normalize = partial(_normalize, mean=list(mean), std=list(std))
+        self.augmentation = augmentation
+        self.seed = seed
+        self.parts: list[Tensor] = []
+        self._train: Images | None = None
+        self._val: Images | None = None
+        self._test: Images | None = None
+
+    @override
+    def prepare_data(self) -> None:
+        self.source.load(train=False)
+
+    @override
+    def setup(self, stage: str | None = None) -> None:
+        if stage in ("fit", "validate", None) and self._train is None:
+            self._train = self.source.load(train=True)
+            self._deal_out(self._train)
+        if stage in ("test", "predict", None) and self._test is None:
+            self._test = self.source.load(train=False)
+
+    @property
+    def label_counts(self) -> Tensor:
+        """Number of samples by client and class, `(num_clients, num_classes)`."""
+        train, num_classes = self._need(self._train), len(self.source.classes)
+        return label_counts(train.targets, self.parts, num_classes)
+
+    @override
+    def train_dataloader(self) -> ClientLoader:
+        sampler = ClientBatchSampler(
+            self.parts,
+            self.schedule,
+            self.batch_size,
+            self.local_epochs,
+            self.seed,
+            repeat_round=self.trainer is not None and self.trainer.overfit_batches > 0,
+        )
+        train = self._need(self._train)
+        return ClientLoader(train, sampler, self.normalize, self.augmentation)
+
+    @override
+    def val_dataloader(self) -> EvaluationLoader | list[EvaluationLoader]:
+        val = self._need(self._val)
+        return self._evaluation_loader(val) if len(val.targets) else []
+
+    @override
+    def test_dataloader(self) -> EvaluationLoader:
+        return self._evaluation_loader(self._need(self._test))
+
+    @override
+    def predict_dataloader(self) -> EvaluationLoader:
+        return self.test_dataloader()
+
+    def _evaluation_loader(self, images: Images) -> EvaluationLoader:
+        return EvaluationLoader(images, self.batch_size, self.normalize)
+
+    def _deal_out(self, train: Images) -> None:
+        """Cuts the validation part off and partitions the rest."""
+        num_samples = len(train.targets)
+        drawn = torch.randperm(num_samples, generator=generator(self.seed, "deal out"))
+        num_val = round(num_samples * self.val_share)
+        val, rest = drawn[:num_val].sort()[0], drawn[num_val:]
+        if self.num_clients > len(rest):
+            raise ValueError(
+                f"Expected argument `num_clients` to be at most the number of training "
+                f"samples ({len(rest)}), but got {self.num_clients}."
+            )
+        self._val = Images(train.inputs[val], train.targets[val])
+        parts = partition(train.targets[rest], self._make_partitioner())
+        self.parts = [rest[part] for part in parts]
+
+    def _make_partitioner(self) -> Partitioner:
+        if self.partitioner is None:
+            from flwr_datasets.partitioner import IidPartitioner
+
+            return IidPartitioner(num_partitions=self.num_clients)
+        try:
+            return self.partitioner(num_partitions=self.num_clients)
+        except (TypeError, ValueError) as error:
+            options = getattr(self.partitioner, "keywords", {})
+            raise ValueError(
+                f"Expected argument `partitioner` to have valid options, but got "
+                f"{options}: {error}"
+            ) from error
+
+    @staticmethod
+    def _need(images: Images | None) -> Images:
+        if images is None:
+            raise RuntimeError(
+                'Call `setup("fit")` (or "test") on the data module before this; a '
+                "Trainer does so by itself."
+            )
+        return images
+
+
+def _normalize(pixels: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """Returns uint8 pixels `(B, C, H, W)` as normalised float32."""
+    return normalize(pixels.float().div_(255), mean, std, inplace=True)

@@ -1,0 +1,123 @@
+"""Loaders: batches of tensors, normalised and augmented whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from split_lightning.data.sampler import ClientBatchSampler
+from split_lightning.data.sources import Images
+
+
+class ClientBatch(NamedTuple):
+    """A batch of one client.
+
+    Attributes:
+        client_id: The client that owns the samples.
+        inputs: Normalised images, float32 of shape `(B, C, H, W)`.
+        targets: Labels, int64 of shape `(B,)`.
+        ends_turn: Whether this is the last batch of the client's turn.
+    """
+
+    client_id: int
+    inputs: Tensor
+    targets: Tensor
+    ends_turn: bool
+
+
+class ClientLoader:
+    """Loads the batches of a round; each carries the client that owns it.
+
+    Its whole state is a position (round, batches given out), so that a run that resumes
+    in mid-round goes on with the next batch.
+
+    NOTE a loader has a length only where every round has the same one. Lightning asks
+    for the length once; without one it finds the end of each round by itself.
+
+    Args:
+        images: All training images; the sampler chooses among them.
+        sampler: Plans the batches of a round.
+        normalize: Turns uint8 pixels into the network's inputs.
+        augmentation: Changes normalised images at random, each sample by itself.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        sampler: ClientBatchSampler,
+        normalize: Callable[[Tensor], Tensor],
+        augmentation: nn.Module | None = None,
+    ) -> None:
+        self.images = images
+        self.sampler = sampler
+        self.normalize = normalize
+        self.augmentation = augmentation
+        self._resume_at = {"epoch": 0, "batches": 0}
+        self._given_out = 0
+
+    def __len__(self) -> int:
+        """Returns the number of batches in a round.
+
+        Raises:
+            TypeError: If it differs from round to round.
+        """
+        if not self.sampler.rounds_are_equal:
+            raise TypeError("The number of batches differs from round to round.")
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[ClientBatch]:
+        """Yields the batches of the sampler's round."""
+        resumes = self.sampler.epoch == self._resume_at["epoch"]
+        skip = self._resume_at["batches"] if resumes else 0
+        self._resume_at = {"epoch": 0, "batches": 0}
+        self._given_out = skip
+        for plan in islice(self.sampler, skip, None):
+            inputs = self.normalize(self.images.inputs[plan.indices])
+            if self.augmentation is not None:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(plan.seed)
+                    inputs = self.augmentation(inputs)
+            targets = self.images.targets[plan.indices]
+            self._given_out += 1
+            yield ClientBatch(plan.client_id, inputs, targets, plan.ends_turn)
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the position: the round and the batches given out in it."""
+        return {"epoch": self.sampler.epoch, "batches": self._given_out}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes to a position; the next iteration starts there."""
+        self.sampler.set_epoch(state["epoch"])
+        self._resume_at = dict(state)
+
+
+class EvaluationLoader:
+    """Loads images in order, each once.
+
+    Args:
+        images: The images.
+        batch_size: Number of images in a batch; the last may be smaller.
+        normalize: Turns uint8 pixels into the network's inputs.
+    """
+
+    def __init__(
+        self, images: Images, batch_size: int, normalize: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.images = images
+        self.batch_size = batch_size
+        self.normalize = normalize
+
+    def __len__(self) -> int:
+        """Returns the number of batches."""
+        return -(-len(self.images.targets) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields normalised images `(B, C, H, W)` and labels `(B,)`."""
+        inputs = self.images.inputs.split(self.batch_size)
+        targets = self.images.targets.split(self.batch_size)
+        for pixels, labels in zip(inputs, targets, strict=True):
+            yield self.normalize(pixels), labels

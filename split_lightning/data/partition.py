@@ -1,0 +1,98 @@
+"""Partition: which client owns which samples."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+
+def partition(labels: Tensor, partitioner: Partitioner) -> list[Tensor]:
+    """Deals samples out to clients.
+
+    Args:
+        labels: The samples' labels, of shape `(N,)`. Partitioners that cut the samples
+            in order (IID, quantity skew) take them in this order: shuffle first.
+        partitioner: One of `flwr_datasets.partitioner`, new, whose `partition_by` (if
+            it has one) is `"label"`.
+
+    Returns:
+        For each client the positions of its samples in `labels`, in ascending order.
+        Every sample belongs to exactly one client.
+
+    Raises:
+        ValueError: If the partitioner cannot deal these samples out, leaves a client
+            without samples, or would lose samples or give them out twice.
+
+    >>> from flwr_datasets.partitioner import IidPartitioner
+    >>> partition(torch.tensor([0, 1, 0, 1, 0]), IidPartitioner(num_partitions=2))
+    [tensor([0, 1, 2]), tensor([3, 4])]
+    """
+    from datasets import Dataset
+
+    name = type(partitioner).__name__
+    samples = {"label": labels.tolist(), "index": list(range(len(labels)))}
+    partitioner.dataset = Dataset.from_dict(samples)
+    try:
+        with warnings.catch_warnings():
+            # Retries and unused classes: what matters of them is an error below.
+            warnings.simplefilter("ignore")
+            parts = [
+                torch.as_tensor(
+                    partitioner.load_partition(client_id)["index"][:],
+                    dtype=torch.int64,
+                ).sort()[0]
+                for client_id in range(partitioner.num_partitions)
+            ]
+    except ValueError as error:
+        raise ValueError(
+            f"{name} cannot deal {len(labels)} samples out: {error}"
+        ) from error
+    _verify(parts, labels, name)
+    return parts
+
+
+def label_counts(labels: Tensor, parts: list[Tensor], num_classes: int) -> Tensor:
+    """Returns how many samples of each class each client owns.
+
+    Args:
+        labels: The samples' labels, of shape `(N,)`.
+        parts: For each client the positions of its samples.
+        num_classes: Number of classes.
+
+    Returns:
+        Counts, int64 of shape `(num_clients, num_classes)`.
+
+    >>> parts = [torch.tensor([0, 2]), torch.tensor([1])]
+    >>> label_counts(torch.tensor([0, 1, 0]), parts, num_classes=2)
+    tensor([[2, 0],
+            [0, 1]])
+    """
+    return torch.stack(
+        [torch.bincount(labels[part], minlength=num_classes) for part in parts]
+    )
+
+
+def _verify(parts: list[Tensor], labels: Tensor, name: str) -> None:
+    """Checks that every sample belongs to exactly one client, and none is idle."""
+    empty = [client_id for client_id, part in enumerate(parts) if len(part) == 0]
+    if empty:
+        raise ValueError(
+            f"{name} leaves client {empty[0]} without samples ({len(empty)} of "
+            f"{len(parts)} clients): use fewer clients or a milder skew."
+        )
+    owners = torch.bincount(torch.cat(parts), minlength=len(labels))
+    if (owners == 1).all():
+        return
+    lost = labels[owners == 0]
+    raise ValueError(
+        f"Every sample must belong to exactly one client, but {name} gives "
+        f"{int((owners > 1).sum())} samples out more than once and loses {len(lost)} "
+        f"(of classes {sorted(set(lost.tolist()))}). Let each class, and each shard, "
+        "have a client: more classes or shards per client, or more clients."
+    )

@@ -1,0 +1,110 @@
+"""Data sets, held once as uint8 tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Held out of scikit-learn's digits as the test set, the same images in every run.
+_DIGITS_TEST_SHARE, _DIGITS_TEST_SEED = 0.2, 0
+
+
+class Images(NamedTuple):
+    """Images and their labels.
+
+    Attributes:
+        inputs: Pixels, uint8 of shape `(N, C, H, W)`.
+        targets: Labels, int64 of shape `(N,)`, from 0.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+
+class ImageSource(Protocol):
+    """A data set that `SplitDataModule` can use: any object with these members."""
+
+    classes: tuple[str, ...]
+
+    def load(self, train: bool) -> Images:
+        """Returns the training set or the test set; fetches it first if need be."""
+
+
+class TorchvisionImages:
+    """An image classification data set of torchvision, downloaded on first use.
+
+    Args:
+        name: Its class in `torchvision.datasets`: `CIFAR10`, `CIFAR100`, `MNIST` or
+            `FashionMNIST`.
+        root: The folder that holds it, or that it is downloaded into.
+
+    Raises:
+        ValueError: If `name` is none of these.
+    """
+
+    names = ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST")
+
+    def __init__(self, name: str, root: str | Path) -> None:
+        if name not in self.names:
+            raise ValueError(
+                f"Expected argument `name` to be one of {self.names}, but got {name!r}."
+            )
+        self.name = name
+        self.root = Path(root).expanduser()
+        self.classes: tuple[str, ...] = ()
+
+    def load(self, train: bool) -> Images:
+        """Returns the training set or the test set.
+
+        Raises:
+            FileNotFoundError: If it is not under the root and cannot be downloaded.
+        """
+        from torchvision import datasets
+
+        constructor = getattr(datasets, self.name)
+        try:
+            dataset = constructor(self.root, train=train, download=True)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(
+                f"{self.name} is not in {self.root} and could not be downloaded "
+                f"({error}). Name the folder that holds it with data.root=FOLDER, or "
+                "train on the bundled digits with data=digits."
+            ) from error
+        self.classes = tuple(dataset.classes)
+        pixels = torch.as_tensor(np.asarray(dataset.data))  # (N, H, W[, C])
+        if pixels.ndim == 3:
+            pixels = pixels.unsqueeze(-1)
+        inputs = pixels.permute(0, 3, 1, 2).contiguous()  # (N, C, H, W)
+        return Images(inputs, torch.as_tensor(dataset.targets, dtype=torch.int64))
+
+
+class DigitsImages:
+    """Handwritten digits that come with scikit-learn: 1,797 real images of 8x8.
+
+    A fifth of them, the same in every run and every class alike, is the test set.
+    Pixels (0 to 16 in the source) are spread over 0 to 255.
+    """
+
+    def __init__(self) -> None:
+        self.classes = tuple("0123456789")
+
+    def load(self, train: bool) -> Images:
+        """Returns the training set or the test set."""
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        digits = load_digits()
+        parts = train_test_split(
+            np.arange(len(digits.target)),
+            test_size=_DIGITS_TEST_SHARE,
+            random_state=_DIGITS_TEST_SEED,
+            stratify=digits.target,
+        )
+        chosen = parts[0] if train else parts[1]
+        pixels = torch.from_numpy(digits.images[chosen] * (255 / 16))
+        inputs = pixels.round().to(torch.uint8).unsqueeze(1)  # (N, 1, 8, 8)
+        return Images(inputs, torch.from_numpy(digits.target[chosen]).long())

@@ -1,0 +1,288 @@
+"""`SplitLightningModule`: a network that a client and a server train together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias
+
+import torch
+from pytorch_lightning import Callback
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from typing_extensions import override
+
+from split_lightning.channel import CutLayerChannel, Traffic, values_of
+from split_lightning.classifier import Classifier
+from split_lightning.clients import ClientStates, OptimizerState
+from split_lightning.data.loader import ClientBatch
+from split_lightning.models.split import split
+from split_lightning.support import (
+    WEIGHT_PASSING_REMEDY,
+    refuse_unsupported,
+    require_weight_passing,
+)
+
+OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
+
+# Kept in checkpoints: plain values, so that `weights_only=True` loads them.
+_HYPERPARAMETERS = (
+    "cut_layer",
+    "num_classes",
+    "scheduler_interval",
+    "optimizer_state",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "accumulate_grad_batches",
+    "channels_last",
+)
+
+
+class SplitLightningModule(Classifier):
+    """Trains a network in two segments, which meet only at the cut.
+
+    The protocol of Gupta and Raskar 2018 (https://arxiv.org/abs/1810.06060): the client
+    sends its activations at the cut and the labels up; the server runs the rest of the
+    network and the loss, and sends the gradient at the cut back. Both step after both
+    backward passes. The numbers are those of the unsplit network, bit for bit.
+
+    Batches are `ClientBatch`es. One live client segment serves all clients in turn;
+    who passes weights on to whom is the business of a callback, such as
+    `RoundRobinWeightPassing`.
+
+    Args:
+        network: The unsplit network: images `(B, C, H, W)` to logits `(B, K)`.
+        cut_layer: The layer after which to cut it (see `split`).
+        client_optimizer: Makes the optimizer of the client segment's parameters.
+        server_optimizer: Makes the optimizer of the server segment's parameters.
+        num_classes: Number of classes.
+        client_scheduler: Makes the learning-rate scheduler of the client's optimizer.
+        server_scheduler: Makes the learning-rate scheduler of the server's optimizer.
+        scheduler_interval: When schedulers step: after each `batch` that stepped the
+            optimizers, or each `round`.
+        optimizer_state: What becomes of the client's optimizer state at a hand-off:
+            `keep` (each client has its own), `travel` or `reset`.
+        criterion: The loss; `None`: cross-entropy.
+        gradient_clip_val: Limit for each segment's gradient, by itself (no party sees
+            the other's); `None`: no limit.
+        gradient_clip_algorithm: Whether the limit is for the `norm` or each `value`.
+        accumulate_grad_batches: Number of batches whose mean gradient makes a step. A
+            turn's last step may have fewer; nothing is carried into the next turn.
+        channels_last: Whether images and weights are laid out channels-last.
+
+    Attributes:
+        client: The live client segment.
+        server: The server segment.
+        traffic: The bytes that would have travelled so far.
+
+    Raises:
+        ValueError: If an argument is out of range, or the network cannot be cut there.
+
+    Example::
+
+        module = SplitLightningModule(
+            resnet18(num_classes=10),
+            cut_layer="layer1",
+            client_optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9),
+            server_optimizer=partial(torch.optim.SGD, lr=0.01, momentum=0.9),
+            num_classes=10,
+        )
+        trainer = Trainer(max_epochs=5, callbacks=[RoundRobinWeightPassing()])
+        trainer.fit(module, datamodule=data)
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        cut_layer: str | int,
+        client_optimizer: OptimizerFactory,
+        server_optimizer: OptimizerFactory,
+        num_classes: int,
+        client_scheduler: SchedulerFactory | None = None,
+        server_scheduler: SchedulerFactory | None = None,
+        scheduler_interval: Literal["batch", "round"] = "round",
+        optimizer_state: OptimizerState = "keep",
+        criterion: nn.Module | None = None,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        accumulate_grad_batches: int = 1,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(num_classes, criterion, channels_last)
+        self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
+        for name, value, choices in (
+            ("scheduler_interval", scheduler_interval, ("batch", "round")),
+            ("gradient_clip_algorithm", gradient_clip_algorithm, ("norm", "value")),
+        ):
+            if value not in choices:
+                raise ValueError(
+                    f"Expected argument `{name}` to be one of {choices}, but got "
+                    f"{value!r}."
+                )
+        if gradient_clip_val is not None and gradient_clip_val <= 0:
+            raise ValueError(
+                "Expected argument `gradient_clip_val` to be positive, or null for no "
+                f"limit, but got {gradient_clip_val}."
+            )
+        if accumulate_grad_batches < 1:
+            raise ValueError(
+                "Expected argument `accumulate_grad_batches` to be a positive integer, "
+                f"but got {accumulate_grad_batches}."
+            )
+        self.automatic_optimization = False
+        client, server = split(network, cut_layer)
+        self.client = client.to(memory_format=self.memory_format)
+        self.server = server.to(memory_format=self.memory_format)
+        self.client_optimizer = client_optimizer
+        self.server_optimizer = server_optimizer
+        self.client_scheduler = client_scheduler
+        self.server_scheduler = server_scheduler
+        self.scheduler_interval = scheduler_interval
+        self.gradient_clip_val = gradient_clip_val
+        self.gradient_clip_algorithm = gradient_clip_algorithm
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.clients = ClientStates(self.client, optimizer_state)
+        self.traffic = Traffic()
+        self.channel = CutLayerChannel(self.traffic)
+        self._accumulated = 0
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Returns the logits `(B, K)` of images `(B, C, H, W)`.
+
+        The client segment is that of the client that trained last.
+        """
+        activations = self.client(self.laid_out(inputs))
+        return self.server(*values_of(activations))
+
+    @override
+    def training_step(self, batch: ClientBatch, batch_idx: int) -> Tensor:
+        client_id, inputs, targets, ends_turn = batch
+        self._check_turn(client_id)
+
+        activations = self.client(self.laid_out(inputs))  # the client's forward
+        smashed = self.channel.uplink(activations)  # detached: nothing else crosses
+        targets = self.channel.uplink_targets(targets)
+        loss = self.criterion(self.server(*values_of(smashed)), targets)
+
+        self.manual_backward(loss / self.accumulate_grad_batches)  # 1: down to the cut
+        gradients = self.channel.downlink(smashed)
+        sent = [(a, g) for a, g in zip(values_of(activations), gradients) if g is not None]
+        if sent:  # 2: on to the client, if it trains
+            torch.autograd.backward(*zip(*sent, strict=True))
+
+        self._accumulated += 1
+        is_full = self._accumulated == self.accumulate_grad_batches
+        if is_full or ends_turn or self.trainer.is_last_batch:
+            self._step()
+        self.log_training(client_id, loss, len(targets))
+        return loss.detach()
+
+    def _step(self) -> None:
+        """Steps both optimizers, after both backward passes."""
+        client_optimizer, server_optimizer = self.optimizers()
+        for segment in (self.client, self.server):
+            self._clip(segment)
+        # Only the server's step ticks `trainer.global_step`: one tick a step, so that
+        # `max_steps` counts steps as it does for an unsplit network.
+        self.trainer.strategy.optimizer_step(client_optimizer.optimizer, lambda: None)
+        server_optimizer.step()
+        client_optimizer.zero_grad()
+        server_optimizer.zero_grad()
+        self._accumulated = 0
+        if self.scheduler_interval == "batch":
+            self._log_learning_rates(on_step=True)
+            self._step_schedulers()
+
+    def _clip(self, segment: nn.Module) -> None:
+        if self.gradient_clip_val is None:
+            return
+        clip = {
+            "norm": nn.utils.clip_grad_norm_,
+            "value": nn.utils.clip_grad_value_,
+        }[self.gradient_clip_algorithm]
+        clip(segment.parameters(), self.gradient_clip_val)
+
+    def _step_schedulers(self) -> None:
+        for config in self.trainer.lr_scheduler_configs:
+            config.scheduler.step()
+
+    def _log_learning_rates(self, on_step: bool) -> None:
+        optimizers = self.optimizers(use_pl_optimizer=False)
+        for party, optimizer in zip(("client", "server"), optimizers, strict=True):
+            lr = optimizer.param_groups[0]["lr"]
+            self.log(f"lr/{party}", lr, on_step=on_step, on_epoch=not on_step)
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        if self.scheduler_interval == "round":
+            self._log_learning_rates(on_step=False)
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        if self.scheduler_interval == "round":
+            self._step_schedulers()
+
+    def hand_over(self, client_id: int) -> None:
+        """Passes the active client's segment on to a client, and counts the bytes."""
+        optimizer, _ = self.optimizers(use_pl_optimizer=False)
+        self.traffic.handoff_bytes += self.clients.hand_over(client_id, optimizer)
+        self.traffic.handoffs += 1
+
+    def switch_to(self, client_id: int) -> None:
+        """Gives the turn to a client, which goes on from its own segment."""
+        optimizer, _ = self.optimizers(use_pl_optimizer=False)
+        self.clients.switch(client_id, optimizer)
+
+    def _check_turn(self, client_id: int) -> None:
+        if self.clients.active is None:
+            self.clients.active = client_id
+        if self.clients.active != client_id:
+            raise RuntimeError(
+                f"It is the turn of client {client_id}, but client "
+                f"{self.clients.active} is active: nothing has passed the weights on. "
+                f"{WEIGHT_PASSING_REMEDY}"
+            )
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        client = self.client_optimizer(self.client.parameters())
+        server = self.server_optimizer(self.server.parameters())
+        schedulers = []
+        for make, optimizer, party in (
+            (self.client_scheduler, client, "client"),
+            (self.server_scheduler, server, "server"),
+        ):
+            scheduler = make(optimizer) if make is not None else None
+            if isinstance(scheduler, ReduceLROnPlateau):
+                raise ValueError(
+                    f"Expected argument `{party}_scheduler` to step without a metric, "
+                    "but got ReduceLROnPlateau."
+                )
+            if scheduler is not None:
+                schedulers.append({"scheduler": scheduler, "name": f"lr/{party}"})
+        return [client, server], schedulers
+
+    @override
+    def configure_callbacks(self) -> list[Callback]:
+        # The first hook that knows the Trainer: before Lightning's own checks, whose
+        # messages cannot name our arguments.
+        refuse_unsupported(self.trainer)
+        return []
+
+    @override
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            require_weight_passing(self.trainer)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["clients"] = self.clients.state_dict()
+        checkpoint["traffic"] = self.traffic.state_dict()
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.clients.load_state_dict(checkpoint["clients"])
+        self.traffic.load_state_dict(checkpoint["traffic"])

@@ -1,0 +1,76 @@
+"""What of Lightning goes with split learning, and what must be refused."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import (
+    BatchSizeFinder,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
+from pytorch_lightning.strategies import SingleDeviceStrategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from split_lightning.callbacks.weight_passing import RoundRobinWeightPassing
+from split_lightning.data.datamodule import SplitDataModule
+
+_PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
+_CALLBACKS = (BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging)
+
+WEIGHT_PASSING_REMEDY = (
+    "Add RoundRobinWeightPassing() to the Trainer's callbacks, or "
+    "RoundRobinWeightPassing(enabled=False) for clients that never share weights."
+)
+
+
+def refuse_unsupported(trainer: pl.Trainer) -> None:
+    """Stops where the Trainer is told what would be ignored or train wrongly.
+
+    Raises:
+        MisconfigurationException: Names what is refused, and what to use instead.
+    """
+    if trainer.gradient_clip_val is not None:
+        raise MisconfigurationException(
+            f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) cannot clip two "
+            "segments. Use SplitLightningModule(gradient_clip_val=...), in a "
+            "configuration `model.gradient_clip_val`, which clips each by itself."
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise MisconfigurationException(
+            f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}) knows "
+            "nothing of turns. Use SplitLightningModule(accumulate_grad_batches=...), "
+            "in a configuration `model.accumulate_grad_batches`."
+        )
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+        raise MisconfigurationException(
+            f"{type(trainer.strategy).__name__} cannot train two segments with an "
+            "optimizer each. Use one device: Trainer(devices=1, strategy='auto')."
+        )
+    if trainer.precision not in _PRECISIONS:
+        raise MisconfigurationException(
+            f"Trainer(precision={trainer.precision!r}) would scale the client's "
+            f"gradient twice. Use one of {_PRECISIONS}."
+        )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, _CALLBACKS):
+            raise MisconfigurationException(
+                f"{type(callback).__name__} needs a single optimizer, and split "
+                "learning has one for each segment. Leave it out."
+            )
+
+
+def require_weight_passing(trainer: pl.Trainer) -> None:
+    """Stops where several clients would take turns and nothing passes the weights on.
+
+    Raises:
+        MisconfigurationException: Says what to add.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, SplitDataModule) or data.num_clients == 1:
+        return
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    if not any(isinstance(c, RoundRobinWeightPassing) for c in callbacks):
+        raise MisconfigurationException(
+            f"{data.num_clients} clients take turns, and nothing passes the weights "
+            f"on. {WEIGHT_PASSING_REMEDY}"
+        )
