@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import override
 
-from split_lightning.classifier import Classifier
+from split_lightning.classifier import (
+    Classifier,
+    OptimizerFactory,
+    SchedulerFactory,
+    make_optimizer,
+    make_scheduler,
+)
 from split_lightning.data.loader import ClientBatch
-from split_lightning.module import OptimizerFactory, SchedulerFactory
 
 
 class CentralizedLightningModule(Classifier):
@@ -50,6 +56,20 @@ class CentralizedLightningModule(Classifier):
         return self.network(self.laid_out(inputs))
 
     @override
+    def segments(self) -> dict[str, nn.Module]:
+        return {"network": self.network}
+
+    @override
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        num_clients = getattr(data, "num_clients", 1)
+        if stage == "fit" and num_clients != 1:
+            raise MisconfigurationException(
+                "The unsplit network is trained by one party on all samples: set "
+                f"num_clients=1 (got {num_clients})."
+            )
+
+    @override
     def training_step(self, batch: ClientBatch, batch_idx: int) -> Tensor:
         loss: Tensor = self.criterion(self(batch.inputs), batch.targets)
         self.log_training(batch.client_id, loss, len(batch.targets))
@@ -57,11 +77,11 @@ class CentralizedLightningModule(Classifier):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(self.network.parameters())
+        optimizer = make_optimizer("server", self.optimizer, self.network)
         if self.scheduler is None:
             return optimizer
         interval = "step" if self.scheduler_interval == "batch" else "epoch"
-        scheduler = self.scheduler(optimizer)
+        scheduler = make_scheduler(self.scheduler, optimizer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": interval},

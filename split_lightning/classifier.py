@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
+
+
+OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 
 class Classifier(pl.LightningModule):
@@ -36,6 +43,14 @@ class Classifier(pl.LightningModule):
     @abstractmethod
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the logits `(B, K)` of images `(B, C, H, W)`."""
+
+    @abstractmethod
+    def segments(self) -> dict[str, nn.Module]:
+        """Returns the parts of the network, by the party that holds them."""
+
+    def totals(self) -> dict[str, int]:
+        """Returns what was counted since the start of the run (bytes)."""
+        return {}
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -76,3 +91,36 @@ class Classifier(pl.LightningModule):
         loss = self.criterion(logits, targets)
         self.log(f"{part}/loss", loss, batch_size=len(targets), prog_bar=part == "val")
         self.log(f"{part}/accuracy", accuracy, batch_size=len(targets), prog_bar=True)
+
+
+def make_optimizer(
+    party: str, factory: OptimizerFactory, segment: nn.Module
+) -> Optimizer:
+    """Returns the optimizer of a party's parameters.
+
+    Raises:
+        ValueError: If its options are out of range, or not its own.
+    """
+    try:
+        return factory(segment.parameters())
+    except (TypeError, ValueError) as error:
+        options = getattr(factory, "keywords", {})
+        raise ValueError(
+            f"Expected the {party}'s optimizer (`optimizer.{party}` in a "
+            f"configuration) to have valid options, but got {options}: {error}"
+        ) from error
+
+
+def make_scheduler(factory: SchedulerFactory, optimizer: Optimizer) -> LRScheduler:
+    """Returns the learning-rate scheduler of a party's optimizer.
+
+    Raises:
+        ValueError: If it needs a metric to step.
+    """
+    scheduler = factory(optimizer)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise ValueError(
+            "Expected a scheduler that steps without a metric, but got "
+            "ReduceLROnPlateau."
+        )
+    return scheduler

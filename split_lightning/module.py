@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from typing_extensions import override
 
 from split_lightning.channel import CutLayerChannel, Traffic, values_of
-from split_lightning.classifier import Classifier
+from split_lightning.classifier import (
+    Classifier,
+    OptimizerFactory,
+    SchedulerFactory,
+    make_optimizer,
+    make_scheduler,
+)
 from split_lightning.clients import ClientStates, OptimizerState
 from split_lightning.data.loader import ClientBatch
 from split_lightning.models.split import split
@@ -23,9 +26,6 @@ from split_lightning.support import (
     refuse_unsupported,
     require_weight_passing,
 )
-
-OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
-SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 # Kept in checkpoints: plain values, so that `weights_only=True` loads them.
 _HYPERPARAMETERS = (
@@ -236,6 +236,14 @@ class SplitLightningModule(Classifier):
         optimizer, _ = self.optimizers(use_pl_optimizer=False)
         self.clients.switch(client_id, optimizer)
 
+    @override
+    def segments(self) -> dict[str, nn.Module]:
+        return {"client": self.client, "server": self.server}
+
+    @override
+    def totals(self) -> dict[str, int]:
+        return self.traffic.state_dict()
+
     def _check_turn(self, client_id: int) -> None:
         if self.clients.active is None:
             self.clients.active = client_id
@@ -248,21 +256,16 @@ class SplitLightningModule(Classifier):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        client = self.client_optimizer(self.client.parameters())
-        server = self.server_optimizer(self.server.parameters())
-        schedulers = []
-        for make, optimizer, party in (
-            (self.client_scheduler, client, "client"),
-            (self.server_scheduler, server, "server"),
-        ):
-            scheduler = make(optimizer) if make is not None else None
-            if isinstance(scheduler, ReduceLROnPlateau):
-                raise ValueError(
-                    f"Expected argument `{party}_scheduler` to step without a metric, "
-                    "but got ReduceLROnPlateau."
-                )
-            if scheduler is not None:
-                schedulers.append({"scheduler": scheduler, "name": f"lr/{party}"})
+        client = make_optimizer("client", self.client_optimizer, self.client)
+        server = make_optimizer("server", self.server_optimizer, self.server)
+        schedulers = [
+            {"scheduler": make_scheduler(make, optimizer), "name": f"lr/{party}"}
+            for party, make, optimizer in (
+                ("client", self.client_scheduler, client),
+                ("server", self.server_scheduler, server),
+            )
+            if make is not None
+        ]
         return [client, server], schedulers
 
     @override

@@ -1,0 +1,31 @@
+"""What a run leaves in its folder beside TensorBoard's files and checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+
+def save_segment(segment: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes the parameters and buffers of a segment as safetensors.
+
+    Args:
+        segment: The segment, or a whole network.
+        path: The file to write.
+        metadata: What a reader must know: network, cut layer, classes, versions.
+    """
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in segment.state_dict().items()
+    }
+    save_file(state, path, metadata=dict(metadata))
+
+
+def save_results(results: Mapping[str, Any], path: Path) -> None:
+    """Writes the figures of a run as JSON."""
+    path.write_text(json.dumps(dict(results), indent=2) + "\n")

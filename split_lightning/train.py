@@ -1,0 +1,149 @@
+"""Trains one run: `python -m split_lightning.train [KEY=VALUE ...]`.
+
+Composes the configuration, builds what it names, fits, tests, and writes the results.
+`--help` lists the groups and keys; experiments are in `conf/experiment`.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+import split_lightning
+from split_lightning.artifacts import save_results, save_segment
+from split_lightning.callbacks.speed_monitor import SpeedMonitor
+from split_lightning.classifier import Classifier
+from split_lightning.config import check, summary
+from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.report import print_results
+from split_lightning.user_errors import one_message, run_hydra
+
+
+def _conf_folder() -> str:
+    """Returns the folder of the configuration: in a wheel, or else in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return str(inside if inside.is_dir() else package.parent / "conf")
+
+
+class Run(NamedTuple):
+    """All that a configuration names, built."""
+
+    data: SplitDataModule
+    module: Classifier
+    trainer: pl.Trainer
+    speed: SpeedMonitor
+
+
+def build(cfg: DictConfig) -> Run:
+    """Builds what a configuration names; data are loaded and dealt out."""
+    data = instantiate(cfg.datamodule, _convert_="all")
+    data.prepare_data()
+    data.setup("fit")
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    module = instantiate(cfg.protocol.module, _convert_="all")
+    module.configure_optimizers()  # a wrong option fails here, not in mid-run
+    speed = SpeedMonitor()
+    callbacks = [speed]
+    for group in (cfg.protocol.callbacks, cfg.callbacks):
+        callbacks += instantiate(group, _convert_="all").values()
+    trainer = instantiate(
+        cfg.trainer,
+        callbacks=[c for c in callbacks if _can_work(c, data)],
+        logger=instantiate(cfg.logger, _convert_="all") or False,
+        _convert_="all",
+    )
+    return Run(data, module, trainer, speed)
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Trains and tests what a configuration names; returns and writes the results."""
+    with one_message():
+        run = build(cfg)
+    trainer, module = run.trainer, run.module
+    folder = Path(cfg.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+
+    start = time.perf_counter()
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    with one_message(applies=lambda: progress.total.ready == 0):
+        trainer.fit(module, datamodule=run.data, ckpt_path=cfg.ckpt_path)
+    seconds = time.perf_counter() - start
+    metrics = dict(trainer.callback_metrics)
+    trainer.test(module, datamodule=run.data, verbose=False)
+    metrics.update(trainer.callback_metrics)
+
+    results = {
+        **{key.replace("/", "_"): value.item() for key, value in metrics.items()},
+        **module.totals(),
+        "rounds": trainer.current_epoch,
+        "images_per_second": run.speed.images_per_second,
+        "seconds": seconds,
+        "seed": cfg.seed,
+    }
+    write(cfg, run, results)
+    print_results(results, folder)
+    return results
+
+
+def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
+    """Writes the results, the segments and the hyperparameters of a run."""
+    folder = Path(cfg.output_dir)
+    metadata = {
+        "network": str(cfg.model.network["_target_"]),
+        "cut_layer": str(cfg.model.cut_layer),
+        "classes": ",".join(run.data.source.classes),
+        "split_lightning": split_lightning.__version__,
+        "torch": str(torch.__version__),
+    }
+    for name, segment in run.module.segments().items():
+        save_segment(segment, folder / f"{name}.safetensors", metadata)
+    save_results(results, folder / "results.json")
+    for logger in run.trainer.loggers:
+        real = {k: v for k, v in results.items() if k.startswith(("test_", "val_"))}
+        logger.log_hyperparams(summary(cfg), real)
+        logger.finalize("success")
+
+
+def _can_work(callback: pl.Callback, data: SplitDataModule) -> bool:
+    """Tells whether there is what a checkpoint callback monitors."""
+    monitors = isinstance(callback, ModelCheckpoint) and callback.monitor
+    return not (monitors and monitors.startswith("val/") and data.val_share == 0)
+
+
+@hydra.main(version_base="1.3", config_path=_conf_folder(), config_name="train")
+def _hydra_main(cfg: DictConfig) -> float | None:
+    return main(cfg)
+
+
+def main(cfg: DictConfig | None = None) -> float | None:
+    """Trains one run.
+
+    Args:
+        cfg: The composed configuration; `None`: from the command line.
+
+    Returns:
+        The value of the metric that the configuration names (`metric`), for sweepers;
+        `None` where it was not measured, and from the command line.
+    """
+    if cfg is None:
+        run_hydra(_hydra_main, _conf_folder(), "train")
+        return None
+    with one_message():
+        check(cfg, HydraConfig.get().overrides.task if HydraConfig.initialized() else ())
+    metric: float | None = train(cfg).get(cfg.metric.replace("/", "_"))
+    return metric
+
+
+if __name__ == "__main__":
+    main()
