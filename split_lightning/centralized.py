@@ -53,7 +53,8 @@ class CentralizedLightningModule(Classifier):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the logits `(B, K)` of images `(B, C, H, W)`."""
-        return self.network(self.laid_out(inputs))
+        logits: Tensor = self.network(self.laid_out(inputs))
+        return logits
 
     @override
     def segments(self) -> dict[str, nn.Module]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 # What one segment hands to the next: a tensor, or several values.

@@ -14,7 +14,6 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-
 OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
@@ -63,7 +62,8 @@ class Classifier(pl.LightningModule):
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-        return self(inputs).softmax(dim=1)
+        probabilities: Tensor = self(inputs).softmax(dim=1)
+        return probabilities
 
     def laid_out(self, inputs: Tensor) -> Tensor:
         """Returns images `(B, C, H, W)` in the memory layout of the weights."""
@@ -80,7 +80,9 @@ class Classifier(pl.LightningModule):
             on_epoch=True,
             batch_size=batch_size,
         )
-        self.log("train/batch_loss", loss.detach(), batch_size=batch_size, prog_bar=True)
+        self.log(
+            "train/batch_loss", loss.detach(), batch_size=batch_size, prog_bar=True
+        )
 
     def _evaluate(
         self, part: str, accuracy: MulticlassAccuracy, batch: tuple[Tensor, Tensor]

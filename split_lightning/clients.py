@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from split_lightning.channel import num_bytes
 
 OptimizerState: TypeAlias = Literal["keep", "travel", "reset"]
-ParameterStates: TypeAlias = dict[Tensor, dict[str, Any]]
+ParameterStates: TypeAlias = defaultdict[Tensor, dict[str, Any]]
 
 
 class ClientStates:
@@ -82,7 +82,9 @@ class ClientStates:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that is remembered, in plain containers and tensors."""
-        names = {p: name for name, p in self.segment.named_parameters()}
+        names: dict[Tensor, str] = {
+            parameter: name for name, parameter in self.segment.named_parameters()
+        }
         return {
             "active": self.active,
             "weights": self._weights,

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from split_lightning.channel import CutLayerChannel, Traffic, values_of
@@ -155,7 +156,8 @@ class SplitLightningModule(Classifier):
         The client segment is that of the client that trained last.
         """
         activations = self.client(self.laid_out(inputs))
-        return self.server(*values_of(activations))
+        logits: Tensor = self.server(*values_of(activations))
+        return logits
 
     @override
     def training_step(self, batch: ClientBatch, batch_idx: int) -> Tensor:
@@ -165,53 +167,61 @@ class SplitLightningModule(Classifier):
         activations = self.client(self.laid_out(inputs))  # the client's forward
         smashed = self.channel.uplink(activations)  # detached: nothing else crosses
         targets = self.channel.uplink_targets(targets)
-        loss = self.criterion(self.server(*values_of(smashed)), targets)
+        loss: Tensor = self.criterion(self.server(*values_of(smashed)), targets)
 
         self.manual_backward(loss / self.accumulate_grad_batches)  # 1: down to the cut
         gradients = self.channel.downlink(smashed)
-        sent = [(a, g) for a, g in zip(values_of(activations), gradients) if g is not None]
-        if sent:  # 2: on to the client, if it trains
-            torch.autograd.backward(*zip(*sent, strict=True))
+        crossed = zip(values_of(activations), gradients, strict=True)
+        returned = [(a, g) for a, g in crossed if g is not None]
+        if returned:  # 2: on to the client, unless nothing of it trains
+            torch.autograd.backward([a for a, _ in returned], [g for _, g in returned])
 
         self._accumulated += 1
-        is_full = self._accumulated == self.accumulate_grad_batches
-        if is_full or ends_turn or self.trainer.is_last_batch:
-            self._step()
+        if self._is_time_to_step(ends_turn):
+            client_optimizer, server_optimizer = self._both_optimizers()
+            self._clip(self.client)
+            self._clip(self.server)
+            # Only the server's step ticks `trainer.global_step`: one tick a step, so
+            # that `max_steps` counts steps as it does for an unsplit network.
+            self.trainer.strategy.optimizer_step(client_optimizer.optimizer, _no_closure)
+            server_optimizer.step()
+            client_optimizer.optimizer.zero_grad()
+            server_optimizer.zero_grad()
+            self._after_step()
         self.log_training(client_id, loss, len(targets))
         return loss.detach()
 
-    def _step(self) -> None:
-        """Steps both optimizers, after both backward passes."""
-        client_optimizer, server_optimizer = self.optimizers()
-        for segment in (self.client, self.server):
-            self._clip(segment)
-        # Only the server's step ticks `trainer.global_step`: one tick a step, so that
-        # `max_steps` counts steps as it does for an unsplit network.
-        self.trainer.strategy.optimizer_step(client_optimizer.optimizer, lambda: None)
-        server_optimizer.step()
-        client_optimizer.zero_grad()
-        server_optimizer.zero_grad()
+    def _is_time_to_step(self, ends_turn: bool) -> bool:
+        is_full = self._accumulated == self.accumulate_grad_batches
+        return is_full or ends_turn or self.trainer.is_last_batch
+
+    def _after_step(self) -> None:
         self._accumulated = 0
         if self.scheduler_interval == "batch":
             self._log_learning_rates(on_step=True)
             self._step_schedulers()
 
+    def _both_optimizers(self) -> list[LightningOptimizer]:
+        """Returns the client's optimizer and the server's."""
+        both = self.optimizers()
+        assert isinstance(both, list)
+        return both
+
     def _clip(self, segment: nn.Module) -> None:
         if self.gradient_clip_val is None:
             return
-        clip = {
-            "norm": nn.utils.clip_grad_norm_,
-            "value": nn.utils.clip_grad_value_,
-        }[self.gradient_clip_algorithm]
-        clip(segment.parameters(), self.gradient_clip_val)
+        if self.gradient_clip_algorithm == "norm":
+            nn.utils.clip_grad_norm_(segment.parameters(), self.gradient_clip_val)
+        else:
+            nn.utils.clip_grad_value_(segment.parameters(), self.gradient_clip_val)
 
     def _step_schedulers(self) -> None:
         for config in self.trainer.lr_scheduler_configs:
-            config.scheduler.step()
+            config.scheduler.step()  # type: ignore[call-arg]  # needs no metric
 
     def _log_learning_rates(self, on_step: bool) -> None:
-        optimizers = self.optimizers(use_pl_optimizer=False)
-        for party, optimizer in zip(("client", "server"), optimizers, strict=True):
+        both = self._both_optimizers()
+        for party, optimizer in zip(("client", "server"), both, strict=True):
             lr = optimizer.param_groups[0]["lr"]
             self.log(f"lr/{party}", lr, on_step=on_step, on_epoch=not on_step)
 
@@ -227,13 +237,13 @@ class SplitLightningModule(Classifier):
 
     def hand_over(self, client_id: int) -> None:
         """Passes the active client's segment on to a client, and counts the bytes."""
-        optimizer, _ = self.optimizers(use_pl_optimizer=False)
+        optimizer = self._both_optimizers()[0].optimizer
         self.traffic.handoff_bytes += self.clients.hand_over(client_id, optimizer)
         self.traffic.handoffs += 1
 
     def switch_to(self, client_id: int) -> None:
         """Gives the turn to a client, which goes on from its own segment."""
-        optimizer, _ = self.optimizers(use_pl_optimizer=False)
+        optimizer = self._both_optimizers()[0].optimizer
         self.clients.switch(client_id, optimizer)
 
     @override
@@ -255,7 +265,7 @@ class SplitLightningModule(Classifier):
             )
 
     @override
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
         client = make_optimizer("client", self.client_optimizer, self.client)
         server = make_optimizer("server", self.server_optimizer, self.server)
         schedulers = [
@@ -289,3 +299,7 @@ class SplitLightningModule(Classifier):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.clients.load_state_dict(checkpoint["clients"])
         self.traffic.load_state_dict(checkpoint["traffic"])
+
+
+def _no_closure() -> None:
+    """Does nothing: gradients are there before an optimizer steps."""

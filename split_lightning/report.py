@@ -37,4 +37,6 @@ def print_results(
             table.add_row(name, formatted(results[key]))
     console.print(table)
     console.print(f"run:  {folder}", soft_wrap=True, highlight=False)
-    console.print(f"look: tensorboard --logdir {folder}", soft_wrap=True, highlight=False)
+    console.print(
+        f"look: tensorboard --logdir {folder}", soft_wrap=True, highlight=False
+    )

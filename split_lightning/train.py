@@ -140,7 +140,9 @@ def main(cfg: DictConfig | None = None) -> float | None:
         run_hydra(_hydra_main, _conf_folder(), "train")
         return None
     with one_message():
-        check(cfg, HydraConfig.get().overrides.task if HydraConfig.initialized() else ())
+        check(
+            cfg, HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+        )
     metric: float | None = train(cfg).get(cfg.metric.replace("/", "_"))
     return metric
 

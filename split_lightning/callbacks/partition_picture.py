@@ -50,6 +50,7 @@ def draw_label_counts(counts: Tensor, classes: Sequence[str]) -> Figure:
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     num_clients, num_classes = counts.shape
     height = min(3.0 + 0.16 * num_clients, 14.0)
@@ -68,7 +69,7 @@ def draw_label_counts(counts: Tensor, classes: Sequence[str]) -> Figure:
         )
     axes.invert_yaxis()
     axes.set(xlabel="samples", ylabel="client", title="Label distribution by client")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if num_classes <= 20:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure

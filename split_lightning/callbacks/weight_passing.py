@@ -35,11 +35,11 @@ class RoundRobinWeightPassing(pl.Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        if not self.enabled and pl_module.clients.optimizer_state != "keep":
+        policy = pl_module.clients.optimizer_state
+        if not self.enabled and policy != "keep":
             raise MisconfigurationException(
-                f"`optimizer_state={pl_module.clients.optimizer_state}` is a policy for "
-                "hand-offs, and RoundRobinWeightPassing(enabled=False) makes none. "
-                "Leave it at `keep`."
+                f"`optimizer_state={policy}` is a policy for hand-offs, and "
+                "RoundRobinWeightPassing(enabled=False) makes none. Leave it at `keep`."
             )
 
     @override

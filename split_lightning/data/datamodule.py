@@ -136,7 +136,7 @@ class SplitDataModule(pl.LightningDataModule):
             self.batch_size,
             self.local_epochs,
             self.seed,
-            repeat_round=self.trainer is not None and self.trainer.overfit_batches > 0,
+            repeat_round=getattr(self.trainer, "overfit_batches", 0) > 0,
         )
         train = self._need(self._train)
         return ClientLoader(train, sampler, self.normalize, self.augmentation)
@@ -198,4 +198,5 @@ class SplitDataModule(pl.LightningDataModule):
 
 def _normalize(pixels: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """Returns uint8 pixels `(B, C, H, W)` as normalised float32."""
-    return normalize(pixels.float().div_(255), mean, std, inplace=True)
+    normalized: Tensor = normalize(pixels.float().div_(255), mean, std, inplace=True)
+    return normalized

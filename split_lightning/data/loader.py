@@ -117,7 +117,7 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields normalised images `(B, C, H, W)` and labels `(B,)`."""
-        inputs = self.images.inputs.split(self.batch_size)
-        targets = self.images.targets.split(self.batch_size)
+        inputs = torch.split(self.images.inputs, self.batch_size)
+        targets = torch.split(self.images.targets, self.batch_size)
         for pixels, labels in zip(inputs, targets, strict=True):
             yield self.normalize(pixels), labels

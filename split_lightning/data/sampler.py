@@ -100,10 +100,9 @@ class ClientBatchSampler:
         last = self.batches_per_turn(client_id) - 1
         number = 0
         for local_epoch in range(self.local_epochs):
-            order = torch.randperm(
-                len(indices), generator=generator(self.seed, "order", *place, local_epoch)
-            )
-            for chosen in indices[order].split(self.batch_size):
+            drawn = generator(self.seed, "order", *place, local_epoch)
+            order = indices[torch.randperm(len(indices), generator=drawn)]
+            for chosen in torch.split(order, self.batch_size):
                 seed = derive_seed(self.seed, "batch", *place, number)
                 yield BatchPlan(client_id, chosen, number == last, seed)
                 number += 1

@@ -1,4 +1,4 @@
-"""A cut through a trace: what stays with the client, what crosses, and what is wrong."""
+"""A cut through a trace: what each side runs, and what crosses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Cut:
         self.trace = trace
         client = set(trace.nodes[: trace.ends[cut_layer] + 1])
         # A parameter is held where it is used, not where it was first touched.
-        client -= {n for n in client if n.op == "get_attr" and not client & n.users.keys()}
+        held = [node for node in client if node.op == "get_attr"]
+        client -= {node for node in held if not client & node.users.keys()}
         # Which element of a tuple goes on is chosen where the tuple is made.
         client |= {n for n in trace.nodes if is_pick(n) and _only_picked(n, client)}
         self.client = [node for node in trace.nodes if node in client]
@@ -43,7 +44,7 @@ class Cut:
             return f"would put `{'`, `'.join(sorted(shared))}` on both sides"
         sent = set(self.crossing) - self.trace.numbers
         if not sent:
-            return "leaves nothing to send: the server segment needs none of its results"
+            return "leaves nothing to send: the server segment needs no result of it"
         if not sent <= self.trace.weighted:
             return "would send raw inputs, which the layers behind it need too"
         return None
@@ -66,7 +67,8 @@ class Cut:
                 # memory nor meet a leaf of autograd.
                 copies[node] = graph.call_method("clone", (copies[node],))
         server = set(self.server)
-        both = [n for n in self.client if n.op == "get_attr" and server & n.users.keys()]
+        held = [node for node in self.client if node.op == "get_attr"]
+        both = [node for node in held if server & node.users.keys()]
         _copy(graph, [*both, *self.server, self.trace.output], copies)
         return graph
 

@@ -16,7 +16,7 @@ def cifar_resnet18(num_classes: int = 10) -> nn.Module:
     Args:
         num_classes: Number of logits.
     """
-    network = resnet18(num_classes=num_classes)
+    network: nn.Module = resnet18(num_classes=num_classes)
     network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()

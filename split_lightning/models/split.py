@@ -102,14 +102,15 @@ def _path_of(
         path = dict(enumerate(children)).get(cut_layer, "")
     else:
         expected = "the path of a layer"
-        path = cut_layer
+        path = str(cut_layer)
     if not path or path not in modules or isinstance(cut_layer, bool):
         raise ValueError(
             f"Expected argument `cut_layer` to be {expected} of "
             f"{type(network).__name__}, but got {cut_layer!r}. "
             f"{_nearest(network, traces, str(cut_layer))}"
         )
-    return next(n for n, module in network.named_modules() if module is modules[path])
+    named = network.named_modules()  # the first path of each module
+    return next(name for name, module in named if module is modules[path])
 
 
 def _problem(traces: dict[bool, Trace], path: str) -> str | None:

@@ -1,0 +1,44 @@
+"""Small data and networks that the tests share."""
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from torch import nn
+
+from split_lightning.data import Images
+
+
+class RandomImages:
+    """A data set of random images with random labels, the same for the same seed."""
+
+    def __init__(self, num_train=60, num_test=20, num_classes=3, shape=(1, 6, 6)):
+        self.sizes = {True: num_train, False: num_test}
+        self.classes = tuple(f"class {label}" for label in range(num_classes))
+        self.shape = shape
+
+    def load(self, train):
+        drawn = torch.Generator().manual_seed(int(train))
+        size = self.sizes[train]
+        inputs = torch.randint(0, 256, (size, *self.shape), generator=drawn)
+        targets = torch.randint(0, len(self.classes), (size,), generator=drawn)
+        return Images(inputs.to(torch.uint8), targets)
+
+
+def tiny_network(num_classes=3):
+    """A network with BatchNorm, dropout and an in-place layer right after `bn`."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(36, num_classes),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _clean_hydra():
+    GlobalHydra.instance().clear()
+    yield
+    GlobalHydra.instance().clear()
