@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from split_lightning.config_keys import (
+    did_you_mean,
+    is_within,
+    keys_of,
+    options_of,
+    used_keys,
+    value_at,
+)
+
 # What a sweep may choose by.
 METRICS = ("val/accuracy", "val/loss", "train/loss")
+# Keys that change nothing unless one of others has a value.
+_NEEDS = {
+    "model.gradient_clip_algorithm": ["model.gradient_clip_val"],
+    "optimizer.scheduler_interval": [
+        "optimizer.client_scheduler",
+        "optimizer.server_scheduler",
+    ],
+}
 
 
 @dataclass
@@ -34,7 +53,7 @@ class ModelConfig:
     """A network and its cut: `conf/model`."""
 
     network: Any = MISSING
-    cut_layer: Any = MISSING
+    cut_layer: int | str = MISSING
     criterion: Any = None
     channels_last: bool = False
     gradient_clip_val: float | None = None
@@ -101,32 +120,119 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     Raises:
         ValueError: Names the key, its value and what is allowed.
     """
-    ranges = {
-        "seed": 0,
-        "num_clients": 1,
-        "rounds": 1,
-        "local_epochs": 1,
-        "batch_size": 1,
-    }
-    for key, least in ranges.items():
-        if cfg[key] < least:
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    _check_values(plain, TrainConfig)
+    for override in overrides:
+        _check_used(plain, override, cfg.protocol.ignores)
+    _check_targets(plain)
+    _check_ranges(cfg)
+    _check_choices(cfg)
+
+
+def _check_values(plain: Any, schema: type, prefix: str = "") -> None:
+    """Stops where a required key has no value, or a mere word stands for an object."""
+    hints = get_type_hints(schema)
+    for spec in fields(schema):
+        key, hint = f"{prefix}{spec.name}", hints[spec.name]
+        value = plain.get(spec.name)
+        if isinstance(hint, type) and is_dataclass(hint):
+            _check_values(value, hint, f"{key}.")
+        elif spec.default == MISSING and value in (None, MISSING):
+            raise ValueError(f"Expected `{key}` to have a value, but got null.")
+        elif hint is Any and isinstance(value, str | int) and "${" not in str(value):
             raise ValueError(
-                f"Expected `{key}` to be an integer of at least {least}, but got "
-                f"{cfg[key]}."
+                f"Expected `{key}` to be an object with a `_target_`, but got "
+                f"{value!r}. (An option of a group is chosen with a slash: "
+                f"`{key.replace('.', '/')}={value}`.)"
             )
+
+
+def _check_used(plain: Any, override: str, ignores: Sequence[str]) -> None:
+    """Stops where what was typed would change nothing."""
+    key = override.lstrip("+~").partition("=")[0]
+    for ignored in ignores:
+        if is_within(key, ignored):
+            raise ValueError(
+                f"`{override}` would change nothing: this protocol does not use "
+                f"`{ignored}`. Leave it out."
+            )
+    is_there = value_at(plain, key) != MISSING  # a choice of a group may not be
+    used = used_keys(plain)
+    if is_there and not any(is_within(key, k) or is_within(k, key) for k in used):
+        raise ValueError(
+            f"`{override}` would change nothing: nothing in this run uses `{key}`. "
+            f"{did_you_mean(key, (k for k in keys_of(plain) if k != key))}"
+        )
+    needs = _NEEDS.get(key, [])
+    if needs and all(value_at(plain, need) in (None, MISSING) for need in needs):
+        raise ValueError(
+            f"`{override}` would change nothing without `{'` or `'.join(needs)}`."
+        )
+
+
+def _check_targets(node: Any, path: str = "") -> None:
+    """Stops where a `_target_` cannot be imported, or does not take an option."""
+    if not isinstance(node, dict):
+        return
+    target = str(node.get("_target_", "${"))
+    try:
+        options = None if "${" in target else options_of(target)
+    except (AttributeError, ImportError, ValueError) as error:
+        raise ValueError(
+            f"Expected `{path}_target_` to name a class or function that can be "
+            f"imported, but got {target!r}: {error}."
+        ) from error
+    for key, value in node.items():
+        if options is not None and key not in options and not key.startswith("_"):
+            known = [f"{path}{option}" for option in options]
+            raise ValueError(
+                f"`{path}{key}={value}` is no option of {target}. "
+                f"{did_you_mean(f'{path}{key}', known)}"
+            )
+        _check_targets(value, f"{path}{key}.")
+
+
+def _check_ranges(cfg: DictConfig) -> None:
+    """Stops where a whole number is out of its range."""
+    ranges = {
+        "seed": (0, 2**32 - 1),
+        "num_clients": (1, None),
+        "clients_per_round": (1, cfg.num_clients),
+        "rounds": (1, None),
+        "local_epochs": (1, None),
+        "batch_size": (1, None),
+        "trainer.check_val_every_n_epoch": (1, None),
+    }
+    for key, (least, most) in ranges.items():
+        value = OmegaConf.select(cfg, key)
+        if value is None or least <= value <= (value if most is None else most):
+            continue
+        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(
+            f"Expected `{key}` to be an integer {allowed}, but got {value}."
+        )
+
+
+def _check_choices(cfg: DictConfig) -> None:
+    """Stops where a value is none of those that are allowed."""
     if cfg.metric not in METRICS:
         raise ValueError(
             f"Expected `metric` to be one of {METRICS}, but got {cfg.metric!r}. (The "
             "test set is never used for choosing.)"
         )
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        for ignored in cfg.protocol.ignores:
-            if f"{key}.".startswith(f"{ignored}."):
-                raise ValueError(
-                    f"`{key}={value}` would change nothing: this protocol does not use "
-                    f"`{ignored}`. Leave it out."
-                )
+    devices = cfg.trainer.devices
+    if len(devices) != 1 if OmegaConf.is_list(devices) else str(devices) != "1":
+        # More would start processes, each of which would train the whole run.
+        raise ValueError(
+            "Expected `trainer.devices` to be 1, or a list of one index such as [0], "
+            f"but got {devices}: a run trains on one device."
+        )
+    path = cfg.ckpt_path
+    if path and "://" not in path and not zipfile.is_zipfile(Path(path).expanduser()):
+        raise ValueError(
+            f"Expected `ckpt_path` to be a checkpoint such as checkpoints/last.ckpt of "
+            f"a run's folder, but got {path!r}, which is none."
+        )
 
 
 def summary(cfg: DictConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 
 import split_lightning
 from split_lightning.artifacts import save_results, save_segment
@@ -58,7 +58,7 @@ def build(cfg: DictConfig) -> Run:
         callbacks += instantiate(group, _convert_="all").values()
     trainer = instantiate(
         cfg.trainer,
-        callbacks=[c for c in callbacks if _can_work(c, data)],
+        callbacks=[c for c in callbacks if _is_wanted(c, cfg.trainer, data)],
         logger=instantiate(cfg.logger, _convert_="all") or False,
         _convert_="all",
     )
@@ -115,10 +115,15 @@ def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
         logger.finalize("success")
 
 
-def _can_work(callback: pl.Callback, data: SplitDataModule) -> bool:
-    """Tells whether there is what a checkpoint callback monitors."""
-    monitors = isinstance(callback, ModelCheckpoint) and callback.monitor
-    return not (monitors and monitors.startswith("val/") and data.val_share == 0)
+def _is_wanted(callback: pl.Callback, options: DictConfig, data: Any) -> bool:
+    """Tells whether the Trainer's switches and the data leave work for a callback."""
+    if isinstance(callback, ProgressBar):
+        return options.enable_progress_bar is not False and not options.barebones
+    if isinstance(callback, ModelCheckpoint):
+        on = options.enable_checkpointing is not False and not options.barebones
+        by_validation = (callback.monitor or "").startswith("val/")
+        return on and not (by_validation and data.val_share == 0)
+    return True
 
 
 @hydra.main(version_base="1.3", config_path=_conf_folder(), config_name="train")

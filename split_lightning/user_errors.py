@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
-import difflib
+import inspect
 import os
+import pickle
 import re
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, InstantiationException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+)
+from omegaconf import OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    OmegaConfBaseException,
+    ValidationError,
+)
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from split_lightning.config_keys import did_you_mean, keys_of
+
 _FULL = "HYDRA_FULL_ERROR"
-_MISTAKES = (
-    InstantiationException,
+_OURS = "SPLIT_LIGHTNING_SET_HYDRA_FULL_ERROR"
+_LONGEST = 1000  # characters of a message
+# Raised on purpose, with a message for a user.
+_SPOKEN = (
+    HydraException,
+    ImportError,
     MisconfigurationException,
-    OSError,
     OmegaConfBaseException,
-    TypeError,
+    OSError,
     ValueError,
 )
+# What else a mistake can raise while a run is built or restored.
+_MISTAKES = (*_SPOKEN, RuntimeError, TypeError, pickle.UnpicklingError)
 
 
 @contextmanager
@@ -34,68 +53,133 @@ def one_message(applies: Callable[[], bool] = lambda: True) -> Iterator[None]:
 
     Args:
         applies: Tells, when something was raised, whether it can be a user's mistake.
+            Lightning's complaints about a configuration always are.
     """
     try:
         yield
     except _MISTAKES as error:
-        if os.environ.get(_FULL) == "1" or not applies():
+        mistake = isinstance(error, MisconfigurationException) or applies()
+        if _wants_trace() or not mistake:
             raise
-        stop(_message_of(error))
+        hydra = HydraConfig.initialized()
+        stop(_message(error, HydraConfig.get().overrides.task if hydra else ()))
 
 
 def stop(message: str) -> None:
     """Prints a message and ends the process with status 2."""
-    print(f"split-lightning: error: {message.strip()}", file=sys.stderr)
+    message = message.strip()
+    if len(message) > _LONGEST:
+        message = f"{message[:_LONGEST]}..."
+    print(f"split-lightning: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
-def run_hydra(main: Callable[[], Any], config_dir: str, config_name: str) -> None:
+def run_hydra(main: Callable[[], Any], config_dir: str, _config_name: str) -> None:
     """Runs a Hydra application; mistakes on the command line get one message."""
-    if os.environ.get(_FULL) == "1":
+    if _wants_trace():
         main()
         return
-    os.environ[_FULL] = "1"  # Hydra raises instead of printing
+    os.environ.update({_FULL: "1", _OURS: "1"})  # Hydra raises instead of printing
+    typed = [word for word in sys.argv[1:] if not word.startswith("-")]
     try:
         main()
-    except (HydraException, OmegaConfBaseException) as error:
-        stop(_with_known_keys(_message_of(error), config_dir, config_name))
+    except Exception as error:
+        if _began(main, error):  # past `one_message`: a bug, to be traced
+            raise
+        stop(_null_option(typed, config_dir) or _message(error, typed))
     finally:
-        os.environ.pop(_FULL, None)
+        for name in (_FULL, _OURS):
+            os.environ.pop(name, None)
 
 
-def _message_of(error: BaseException) -> str:
-    """Returns what went wrong; for an object that Hydra could not build, why and where."""
-    if not isinstance(error, InstantiationException):
-        cause = error.__cause__
-        says_more = isinstance(cause, OmegaConfBaseException)
-        return f"{error}\n{cause}" if says_more else str(error)
-    where = re.search(r"full_key: (\S+)", str(error))
+def _wants_trace() -> bool:
+    """Tells whether the user asked Hydra for stack traces."""
+    return os.environ.get(_FULL) == "1" and _OURS not in os.environ
+
+
+def _began(main: Callable[[], Any], error: BaseException) -> bool:
+    """Tells whether an error comes out of the task that a Hydra application runs."""
+    task = inspect.unwrap(main).__code__
+    return any(
+        frame.f_code is task for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+
+
+def _message(error: BaseException, typed: Sequence[str]) -> str:
+    """Returns what went wrong, with the keys as they were typed."""
+    message = _reason(error)
+    keys = [word.lstrip("+~").partition("=")[0].replace("/", ".") for word in typed]
+    for key in keys:  # the package speaks of arguments, a user of keys
+        parts = key.split(".")
+        for i, part in enumerate(parts):
+            full = f"`{'.'.join(parts[: i + 1])}`"
+            message = message.replace(f"argument `{part}`", full)
+    if keys and not any(key in message for key in keys):
+        message += f" (You typed: {' '.join(typed)})"
+    return message
+
+
+def _reason(error: BaseException) -> str:
     cause = error.__cause__
-    if isinstance(cause, ValueError | OSError | MisconfigurationException):
-        return str(cause)
-    reason = str(error).split("\nfull_key:")[0] if cause is None else str(cause)
-    return f"`{where[1]}`: {reason}" if where else reason
+    if isinstance(error, InstantiationException):
+        return _not_built(error)
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error)
+    if isinstance(cause, OmegaConfBaseException):
+        error = cause
+    if isinstance(error, ConfigAttributeError | ConfigKeyError) and error.full_key:
+        return _unknown_key(error)
+    if isinstance(error, ValidationError) and is_dataclass(error.object_type):
+        return _wrong_type(error)
+    reason = str(error).split("\n    full_key:")[0] or type(error).__name__
+    return reason if isinstance(error, _SPOKEN) else f"{reason}\n{_FULL}=1 shows where."
 
 
-def _with_known_keys(message: str, config_dir: str, config_name: str) -> str:
-    """Adds the nearest known keys to a message about a key that does not exist."""
-    unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)'", message)
-    if unknown is None:
-        return message
-    key = unknown[1] or unknown[2]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir, version_base="1.3"):
-        known = list(_keys(compose(config_name)))
-    near = difflib.get_close_matches(key, known, n=4, cutoff=0.5)
-    near = near or [known_key for known_key in known if "." not in known_key]
-    return f"There is no key `{key}`. Did you mean: {', '.join(near)}?\n({message})"
+def _not_built(error: InstantiationException) -> str:
+    """Says which object of the configuration could not be built, and why."""
+    cause = error.__cause__
+    reason = str(error).split("\nfull_key:")[0] if cause is None else _reason(cause)
+    where = re.search(r"full_key: (\S+)", str(error))
+    if where is None or reason.startswith("Expected argument"):
+        return reason
+    return f"`{where[1]}`: {reason}"
 
 
-def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Yields the full paths of all keys of a configuration."""
-    for key in cfg:
-        yield f"{prefix}{key}"
-        if OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key):
-            continue
-        if isinstance(cfg[key], DictConfig):
-            yield from _keys(cfg[key], f"{prefix}{key}.")
+def _missing_option(error: MissingConfigException) -> str:
+    """Says that a group has no such option, and which it has."""
+    if not error.options or not error.missing_cfg_file:
+        return str(error).split("\nConfig search path:")[0]
+    group, _, option = error.missing_cfg_file.rpartition("/")
+    return f"There is no `{group}={option}`. {_options_of(group, error.options)}"
+
+
+def _options_of(group: str, options: Iterable[str]) -> str:
+    return f"Options of `{group}`: {', '.join(options)}."
+
+
+def _null_option(typed: Sequence[str], config_dir: str) -> str | None:
+    """Says that a group was set to null, which Hydra does not name."""
+    for word in typed:
+        group, _, value = word.partition("=")
+        folder = Path(config_dir, group)
+        if value == "null" and group and folder.is_dir():
+            options = sorted(path.stem for path in folder.glob("*.yaml"))
+            return f"`{group}` cannot be null. {_options_of(group, options)}"
+    return None
+
+
+def _unknown_key(error: OmegaConfBaseException) -> str:
+    """Says that there is no such key, and which are near."""
+    key, root = str(error.full_key), error.parent_node._get_root()
+    known = keys_of(OmegaConf.to_container(root, resolve=False))
+    return f"There is no key `{key}`. {did_you_mean(key, known)}"
+
+
+def _wrong_type(error: OmegaConfBaseException) -> str:
+    """Says which type a key has."""
+    hint = get_type_hints(error.object_type)[str(error.key)]
+    value = "null" if error.value is None else repr(error.value)
+    return (
+        f"Expected `{error.full_key}` to be of type {inspect.formatannotation(hint)}, "
+        f"but got {value}."
+    )

@@ -7,6 +7,8 @@ from torch import nn
 
 from split_lightning.data import Images
 
+torch.set_num_threads(1)  # the tests' networks are too small for more
+
 
 class RandomImages:
     """A data set of random images with random labels, the same for the same seed."""
@@ -27,7 +29,7 @@ class RandomImages:
 def tiny_network(num_classes=3):
     """A network with BatchNorm, dropout and an in-place layer right after `bn`."""
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
+        nn.Conv2d(1, 4, 3, padding=1, bias=False),
         nn.BatchNorm2d(4),
         nn.ReLU(inplace=True),
         nn.MaxPool2d(2),

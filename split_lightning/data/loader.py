@@ -56,8 +56,9 @@ class ClientLoader:
         self.sampler = sampler
         self.normalize = normalize
         self.augmentation = augmentation
-        self._resume_at = {"epoch": 0, "batches": 0}
-        self._given_out = 0
+        self._epoch = 0  # the round of the position, and the batches given out in it
+        self._batches = 0
+        self._resumes = False
 
     def __len__(self) -> int:
         """Returns the number of batches in a round.
@@ -71,28 +72,35 @@ class ClientLoader:
 
     def __iter__(self) -> Iterator[ClientBatch]:
         """Yields the batches of the sampler's round."""
-        resumes = self.sampler.epoch == self._resume_at["epoch"]
-        skip = self._resume_at["batches"] if resumes else 0
-        self._resume_at = {"epoch": 0, "batches": 0}
-        self._given_out = skip
-        for plan in islice(self.sampler, skip, None):
+        if not self._resumes:
+            self._batches = 0
+        return self._generate()
+
+    def _generate(self) -> Iterator[ClientBatch]:
+        # The round is read here, at the first batch: Lightning makes the iterator first.
+        if not (self._resumes and self._epoch == self.sampler.epoch):
+            self._epoch, self._batches = self.sampler.epoch, 0
+        self._resumes = False
+        for plan in islice(self.sampler, self._batches, None):
             inputs = self.normalize(self.images.inputs[plan.indices])
             if self.augmentation is not None:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(plan.seed)
                     inputs = self.augmentation(inputs)
             targets = self.images.targets[plan.indices]
-            self._given_out += 1
+            self._batches += 1
             yield ClientBatch(plan.client_id, inputs, targets, plan.ends_turn)
 
     def state_dict(self) -> dict[str, int]:
         """Returns the position: the round and the batches given out in it."""
-        return {"epoch": self.sampler.epoch, "batches": self._given_out}
+        epoch = self.sampler.epoch
+        return {"epoch": epoch, "batches": self._batches if epoch == self._epoch else 0}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes to a position; the next iteration starts there."""
         self.sampler.set_epoch(state["epoch"])
-        self._resume_at = dict(state)
+        self._epoch, self._batches = state["epoch"], state["batches"]
+        self._resumes = True
 
 
 class EvaluationLoader:

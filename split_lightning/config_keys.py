@@ -1,0 +1,140 @@
+"""The keys of a configuration: which there are, are near, are used, are options.
+
+A configuration is plain here: nested dicts and lists, with its interpolations
+(`${seed}`) unresolved. A key is a path such as `optimizer.client.lr`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from omegaconf import MISSING
+
+# What a run reads; all else is used only where these refer to it.
+_READ = (
+    "name",
+    "seed",
+    "ckpt_path",
+    "metric",
+    "output_dir",
+    "trainer",
+    "callbacks",
+    "logger",
+    "datamodule",
+    "protocol.module",
+    "protocol.callbacks",
+    "protocol.ignores",
+)
+
+
+def keys_of(node: Any, prefix: str = "") -> Iterator[str]:
+    """Yields all keys, but for those that only pass on another of the same name.
+
+    >>> list(keys_of({"seed": 0, "data": {"seed": "${seed}", "root": "x"}}))
+    ['seed', 'data', 'data.root']
+    """
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        if not re.fullmatch(rf"\$\{{([\w.]+\.)?{re.escape(str(key))}\}}", str(value)):
+            yield f"{prefix}{key}"
+            yield from keys_of(value, f"{prefix}{key}.")
+
+
+def value_at(node: Any, key: str) -> Any:
+    """Returns the value of a key, or `MISSING` if there is no such key.
+
+    >>> value_at({"data": {"mean": [0.5, 0.4]}}, "data.mean[1]")
+    0.4
+    """
+    for part in re.findall(r"[^.\[\]]+", key):
+        if isinstance(node, list):
+            node = {str(i): item for i, item in enumerate(node)}
+        node = node.get(part, MISSING) if isinstance(node, dict) else MISSING
+    return node
+
+
+def is_within(key: str, other: str) -> bool:
+    """Tells whether a key is another one, or a part of what that holds.
+
+    >>> is_within("data.mean[0]", "data"), is_within("database", "data")
+    (True, False)
+    """
+    return re.match(rf"{re.escape(other)}($|[.\[])", key) is not None
+
+
+def used_keys(plain: dict[str, Any]) -> set[str]:
+    """Returns the keys that a run reads, and those that they refer to.
+
+    >>> plain = {"datamodule": {"source": "${data.source}"}, "data": {"source": "x"}}
+    >>> "data.source" in used_keys(plain), "data.root" in used_keys(plain)
+    (True, False)
+    """
+    used: set[str] = set()
+    new = list(_READ)
+    while new:
+        key = new.pop()
+        if key not in used:
+            used.add(key)
+            new += _references(value_at(plain, key), key)
+    return used
+
+
+def options_of(target: str) -> list[str] | None:
+    """Returns what a class or function takes by name, or `None` where that is open.
+
+    Raises:
+        AttributeError, ImportError, ValueError: If it cannot be imported.
+
+    >>> options_of("split_lightning.data.RoundRobinSchedule")
+    ['shuffle', 'clients_per_round']
+    """
+    found = pkgutil.resolve_name(target)
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters]
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """Names the known keys that are nearest to a key, or else its siblings.
+
+    >>> did_you_mean("data.vall_share", ["data.val_share", "data.root", "seed"])
+    'Did you mean `data.val_share`?'
+    >>> did_you_mean("data.x", ["data.val_share", "data.root", "seed"])
+    'Keys of `data`: val_share, root.'
+    """
+    parent, _, name = key.rpartition(".")
+    split = [k.rpartition(".") for k in known]
+    near = difflib.get_close_matches(name, {own for *_, own in split}, 3, cutoff=0.7)
+    close = sorted(
+        (p != parent, near.index(own), f"{p}{dot}{own}")
+        for p, dot, own in split
+        if own in near
+    )
+    if close:
+        return f"Did you mean `{'` or `'.join(path for *_, path in close[:3])}`?"
+    siblings = ", ".join(own for p, _, own in split if p == parent)
+    where = f"Keys of `{parent}`" if parent else "Keys"
+    return f"{where}: {siblings}." if siblings else ""
+
+
+def _references(node: Any, key: str) -> Iterator[str]:
+    """Yields the keys that the interpolations in a value may refer to."""
+    if isinstance(node, dict | list):
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        for part, value in items:
+            yield from _references(value, f"{key}.{part}")
+    elif isinstance(node, str) and "${" in node:
+        for word in re.findall(r"[\w.]+", node):
+            name = word.lstrip(".")
+            ups = len(word) - len(name)  # `${..name}` is relative
+            yield ".".join([*key.split(".")[:-ups], name]) if ups else name
