@@ -3,7 +3,7 @@
     python benchmarks/clients.py --clients 10 100 1000 --cut-layer maxpool
 
 Each case trains `--rounds` rounds of torchvision's ResNet-18 in a process of its own,
-on noise of CIFAR-10's shape: a turn is one batch of two images, so that rounds are short.
+on noise of CIFAR-10's shape: a turn is one batch of two images, to keep rounds short.
 
 - `ours reset`, `ours travel`, `ours keep`: `SplitLightningModule` with that
   `optimizer_state`. One client segment is live; the other clients wait. With `reset`
@@ -135,10 +135,8 @@ def run_case(way: str, options: argparse.Namespace) -> Figures:
     """Runs a case in this process."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    size = (options.clients[0], options.cut_layer, options.rounds)
-    if way == "notebook":
-        return train_notebook(*size)
-    return train_ours(way.removeprefix("ours "), *size)
+    train = train_notebook if way == "notebook" else partial(train_ours, way.split()[1])
+    return train(options.clients[0], options.cut_layer, options.rounds)
 
 
 def measure(way: str, num_clients: int, options: argparse.Namespace) -> Figures:

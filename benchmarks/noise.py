@@ -16,7 +16,8 @@ class NoiseImages(CIFAR10):
 
     Args:
         num_samples: Number of images, the same for training and test.
-        transform: The data set's transform, for torchvision's way in.
+        transform: The data set's transform, for torchvision's way in; `None`: only a
+            source of ours, which holds the pixels once.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class NoiseImages(CIFAR10):
             torch.randint(10, (num_samples,), generator=draw),
         )
         pixels = self.images.inputs.permute(0, 2, 3, 1)  # (N, H, W, C)
-        self.data = pixels.contiguous().numpy()
+        self.data = (pixels.contiguous() if transform else pixels).numpy()
         self.targets = self.images.targets.tolist()
         self.classes = tuple("0123456789")
         self.transform, self.target_transform = transform, None

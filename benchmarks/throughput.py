@@ -61,8 +61,7 @@ class Stopwatch:
     def __init__(self, warmup: int, batches: int) -> None:
         self.warmup = warmup
         self.batches = batches
-        self._ended = 0
-        self._times: list[float] = []
+        self._ended, self._times = 0, []
 
     def tick(self) -> bool:
         """Notes the end of a batch; tells whether it was the last."""
@@ -85,7 +84,7 @@ def train_ours(data: Data, watch: Stopwatch, precision: str = "32-true") -> None
         resnet18(num_classes=10), "maxpool", SGD, SGD, 10, channels_last=True
     )
     ticks = LambdaCallback(on_train_batch_end=lambda *_: watch.tick())
-    weight_passing, bytes_sent = sl.RoundRobinWeightPassing(), CommunicationMonitor()
+    passing, traffic = sl.RoundRobinWeightPassing(), CommunicationMonitor()
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             accelerator=notebook.device.type,
@@ -94,7 +93,7 @@ def train_ours(data: Data, watch: Stopwatch, precision: str = "32-true") -> None
             max_epochs=1,
             limit_train_batches=watch.warmup + watch.batches,
             log_every_n_steps=10,
-            callbacks=[SpeedMonitor(), weight_passing, bytes_sent, ticks],
+            callbacks=[SpeedMonitor(), passing, traffic, ticks],
             logger=TensorBoardLogger(folder, name="", default_hp_metric=False),
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -123,9 +122,9 @@ def load(root: Path | None, num_batches: int) -> Data:
     module = sl.SplitDataModule(
         source, 1, batch_size=BATCH_SIZE, val_share=0.0, mean=HALVES, std=HALVES
     )
-    images, num_samples = source.load(train=True), num_batches * BATCH_SIZE
-    inputs = images.inputs[:num_samples].float().div(255).sub(0.5).div(0.5)
-    return Data(module, dataset, Images(inputs, images.targets[:num_samples]))
+    inputs, targets = (t[: num_batches * BATCH_SIZE] for t in source.load(train=True))
+    inputs = inputs.float().div(255).sub(0.5).div(0.5)
+    return Data(module, dataset, Images(inputs, targets))
 
 
 def measure(options: argparse.Namespace, data: Data) -> dict[str, list[float]]:
@@ -151,8 +150,8 @@ def measure(options: argparse.Namespace, data: Data) -> dict[str, list[float]]:
 
 def summarize(figures: list[float], form: str) -> str:
     """Returns the median and the spread of a figure over the repeats."""
-    middle, low, high = statistics.median(figures), min(figures), max(figures)
-    return f"{middle:{form}}  ({low:{form}}..{high:{form}})"
+    spread = f"{min(figures):{form}}..{max(figures):{form}}"
+    return f"{statistics.median(figures):{form}}  ({spread})"
 
 
 def report(speeds: dict[str, list[float]]) -> None:

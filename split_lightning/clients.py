@@ -114,7 +114,13 @@ class ClientStates:
         """
         if self.active is not None:
             self._optimizer_states[self.active] = optimizer.state
-        optimizer.state = self._optimizer_states.pop(client_id, defaultdict(dict))
+        own = self._optimizer_states.pop(client_id, defaultdict(dict))
+        for parameter, state in own.items():
+            for name, value in state.items():
+                # From a checkpoint they come on the CPU; elsewhere nothing moves.
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[name] = value.to(parameter.device)
+        optimizer.state = own
 
 
 def _cloned(state: dict[str, Tensor]) -> dict[str, Tensor]:

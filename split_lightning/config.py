@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from split_lightning.config_keys import (
+    as_typed,
     did_you_mean,
     is_within,
     keys_of,
@@ -122,7 +123,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """
     plain = OmegaConf.to_container(cfg, resolve=False)
     _check_values(plain, TrainConfig)
-    for override in overrides:
+    for override in as_typed(overrides):
         _check_used(plain, override, cfg.protocol.ignores)
     _check_targets(plain)
     _check_ranges(cfg)
@@ -139,12 +140,17 @@ def _check_values(plain: Any, schema: type, prefix: str = "") -> None:
             _check_values(value, hint, f"{key}.")
         elif spec.default == MISSING and value in (None, MISSING):
             raise ValueError(f"Expected `{key}` to have a value, but got null.")
-        elif hint is Any and isinstance(value, str | int) and "${" not in str(value):
+        elif hint is Any and not _can_be_built(value):
             raise ValueError(
                 f"Expected `{key}` to be an object with a `_target_`, but got "
-                f"{value!r}. (An option of a group is chosen with a slash: "
-                f"`{key.replace('.', '/')}={value}`.)"
+                f"{value!r}."
             )
+
+
+def _can_be_built(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "_target_" in value
+    return value is None or isinstance(value, list) or "${" in str(value)
 
 
 def _check_used(plain: Any, override: str, ignores: Sequence[str]) -> None:
@@ -205,7 +211,8 @@ def _check_ranges(cfg: DictConfig) -> None:
     }
     for key, (least, most) in ranges.items():
         value = OmegaConf.select(cfg, key)
-        if value is None or least <= value <= (value if most is None else most):
+        is_whole = isinstance(value, int)
+        if value is None or (is_whole and least <= value <= (most or value)):
             continue
         allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(
@@ -220,7 +227,7 @@ def _check_choices(cfg: DictConfig) -> None:
             f"Expected `metric` to be one of {METRICS}, but got {cfg.metric!r}. (The "
             "test set is never used for choosing.)"
         )
-    devices = cfg.trainer.devices
+    devices = OmegaConf.select(cfg, "trainer.devices")
     if len(devices) != 1 if OmegaConf.is_list(devices) else str(devices) != "1":
         # More would start processes, each of which would train the whole run.
         raise ValueError(
@@ -236,7 +243,7 @@ def _check_choices(cfg: DictConfig) -> None:
 
 
 def summary(cfg: DictConfig) -> dict[str, Any]:
-    """Returns the choices of a run, flat and plain, as TensorBoard's hyperparameters."""
+    """Returns the choices of a run, flat and plain: TensorBoard's hyperparameters."""
     keys = {
         "seed": "seed",
         "num_clients": "num_clients",

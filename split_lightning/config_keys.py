@@ -11,9 +11,9 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
-from omegaconf import MISSING
+from omegaconf import MISSING, ListConfig, OmegaConf
 
 # What a run reads; all else is used only where these refer to it.
 _READ = (
@@ -30,6 +30,13 @@ _READ = (
     "protocol.callbacks",
     "protocol.ignores",
 )
+
+
+def as_typed(overrides: Iterable[str]) -> list[str]:
+    """Returns what was typed; a `ListConfig` would resolve `rounds=${num_clients}`."""
+    if isinstance(overrides, ListConfig):
+        return cast("list[str]", OmegaConf.to_container(overrides))
+    return list(overrides)
 
 
 def keys_of(node: Any, prefix: str = "") -> Iterator[str]:
@@ -114,17 +121,20 @@ def did_you_mean(key: str, known: Iterable[str]) -> str:
     """
     parent, _, name = key.rpartition(".")
     split = [k.rpartition(".") for k in known]
-    near = difflib.get_close_matches(name, {own for *_, own in split}, 3, cutoff=0.7)
-    close = sorted(
-        (p != parent, near.index(own), f"{p}{dot}{own}")
-        for p, dot, own in split
-        if own in near
-    )
-    if close:
-        return f"Did you mean `{'` or `'.join(path for *_, path in close[:3])}`?"
-    siblings = ", ".join(own for p, _, own in split if p == parent)
+    siblings = [own for above, _, own in split if above == parent]
+    near = _near(name, siblings)
+    if near:
+        return f"Did you mean `{'.'.join(filter(None, (parent, near[0])))}`?"
+    near = _near(name, {own for *_, own in split if not own.startswith("_")})
+    if near:
+        places = ["".join(path) for path in split if path[2] == near[0]]
+        return f"Did you mean `{'` or `'.join(places[:3])}`?"
     where = f"Keys of `{parent}`" if parent else "Keys"
-    return f"{where}: {siblings}." if siblings else ""
+    return f"{where}: {', '.join(siblings)}." if siblings else ""
+
+
+def _near(name: str, names: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.7)
 
 
 def _references(node: Any, key: str) -> Iterator[str]:

@@ -183,7 +183,8 @@ class SplitLightningModule(Classifier):
             self._clip(self.server)
             # Only the server's step ticks `trainer.global_step`: one tick a step, so
             # that `max_steps` counts steps as it does for an unsplit network.
-            self.trainer.strategy.optimizer_step(client_optimizer.optimizer, _no_closure)
+            client_step = self.trainer.strategy.optimizer_step
+            client_step(client_optimizer.optimizer, _no_closure)
             server_optimizer.step()
             client_optimizer.optimizer.zero_grad()
             server_optimizer.zero_grad()

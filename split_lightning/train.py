@@ -7,6 +7,7 @@ Composes the configuration, builds what it names, fits, tests, and writes the re
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,13 @@ def _conf_folder() -> str:
     package = Path(__file__).resolve().parent
     inside = package / "conf"
     return str(inside if inside.is_dir() else package.parent / "conf")
+
+
+# Known, and of no use to a user: why, and what says so.
+_KNOWN_WARNINGS = (
+    ".*LeafSpec.* is deprecated",  # Lightning 2.6 beside the newest torch
+    "Total length of `list` across ranks is zero",  # data.val_share=0
+)
 
 
 class Run(NamedTuple):
@@ -67,6 +75,8 @@ def build(cfg: DictConfig) -> Run:
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Trains and tests what a configuration names; returns and writes the results."""
+    for known in _KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", known)
     with one_message():
         run = build(cfg)
     trainer, module = run.trainer, run.module

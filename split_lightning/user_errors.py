@@ -29,11 +29,11 @@ from omegaconf.errors import (
 )
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from split_lightning.config_keys import did_you_mean, keys_of
+from split_lightning.config_keys import as_typed, did_you_mean, is_within, keys_of
 
 _FULL = "HYDRA_FULL_ERROR"
 _OURS = "SPLIT_LIGHTNING_SET_HYDRA_FULL_ERROR"
-_LONGEST = 1000  # characters of a message
+_LONGEST = 800  # characters of a message, but for what was typed
 # Raised on purpose, with a message for a user.
 _SPOKEN = (
     HydraException,
@@ -44,7 +44,7 @@ _SPOKEN = (
     ValueError,
 )
 # What else a mistake can raise while a run is built or restored.
-_MISTAKES = (*_SPOKEN, RuntimeError, TypeError, pickle.UnpicklingError)
+_MISTAKES = (*_SPOKEN, LookupError, RuntimeError, TypeError, pickle.UnpicklingError)
 
 
 @contextmanager
@@ -61,16 +61,15 @@ def one_message(applies: Callable[[], bool] = lambda: True) -> Iterator[None]:
         mistake = isinstance(error, MisconfigurationException) or applies()
         if _wants_trace() or not mistake:
             raise
-        hydra = HydraConfig.initialized()
-        stop(_message(error, HydraConfig.get().overrides.task if hydra else ()))
+        if not HydraConfig.initialized():
+            stop(_message(error))
+        hydra = HydraConfig.get()
+        stop(_message(error, as_typed(hydra.overrides.task), hydra.runtime.choices))
 
 
 def stop(message: str) -> None:
     """Prints a message and ends the process with status 2."""
-    message = message.strip()
-    if len(message) > _LONGEST:
-        message = f"{message[:_LONGEST]}..."
-    print(f"split-lightning: error: {message}", file=sys.stderr)
+    print(f"split-lightning: error: {message.strip()}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -105,34 +104,50 @@ def _began(main: Callable[[], Any], error: BaseException) -> bool:
     )
 
 
-def _message(error: BaseException, typed: Sequence[str]) -> str:
-    """Returns what went wrong, with the keys as they were typed."""
-    message = _reason(error)
-    keys = [word.lstrip("+~").partition("=")[0].replace("/", ".") for word in typed]
-    for key in keys:  # the package speaks of arguments, a user of keys
-        parts = key.split(".")
-        for i, part in enumerate(parts):
-            full = f"`{'.'.join(parts[: i + 1])}`"
-            message = message.replace(f"argument `{part}`", full)
-    if keys and not any(key in message for key in keys):
+def _message(
+    error: BaseException, typed: Sequence[str] = (), groups: Iterable[str] = ()
+) -> str:
+    """Returns what went wrong, with the keys and values as they were typed."""
+    reason = _reason(error)
+    message = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."
+    words = {word.lstrip("+~").partition("=")[0]: word for word in typed}
+    for key, word in words.items():
+        if f"There is no key `{key}`" in message:
+            message = f"`{word}`: {message}"
+        message = _with_full_keys(message, key.replace("/", "."))
+        group = key.replace(".", "/")
+        if f"`{key}`" in message and group != key and group in groups:
+            message += f" (An option is chosen with `{group}=OPTION`.)"
+    if words and not any(key in message for key in words):
         message += f" (You typed: {' '.join(typed)})"
     return message
 
 
+def _with_full_keys(message: str, key: str) -> str:
+    """Puts a key where the package, which knows no keys, speaks of an argument."""
+    parts = key.split(".")
+    for i, part in enumerate(parts):
+        message = message.replace(f"argument `{part}`", f"`{'.'.join(parts[: i + 1])}`")
+    return message
+
+
 def _reason(error: BaseException) -> str:
-    cause = error.__cause__
+    """Returns what went wrong, and in which file if in one."""
     if isinstance(error, InstantiationException):
         return _not_built(error)
     if isinstance(error, MissingConfigException):
         return _missing_option(error)
-    if isinstance(cause, OmegaConfBaseException):
-        error = cause
+    file = re.match("In '.+?': ", str(error))  # Hydra names it, OmegaConf the key
+    origin = error.__cause__ or error.__context__
+    if isinstance(error, HydraException) and isinstance(origin, OmegaConfBaseException):
+        return f"{file[0] if file else ''}{_reason(origin)}"
     if isinstance(error, ConfigAttributeError | ConfigKeyError) and error.full_key:
         return _unknown_key(error)
     if isinstance(error, ValidationError) and is_dataclass(error.object_type):
         return _wrong_type(error)
-    reason = str(error).split("\n    full_key:")[0] or type(error).__name__
-    return reason if isinstance(error, _SPOKEN) else f"{reason}\n{_FULL}=1 shows where."
+    if isinstance(error, _SPOKEN):
+        return str(error).split("\n    full_key:")[0]
+    return f"{type(error).__name__}: {error} ({_FULL}=1 shows where.)"
 
 
 def _not_built(error: InstantiationException) -> str:
@@ -172,7 +187,9 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     """Says that there is no such key, and which are near."""
     key, root = str(error.full_key), error.parent_node._get_root()
     known = keys_of(OmegaConf.to_container(root, resolve=False))
-    return f"There is no key `{key}`. {did_you_mean(key, known)}"
+    alike = (k for k in known if is_within(k, "hydra") == is_within(key, "hydra"))
+    remedy = did_you_mean(key, alike) or f"`+{key}=VALUE` adds it."
+    return f"There is no key `{key}`. {remedy}"
 
 
 def _wrong_type(error: OmegaConfBaseException) -> str:

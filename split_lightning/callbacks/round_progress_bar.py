@@ -8,6 +8,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 from typing_extensions import override
 
+# What fits beside a bar: the metrics' names, and what they are called there.
+_SHOWN = {"train/batch_loss": "loss", "val/accuracy": "val"}
+
 
 class RoundProgressBar(RichProgressBar):
     """Lightning's rich progress bar; says which round it is and which client trains."""
@@ -38,6 +41,5 @@ class RoundProgressBar(RichProgressBar):
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
+        found = super().get_metrics(trainer, pl_module)
+        return {short: found[name] for name, short in _SHOWN.items() if name in found}

@@ -177,10 +177,16 @@ class SplitDataModule(pl.LightningDataModule):
             from flwr_datasets.partitioner import IidPartitioner
 
             return IidPartitioner(num_partitions=self.num_clients)
+        options = getattr(self.partitioner, "keywords", {})
+        for name, count in options.items():  # not every partitioner checks its own
+            if name.startswith("num_") and isinstance(count, int) and count < 1:
+                raise ValueError(
+                    f"Expected argument `{name}` to be a positive integer, but got "
+                    f"{count}."
+                )
         try:
             return self.partitioner(num_partitions=self.num_clients)
         except (TypeError, ValueError) as error:
-            options = getattr(self.partitioner, "keywords", {})
             raise ValueError(
                 f"Expected argument `partitioner` to have valid options, but got "
                 f"{options}: {error}"

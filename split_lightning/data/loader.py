@@ -77,7 +77,7 @@ class ClientLoader:
         return self._generate()
 
     def _generate(self) -> Iterator[ClientBatch]:
-        # The round is read here, at the first batch: Lightning makes the iterator first.
+        # Runs at the first batch: Lightning chooses the round after it calls `iter`.
         if not (self._resumes and self._epoch == self.sampler.epoch):
             self._epoch, self._batches = self.sampler.epoch, 0
         self._resumes = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import fx
+from typing import Any
+
+from torch import Tensor, fx
 
 from split_lightning.models.trace import Trace, is_pick
 
@@ -17,7 +19,8 @@ class Cut:
     Attributes:
         client: The operations of the client segment.
         server: The operations of the server segment.
-        crossing: Those of the client's whose results the server needs.
+        both: The client's operations that the server does again.
+        crossing: The client's operations whose results the server needs.
     """
 
     def __init__(self, trace: Trace, cut_layer: str) -> None:
@@ -27,27 +30,54 @@ class Cut:
         held = [node for node in client if node.op == "get_attr"]
         client -= {node for node in held if not client & node.users.keys()}
         # Which element of a tuple goes on is chosen where the tuple is made.
-        client |= {n for n in trace.nodes if is_pick(n) and _only_picked(n, client)}
+        for node in trace.nodes:  # in order: a pick may be from a pick
+            if is_pick(node) and _only_picked(node, client):
+                client.add(node)
         self.client = [node for node in trace.nodes if node in client]
         self.server = [node for node in trace.nodes if node not in client]
         needed = {i for n in (*self.server, trace.output) for i in n.all_input_nodes}
-        self.crossing = [n for n in self.client if n in needed and n.op != "get_attr"]
+        again = self._views_to_take_again(client & needed)
+        needed |= {source for node in again for source in node.all_input_nodes}
+        needed &= client
+        again |= {node for node in needed if node.op == "get_attr"}
+        self.both = [node for node in self.client if node in again]
+        self.crossing = [n for n in self.client if n in needed and n not in again]
+
+    def _views_to_take_again(self, needed: set[fx.Node]) -> set[fx.Node]:
+        """Returns the views of what crosses too, which the server must take itself.
+
+        Sent apart they would be copies, and what a layer does to one of them in place
+        would no longer be seen in the other.
+        """
+        again: set[fx.Node] = set()
+        for node in needed & self.trace.views:
+            chain = [node]
+            while (source := chain[-1].all_input_nodes[0]) in self.trace.views:
+                chain.append(source)
+            if source in needed:
+                again.update(chain)
+        return again
 
     def problem(self) -> str | None:
         """Says why the network cannot be trained in this cut, or returns `None`."""
-        held, needed = self._parameters(self.client), self._parameters(self.server)
-        if not held:
+        if not self.trace.trained.intersection(self.client):
             return "leaves the client segment empty (no parameters)"
-        if not needed:
+        if not self.trace.trained.intersection(self.server):
             return "leaves the server segment empty (no parameters)"
-        if shared := {held[tensor] for tensor in held.keys() & needed.keys()}:
-            return f"would put `{'`, `'.join(sorted(shared))}` on both sides"
         sent = set(self.crossing) - self.trace.numbers
         if not sent:
             return "leaves nothing to send: the server segment needs no result of it"
-        if not sent <= self.trace.weighted:
+        if sent & self.trace.raw:
             return "would send raw inputs, which the layers behind it need too"
         return None
+
+    def client_state(self) -> dict[int, str]:
+        """Returns what the client must hold alone: identity and path."""
+        return self._state(self.client)
+
+    def server_state(self) -> dict[int, str]:
+        """Returns what the server must hold alone: identity and path."""
+        return self._state([*self.server, *self.both])
 
     def client_graph(self) -> fx.Graph:
         """Returns the client's operations as a graph that returns what crosses."""
@@ -62,21 +92,22 @@ class Cut:
         graph = fx.Graph()
         copies = {node: graph.placeholder(node.name) for node in self.crossing}
         for node in self.crossing:
-            if node not in self.trace.numbers:
-                # A layer that works in place must neither write into the client's
-                # memory nor meet a leaf of autograd.
-                copies[node] = graph.call_method("clone", (copies[node],))
-        server = set(self.server)
-        held = [node for node in self.client if node.op == "get_attr"]
-        both = [node for node in held if server & node.users.keys()]
-        _copy(graph, [*both, *self.server, self.trace.output], copies)
+            # A layer that works in place must neither write into the client's memory
+            # nor meet a leaf of autograd.
+            copies[node] = graph.call_function(_own, (copies[node],))
+        _copy(graph, [*self.both, *self.server, self.trace.output], copies)
         return graph
 
-    def _parameters(self, nodes: list[fx.Node]) -> dict[int, str]:
-        parameters: dict[int, str] = {}
+    def _state(self, nodes: list[fx.Node]) -> dict[int, str]:
+        state: dict[int, str] = {}
         for node in nodes:
-            parameters.update(self.trace.parameters[node])
-        return parameters
+            state.update(self.trace.state[node])
+        return state
+
+
+def _own(value: Any) -> Any:
+    """Returns a copy of a tensor, and a number as it is."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _copy(

@@ -20,15 +20,23 @@ class Segment(nn.Module):
         network: The network that the layers are taken from.
         graphs: The segment's operations in train mode (`True`) and eval mode
             (`False`), over the network's layers.
+        sends: Whether what it returns crosses a cut.
+
+    Raises:
+        ValueError: In `forward`, if a tuple of tensors would cross as one value.
     """
 
-    def __init__(self, network: nn.Module, graphs: dict[bool, fx.Graph]) -> None:
+    def __init__(
+        self, network: nn.Module, graphs: dict[bool, fx.Graph], sends: bool = False
+    ) -> None:
         super().__init__()
         nodes = [node for graph in graphs.values() for node in graph.nodes]
         used = {str(n.target) for n in nodes if n.op in ("call_module", "get_attr")}
         for path in sorted(used):  # a layer before what is in it
             adopt(self, network, path)
         self.training = network.training
+        self._version = network._version
+        self._sends = sends
         self._forwards: dict[bool, Callable[..., Any]] = {
             training: type(fx.GraphModule(network, graph)).forward
             for training, graph in graphs.items()
@@ -45,7 +53,10 @@ class Segment(nn.Module):
             The client segment: the activations at the cut, a tensor, or a tuple where
             several values cross. The server segment: what the network returns.
         """
-        return self._forwards[self.training](self, *inputs)
+        results = self._forwards[self.training](self, *inputs)
+        if self._sends:
+            _refuse_nested(results)
+        return results
 
 
 def adopt(segment: nn.Module, network: nn.Module, path: str) -> None:
@@ -56,6 +67,8 @@ def adopt(segment: nn.Module, network: nn.Module, path: str) -> None:
         source = source.get_submodule(parent)
         if parent not in dict(owner.named_children()):
             owner.add_module(parent, nn.Module())
+            # State dicts carry it: some layers load older versions in another way.
+            owner.get_submodule(parent)._version = source._version
         owner = owner.get_submodule(parent)
     value = find(source, name)
     if isinstance(value, nn.Module):
@@ -73,3 +86,14 @@ def adopt(segment: nn.Module, network: nn.Module, path: str) -> None:
 def count_parameters(segment: nn.Module) -> int:
     """Returns the number of a segment's parameters (scalars)."""
     return sum(parameter.numel() for parameter in segment.parameters())
+
+
+def _refuse_nested(results: Any) -> None:
+    if isinstance(results, list) or (
+        isinstance(results, tuple)
+        and any(isinstance(value, tuple | list | dict) for value in results)
+    ):
+        raise ValueError(
+            "Expected tensors to cross the cut, but the layers before it return a tuple "
+            "that the layers after it use as a whole. Cut one layer earlier or later."
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from collections import OrderedDict
 
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ def split(network: nn.Module, cut_layer: str | int) -> tuple[Segment, Segment]:
 
     Returns:
         The client segment and the server segment. Their state dicts have the network's
-        own keys, each key in one of them.
+        own keys, each key in one of them (but for a buffer that both sides read).
 
     Raises:
         ValueError: If there is no such layer, if cutting after it would leave a side
@@ -59,7 +60,7 @@ def split(network: nn.Module, cut_layer: str | int) -> tuple[Segment, Segment]:
     cuts = {mode: Cut(trace, path) for mode, trace in traces.items()}
     client_graphs = {mode: cut.client_graph() for mode, cut in cuts.items()}
     server_graphs = {mode: cut.server_graph() for mode, cut in cuts.items()}
-    client = Segment(network, client_graphs)
+    client = Segment(network, client_graphs, sends=True)
     server = Segment(network, server_graphs)
     _hold_the_rest(network, client, server)
     # Copied, so that a layer without parameters that both sides run is not shared.
@@ -75,7 +76,11 @@ def merge(client: nn.Module, server: nn.Module) -> dict[str, Tensor]:
     >>> network.load_state_dict(merge(*split(network, 0)))
     <All keys matched successfully>
     """
-    return {**client.state_dict(), **server.state_dict()}
+    merged = OrderedDict(client.state_dict() | server.state_dict())
+    # The layers' versions, which `load_state_dict` reads; an attribute, as torch has it.
+    metadata = [getattr(s.state_dict(), "_metadata", {}) for s in (client, server)]
+    merged._metadata = metadata[0] | metadata[1]  # type: ignore[attr-defined]
+    return merged
 
 
 def cut_layers(network: nn.Module) -> list[str]:
@@ -95,7 +100,7 @@ def _path_of(
     network: nn.Module, cut_layer: str | int, traces: dict[bool, Trace]
 ) -> str:
     """Returns the first path of a layer that is named by a path or a child's index."""
-    children = [name for name, _ in network.named_children()]
+    children = [name for name, child in network._modules.items() if child is not None]
     modules = dict(network.named_modules(remove_duplicate=False))
     if isinstance(cut_layer, int):
         expected = f"the index of a child (0 to {len(children) - 1})"
@@ -119,7 +124,14 @@ def _problem(traces: dict[bool, Trace], path: str) -> str | None:
         if path not in trace.ends:
             mode = "train" if training else "eval"
             return f"cuts nothing: that layer does not run in {mode} mode"
-    return next(filter(None, (Cut(t, path).problem() for t in traces.values())), None)
+    cuts = [Cut(trace, path) for trace in traces.values()]
+    if problem := next(filter(None, (cut.problem() for cut in cuts)), None):
+        return problem
+    held = {k: path for cut in cuts for k, path in cut.client_state().items()}
+    needed = {k for cut in cuts for k in cut.server_state()}
+    if shared := {held[tensor] for tensor in held.keys() & needed}:
+        return f"would put `{'`, `'.join(sorted(shared))}` on both sides"
+    return None
 
 
 def _valid(traces: dict[bool, Trace]) -> list[str]:
@@ -146,5 +158,6 @@ def _hold_the_rest(network: nn.Module, client: Segment, server: Segment) -> None
     """Gives the segments what the network owns under a second path, or never runs."""
     held = {id(tensor) for tensor in client.state_dict(keep_vars=True).values()}
     state = network.state_dict(keep_vars=True)
-    for path in state.keys() - client.state_dict().keys() - server.state_dict().keys():
+    kept = client.state_dict().keys() | server.state_dict().keys()
+    for path in [key for key in state if key not in kept]:
         adopt(client if id(state[path]) in held else server, network, path)

@@ -1,4 +1,4 @@
-"""Symbolic tracing: a network as a list of operations, each with the layer it is in."""
+"""A trace: the operations of a network, and what each of them uses and yields."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from typing import Any
 
 from torch import fx, nn
 
+from split_lightning.models.tracer import trace_graph
+
 # What a tensor tells of itself: plain numbers, never samples.
-_NUMBER_METHODS = {"size", "dim", "numel", "stride"}
+_NUMBER_METHODS = {"size", "dim", "numel", "nelement", "ndimension", "stride"}
 _NUMBER_ATTRIBUTES = {"shape", "ndim", "device", "dtype"}
-
-
-class LayerTracer(fx.Tracer):
-    """A `torch.fx` tracer that remembers which layer it could not see through."""
-
-    stopped_in: str = ""
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Traces one layer, and notes the innermost one that fails."""
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            self.stopped_in = self.stopped_in or self.path_of_module(m)
-            raise
+# Operations whose result may share memory with their first input.
+_VIEW_FUNCTIONS = {
+    "expand",
+    "flatten",
+    "movedim",
+    "permute",
+    "reshape",
+    "squeeze",
+    "swapaxes",
+    "transpose",
+    "unsqueeze",
+    "view",
+}
+_VIEW_LAYERS = (nn.Identity, nn.Flatten, nn.Unflatten)
 
 
 class Trace:
-    """The operations of a network in one mode, and what each of them uses.
+    """The operations of a network in one mode.
 
     Args:
         network: The network. Tensors that it makes in passing become attributes of it
@@ -40,31 +42,44 @@ class Trace:
         nodes: The operations in order, without the output.
         output: The output.
         ends: The position of the last operation inside each layer, by its path.
-        parameters: The parameters that each operation uses, and its layer's buffers:
-            identity and path.
+        state: What each operation uses that only one side may hold: the parameters,
+            and a layer's buffers; identity and path.
+        trained: The operations that use parameters.
+        views: The operations whose results may share memory with their first input.
         numbers: The operations that yield plain numbers (sizes), never samples.
-        weighted: The operations whose results have passed through parameters.
+        raw: The operations whose results come from the inputs through no parameter.
 
     Raises:
         ValueError: If `torch.fx` cannot trace the network; says what stopped it.
     """
 
     def __init__(self, network: nn.Module, training: bool) -> None:
-        graph = _trace(network, training)
+        graph = trace_graph(network, training)
         self.nodes = [node for node in graph.nodes if node.op != "output"]
         self.output = next(n for n in reversed(graph.nodes) if n.op == "output")
         self.ends: dict[str, int] = {}
-        self.parameters: dict[fx.Node, dict[int, str]] = {}
+        self.state: dict[fx.Node, dict[int, str]] = {}
+        self.trained: set[fx.Node] = set()
+        self.views: set[fx.Node] = set()
         self.numbers: set[fx.Node] = set()
-        self.weighted: set[fx.Node] = set()
+        self.raw: set[fx.Node] = set()
+        weighted: set[fx.Node] = set()
         for position, node in enumerate(self.nodes):
             for path in accumulate(layer_of(node).split("."), "{}.{}".format):
                 self.ends[path] = position
-            self.parameters[node] = _parameters(network, node)
+            inputs = set(node.all_input_nodes)
+            self.state[node] = _state(network, node)
+            if _has_parameters(network, node):
+                self.trained.add(node)
+            if _is_view(network, node):
+                self.views.add(node)
             if _is_number(node, self.numbers):
                 self.numbers.add(node)
-            if self.parameters[node] or self.weighted & set(node.all_input_nodes):
-                self.weighted.add(node)
+            if node in self.trained or weighted & inputs:
+                weighted.add(node)
+            elif node.op == "placeholder" or self.raw & inputs - self.numbers:
+                self.raw.add(node)
+        self.raw -= self.numbers
 
 
 def layer_of(node: fx.Node) -> str:
@@ -88,24 +103,7 @@ def find(network: nn.Module, path: str) -> Any:
     return getattr(network.get_submodule(".".join(parents)), name)
 
 
-def _trace(network: nn.Module, training: bool) -> fx.Graph:
-    modes = {module: module.training for module in network.modules()}
-    tracer = LayerTracer()
-    try:
-        return tracer.trace(network.train(training))
-    except Exception as error:
-        inside = f" in its layer `{tracer.stopped_in}`" if tracer.stopped_in else ""
-        raise ValueError(
-            "Expected argument `network` to be a network that torch.fx can trace, but "
-            f"tracing {type(network).__name__} stopped{inside}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _parameters(network: nn.Module, node: fx.Node) -> dict[int, str]:
+def _state(network: nn.Module, node: fx.Node) -> dict[int, str]:
     """Returns what an operation uses that only one side may hold.
 
     A buffer that is read by itself (a table of positions) may stand on both sides; a
@@ -119,6 +117,27 @@ def _parameters(network: nn.Module, node: fx.Node) -> dict[int, str]:
         named = [*value.named_parameters(), *value.named_buffers()]
         return {id(tensor): f"{path}.{name}" for name, tensor in named}
     return {id(value): path} if isinstance(value, nn.Parameter) else {}
+
+
+def _has_parameters(network: nn.Module, node: fx.Node) -> bool:
+    if node.op not in ("call_module", "get_attr"):
+        return False
+    value = find(network, str(node.target))
+    if isinstance(value, nn.Module):
+        return next(value.parameters(), None) is not None
+    return isinstance(value, nn.Parameter)
+
+
+def _is_view(network: nn.Module, node: fx.Node) -> bool:
+    """Tells whether an operation's result may share memory with its first input."""
+    if node.op == "call_module":
+        layer = find(network, str(node.target))
+        is_idle = (
+            isinstance(layer, nn.modules.dropout._DropoutNd) and not layer.training
+        )
+        return isinstance(layer, _VIEW_LAYERS) or is_idle
+    name = getattr(node.target, "__name__", node.target)
+    return node.op in ("call_method", "call_function") and name in _VIEW_FUNCTIONS
 
 
 def _is_number(node: fx.Node, numbers: set[fx.Node]) -> bool:

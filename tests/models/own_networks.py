@@ -1,6 +1,7 @@
 """Small networks, each with one habit of real code that a split must survive.
 
-All take images `(B, 3, 8, 8)` and return logits `(B, 10)`.
+All take images `(B, 3, 8, 8)` and return logits `(B, 10)`. Those that no cut, or not
+each cut, suits stand last.
 """
 
 import torch
@@ -64,6 +65,16 @@ class InPlaceResidual(Small):
         out += x
         out.mul_(2)
         return self.head(self.relu(out))
+
+
+class InPlaceAugmented(Small):
+    """Adds in place with `+=` to what it has under a second name."""
+
+    def forward(self, x):
+        x = self.bn(self.conv1(x))
+        skip = x
+        x += 1
+        return self.head(self.conv2(x) + skip)
 
 
 class PreActivated(Small):
@@ -132,12 +143,26 @@ class Buffered(Small):
         return self.head(self.conv2(x) * self.ramp)
 
 
-class BufferedTwice(Buffered):
+class BufferedTwice(Small):
     """Reads a buffer of its state dict twice."""
 
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("offset", torch.tensor(0.1))
+
     def forward(self, x):
-        x = self.conv1(x - self.mean)
-        return self.head(self.conv2(x) * self.mean.sum())
+        x = self.conv1(x - self.offset)
+        return self.head(self.conv2(x) - self.offset)
+
+
+class Normalising(Buffered):
+    """Computes with its buffers alone, before its first layer."""
+
+    def forward(self, x):
+        inverse = 1 / (self.mean.flatten() + 1)
+        ramp = self.ramp.view(8, 1)
+        x = self.conv1((x - self.mean[None]) * inverse.view(3, 1, 1))
+        return self.head(self.conv2(x) * ramp)
 
 
 class Constant(Small):
@@ -288,6 +313,17 @@ class Attentive(Small):
         return self.fc(x[:, 0])
 
 
+class WithOptions(Small):
+    """Takes options, which training leaves at their defaults."""
+
+    def forward(self, x, mask=None, return_features=False):
+        x = self.conv1(x)
+        if mask is not None:
+            x = x * mask
+        features = self.conv2(x)
+        return features if return_features else self.head(features)
+
+
 class Counting(Small):
     """Counts its forward passes in a buffer."""
 
@@ -306,6 +342,26 @@ class Noisy(Small):
 
     def forward(self, x):
         return self.head(self.conv2(self.conv1(x) + torch.randn(8, 8)))
+
+
+class FrozenMiddle(Small):
+    """Switches gradients off in a part of its forward."""
+
+    def forward(self, x):
+        x = self.conv1(x)
+        with torch.no_grad():
+            scale = self.conv2(x).sigmoid()
+        return self.head(self.bn(x * scale))
+
+
+class HalfPrecision(Small):
+    """Switches autocast on in a part of its forward."""
+
+    def forward(self, x):
+        x = self.conv1(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = self.conv2(x)
+        return self.head(x.float())
 
 
 class GlobalSkip(Small):
@@ -362,3 +418,33 @@ class Gated(Small):
 
     def forward(self, x):
         return self.head(self.block(self.conv1(x)))
+
+
+# The networks that can be split, and cuts that they must allow.
+OWN = {
+    Small: ["conv1", "bn", "relu", "conv2"],
+    Functional: ["conv1", "conv2"],
+    Branching: ["conv1", "conv2"],
+    Skip: ["conv1", "bn", "conv2"],
+    InPlaceAugmented: ["conv1", "bn", "conv2"],
+    InPlaceResidual: ["conv1", "conv2", "bn", "relu"],
+    PreActivated: ["conv1", "bn", "relu", "conv2"],
+    InPlaceOnView: ["conv1", "bn", "relu"],
+    UsedTwice: ["conv1", "conv2", "relu", "dropout"],
+    Scaled: ["conv1", "conv2"],
+    Buffered: ["conv1", "conv2"],
+    BufferedTwice: ["conv1", "conv2"],
+    Normalising: ["conv1", "conv2"],
+    Constant: ["conv1", "conv2"],
+    Tied: ["conv1", "conv3"],
+    TwoNames: ["conv1", "stem", "block.0", "last_block"],
+    NeverRun: ["conv1", "bn", "conv2"],
+    Sizes: ["conv1", "bn", "conv2"],
+    Counted: ["conv1", "conv2"],
+    Pairs: ["conv1", "pair.left", "pair", "conv2"],
+    Recurrent: ["conv1", "lstm"],
+    LastState: ["conv1", "lstm"],
+    Attentive: ["conv1", "attention"],
+    WithOptions: ["conv1", "conv2"],
+    Counting: ["conv1", "conv2"],
+}

@@ -1,0 +1,102 @@
+"""Training by plain loops: the unsplit network, and the two segments of it."""
+
+import copy
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from split_lightning.models.split import merge, split
+
+NUM_STEPS = 3
+
+
+class Trained(NamedTuple):
+    """A network, and what training makes of a copy of it, the reference."""
+
+    network: nn.Module
+    batches: list[tuple[Tensor, Tensor]]
+    reference: nn.Module
+    state: dict[str, Tensor]
+    logits: Tensor
+
+
+def train_unsplit(network, batches):
+    network.train()
+    optimizer = SGD(network.parameters(), lr=1e-3, momentum=0.9)
+    torch.manual_seed(0)  # dropout, stochastic depth
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(network(inputs), targets).backward()
+        optimizer.step()
+
+
+def train_split(client, server, batches):
+    client.train()
+    server.train()
+    optimizers = [SGD(s.parameters(), lr=1e-3, momentum=0.9) for s in (client, server)]
+    torch.manual_seed(0)
+    for inputs, targets in batches:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        activations = values_of(client(inputs))
+        smashed = [as_leaf(value) for value in activations]
+        F.cross_entropy(server(*smashed), targets).backward()
+        crossed = zip(activations, smashed, strict=True)
+        tensors = [(a, s) for a, s in crossed if isinstance(a, Tensor)]
+        returned = [(a, s.grad) for a, s in tensors if s.grad is not None]
+        torch.autograd.backward(*zip(*returned, strict=True))
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def predict_split(client, server, inputs):
+    with torch.no_grad():
+        return server.eval()(*values_of(client.eval()(inputs)))
+
+
+def values_of(activations):
+    return activations if isinstance(activations, tuple) else (activations,)
+
+
+def as_leaf(value):
+    """Returns what the server is sent: of a tensor the values alone."""
+    if not isinstance(value, Tensor):
+        assert type(value) is int  # a size
+        return value
+    return value.detach().requires_grad_(value.requires_grad)
+
+
+def trained(make_network, image_size):
+    torch.manual_seed(1)
+    network = make_network()
+    shape = (NUM_STEPS, 4, 3, image_size, image_size)
+    inputs, targets = torch.randn(shape), torch.randint(10, shape[:2])
+    batches = list(zip(inputs, targets, strict=True))
+    reference = copy.deepcopy(network)
+    train_unsplit(reference, batches)
+    state = copy.deepcopy(reference.state_dict())
+    with torch.no_grad():
+        logits = reference.eval()(inputs[0])
+    return Trained(network, batches, reference, state, logits)
+
+
+@lru_cache(maxsize=1)  # tests of one network follow each other
+def trained_own(make_network):
+    return trained(make_network, image_size=8)
+
+
+def check_split_equals_unsplit(unsplit, cut_layer):
+    network, batches, reference, state, logits = unsplit
+    client, server = split(network, cut_layer)
+    train_split(client, server, batches)
+    merged = merge(client, server)
+    assert merged.keys() == state.keys()
+    unequal = [key for key in state if not torch.equal(merged[key], state[key])]
+    assert not unequal, f"cut after {cut_layer}, these differ: {unequal}"
+    reference.load_state_dict(merged, strict=True)
+    assert logits.isfinite().all()
+    assert torch.equal(predict_split(client, server, batches[0][0]), logits)

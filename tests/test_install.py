@@ -1,0 +1,98 @@
+"""The package from a checkout, an editable install and a wheel, each both ways."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = """import sys
+from split_lightning.train import main
+sys.exit(main())
+"""
+
+
+def run(*arguments, cwd=ROOT, env=None):
+    done = subprocess.run(
+        list(map(str, arguments)),
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    build = "import hatchling.build as b, sys; print(b.build_wheel(sys.argv[1]))"
+    name = run(sys.executable, "-c", build, folder).split()[-1]
+    return folder / name
+
+
+@pytest.fixture(scope="module", params=["checkout", "editable", "wheel"])
+def installed(request, tmp_path_factory):
+    """Returns a Python that has the package in one of three ways, and its script."""
+    folder = tmp_path_factory.mktemp(request.param) / "env"
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    python, script = folder / "bin" / "python", folder / "bin" / "split-lightning"
+    site = Path(
+        run(python, "-c", "import site; print(site.getsitepackages()[0])").strip()
+    )
+    # What the package depends on comes from the environment of the tests, but not the
+    # package itself: only this file decides where that is found.
+    depends = site / "depends"
+    depends.mkdir()
+    for path in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if "split_lightning" not in path.name:
+            (depends / path.name).symlink_to(path)
+    (site / "depends.pth").write_text(str(depends))
+    env = {"PYTHONPATH": ""}
+    if request.param == "checkout":
+        script.write_text(f"#!{python}\n{SCRIPT}")
+        script.chmod(0o755)
+        env = {"PYTHONPATH": str(ROOT)}
+    else:
+        source = ["-e", ROOT]
+        if request.param == "wheel":
+            source = [request.getfixturevalue("wheel")]
+        pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+        run(*pip, "--no-deps", "--no-build-isolation", "--no-index", *source)
+    return request.param, python, script, env
+
+
+@pytest.mark.parametrize("how", ["module", "script"])
+def test_runs_from_any_folder(installed, how, tmp_path):
+    kind, python, script, env = installed
+    start = [python, "-m", "split_lightning.train"] if how == "module" else [script]
+    found = run(
+        python,
+        "-c",
+        "import importlib.util as u; print(u.find_spec('split_lightning').origin)",
+        cwd=tmp_path,
+        env=env,
+    )
+    assert (Path(found.strip()).parent.parent == ROOT) == (kind != "wheel")
+    printed = run(
+        *start, "rounds=1", "trainer.fast_dev_run=true", cwd=tmp_path, env=env
+    )
+    assert "test accuracy" in printed
+    (results,) = tmp_path.glob("runs/digits/*/results.json")
+    assert json.loads(results.read_text())["uplink_bytes"] > 0
+
+
+def test_the_wheel_ships_the_configuration_and_its_types(wheel):
+    names = run(sys.executable, "-m", "zipfile", "-l", wheel)
+    for path in (ROOT / "conf").rglob("*.yaml"):
+        assert f"split_lightning/conf/{path.relative_to(ROOT / 'conf')}" in names
+    assert "split_lightning/py.typed" in names
+    assert "licenses/LICENSE" in names
+    assert "tests/" not in names

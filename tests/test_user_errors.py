@@ -1,0 +1,319 @@
+"""A user's mistake gets one message, with key, value and what is allowed."""
+
+import urllib.request
+from urllib.error import URLError
+
+import pytest
+import torch
+
+from split_lightning.module import SplitLightningModule
+from split_lightning.train import main
+
+DATA_REMEDIES = ["data.root=FOLDER", "data=digits"]
+DIRICHLET = "data/partitioner=dirichlet"
+PATHOLOGICAL = "data/partitioner=pathological"
+CLIP = "model.gradient_clip_val"
+ACCUMULATE = "model.accumulate_grad_batches"
+CUTS = "Nearest valid cut layers"
+INTEGER = "an integer of at least 1"
+
+# What was typed, and words that the message must have.
+MISTAKES = {
+    # A key that does not exist
+    "num_client=3": ["num_client=3", "`num_clients`"],
+    "lr=0.1": ["lr=0.1", "optimizer.client.lr", "optimizer.server.lr"],
+    "data.vall_share=0.1": ["data.vall_share=0.1", "`data.val_share`"],
+    "model.cutlayer=x": ["model.cutlayer=x", "`model.cut_layer`"],
+    "optimizer.client.lrr=1": ["optimizer.client.lrr=1", "`optimizer.client.lr`"],
+    "trainer.max_epoch=3": ["trainer.max_epoch=3", "`trainer.max_epochs`"],
+    "protocol.schedule.shufle=true": ["shufle=true", "protocol.schedule.shuffle"],
+    "data.partitioner.alpha=0.3": ["data.partitioner.alpha=0.3", "_target_"],
+    "hydra.unknwon=1": ["hydra.unknwon=1", "sweeper"],
+    "~trainer.foo": ["trainer.foo", "does not exist"],
+    # A key that was added, and that nothing uses
+    "+unknown=1": ["+unknown=1", "num_clients"],
+    "+data.unknown=1": ["+data.unknown=1", "val_share"],
+    "+model.unknown=1": ["+model.unknown=1", "cut_layer"],
+    "+trainer.unknown=1": ["trainer.unknown=1", "max_epochs"],
+    "+optimizer.client.unknown=1": ["optimizer.client.unknown=1", "momentum"],
+    "+protocol.schedule.unknown=1": ["schedule.unknown=1", "clients_per_round"],
+    "+callbacks.best.unknown=1": ["callbacks.best.unknown=1", "monitor"],
+    # An option of a group that does not exist
+    "data=cifar11": ["data=cifar11", "cifar10, cifar100, digits"],
+    "model=resnet81": ["model=resnet81", "resnet18"],
+    "protocol=robin": ["protocol=robin", "round_robin"],
+    "optimizer=sgdd": ["optimizer=sgdd", "adam, sgd"],
+    "logger=x": ["logger=x", "none, tensorboard"],
+    "+experiment=rr11": ["experiment=rr11", "rr10, rr10_dirichlet"],
+    "experiment=rr10": ["experiment", "+experiment=rr10"],
+    "data/partitioner=dirichlett": ["data/partitioner=dirichlett", "dirichlet, expo"],
+    "data.partitioner=dirichlet": ["'dirichlet'", "data/partitioner=OPTION"],
+    "trainer=null": ["trainer", "null", "default"],
+    "data=null": ["data", "null", "cifar10, cifar100, digits"],
+    # A value of the wrong type
+    "num_clients=ten": ["num_clients", "'ten'", "int"],
+    "num_clients=2.5": ["num_clients", "2.5", "int"],
+    "num_clients=": ["num_clients", "''", "int"],
+    "rounds=null": ["rounds", "null", "int"],
+    "data.val_share=abc": ["data.val_share", "'abc'", "float"],
+    "data.mean=0.5": ["data.mean", "0.5", "list[float]"],
+    "model.cut_layer=null": ["model.cut_layer", "null", "int | str"],
+    "model.channels_last=maybe": ["model.channels_last", "'maybe'", "bool"],
+    "model.network=null": ["model.network", "null"],
+    "model.criterion=abc": ["model.criterion", "'abc'", "_target_"],
+    "data.source=null": ["data.source", "null"],
+    "data.source=abc": ["data.source", "'abc'", "_target_"],
+    "optimizer.client=null": ["optimizer.client", "null"],
+    "optimizer.client.lr=abc": ["optimizer.client", "'lr': 'abc'", "float"],
+    "~num_clients": ["num_clients"],
+    "num_clients=${nowhere}": ["num_clients", "nowhere"],
+    # A value out of range
+    "num_clients=-3": ["num_clients", "-3", INTEGER],
+    "num_clients=0": ["num_clients", "0", INTEGER],
+    "num_clients=100000": ["num_clients", "100000", "1293"],
+    "rounds=0": ["rounds", "0", INTEGER],
+    "rounds=-1": ["rounds", "-1", INTEGER],
+    "local_epochs=0": ["local_epochs", "0", INTEGER],
+    "clients_per_round=0": ["clients_per_round", "0", "from 1 to 10"],
+    "clients_per_round=11": ["clients_per_round", "11", "from 1 to 10"],
+    "clients_per_round=-1": ["clients_per_round", "-1", "from 1 to 10"],
+    "batch_size=0": ["batch_size", "0", INTEGER],
+    "batch_size=-4": ["batch_size", "-4", INTEGER],
+    "seed=-1": ["seed", "-1", "from 0"],
+    "data.val_share=1.0": ["data.val_share", "1.0", "[0, 1)"],
+    "data.val_share=-0.1": ["data.val_share", "-0.1", "[0, 1)"],
+    "data.val_share=1.5": ["data.val_share", "1.5", "[0, 1)"],
+    "optimizer_state=kept": ["optimizer_state", "'kept'", "keep", "travel", "reset"],
+    "optimizer.client.lr=-1": ["optimizer.client", "learning rate", "-1"],
+    "optimizer.server.momentum=-0.5": ["optimizer.server", "momentum", "-0.5"],
+    "optimizer=sgd_cosine optimizer.scheduler_interval=epoch": [
+        "optimizer.scheduler_interval",
+        "'epoch'",
+        "batch",
+        "round",
+    ],
+    f"{DIRICHLET} data.partitioner.alpha=0": [
+        "data.partitioner",
+        "'alpha': 0",
+        "greater than zero",
+    ],
+    f"{DIRICHLET} data.partitioner.alpha=-1": ["'alpha': -1", "greater than zero"],
+    f"{PATHOLOGICAL} data.partitioner.num_classes_per_partition=11": [
+        "num_classes_per_partition",
+        "11",
+        "10",
+    ],
+    f"{PATHOLOGICAL} data.partitioner.num_classes_per_partition=0": [
+        "data.partitioner.num_classes_per_partition",
+        "0",
+        "positive",
+    ],
+    "data/partitioner=shards data.partitioner.num_shards_per_partition=0": [
+        "num_shards_per_partition",
+        "0",
+        "positive",
+    ],
+    "model.cut_layer=fc2": ["model.cut_layer", "fc2", CUTS, "relu3"],
+    "model.cut_layer=nowhere": ["model.cut_layer", "nowhere", CUTS, "conv1"],
+    "model.cut_layer=99": ["model.cut_layer", "99", "0 to 10"],
+    "model.cut_layer=-1": ["model.cut_layer", "-1", "0 to 10"],
+    "model.network._target_=torchvision.models.resnet99": [
+        "model.network._target_",
+        "torchvision.models.resnet99",
+    ],
+    "model.network._target_=builtins.map": ["network", "builtins.map"],
+    "model.gradient_clip_val=-1": [CLIP, "-1", "positive"],
+    f"model.gradient_clip_algorithm=x {CLIP}=1": ["algorithm", "'x'", "norm", "value"],
+    "model.accumulate_grad_batches=0": [ACCUMULATE, "0", "positive"],
+    "metric=val/acc": ["metric", "'val/acc'", "val/accuracy"],
+    "ckpt_path=/nowhere.ckpt": ["ckpt_path", "/nowhere.ckpt", "checkpoints/last.ckpt"],
+    # What Lightning refuses, or we on its behalf
+    "trainer.gradient_clip_val=1": ["trainer.gradient_clip_val=1", CLIP],
+    "trainer.accumulate_grad_batches=2": ["accumulate_grad_batches=2", ACCUMULATE],
+    "trainer.precision=16-true": ["trainer.precision=16-true", "bf16-mixed"],
+    "trainer.precision=nonsense": ["trainer.precision=nonsense", "bf16-mixed"],
+    "trainer.accelerator=warp": ["trainer.accelerator=warp", "cpu"],
+    "trainer.devices=2": ["trainer.devices", "2", "one device"],
+    "trainer.strategy=ddp": ["trainer.strategy=ddp", "strategy='auto'"],
+    "trainer.check_val_every_n_epoch=0": ["check_val_every_n_epoch", "0", INTEGER],
+    # What would be ignored
+    "data.root=/tmp": ["data.root=/tmp", "would change nothing"],
+    "data.in_channels=3 model=resnet18": ["data.in_channels=3", "nothing"],
+    "model.gradient_clip_algorithm=value": ["would change nothing", CLIP],
+    "protocol=centralized num_clients=1 model.cut_layer=conv1": [
+        "model.cut_layer=conv1",
+        "would change nothing",
+    ],
+    f"protocol=centralized num_clients=1 {DIRICHLET}": [DIRICHLET, "nothing"],
+    # What cannot be read at all
+    "num_clients==": ["num_clients=="],
+    "num_clients": ["num_clients", "EQUAL"],
+    "trainer.devices=[0,1": ["trainer.devices=[0,1"],
+    "data=digits,mnist": ["data=digits,mnist", "--multirun"],
+}
+# Found when training is set up: the logger has opened its file by then.
+LATE_MISTAKES = {
+    "protocol=centralized": ["protocol=centralized", "num_clients=1", "10"],
+    "protocol.callbacks.weight_passing.enabled=false optimizer_state=travel": [
+        "optimizer_state=travel",
+        "enabled=False",
+        "keep",
+    ],
+    "trainer.val_check_interval=1000": ["val_check_interval", "1000", "50"],
+}
+
+
+@pytest.fixture
+def refused(monkeypatch, tmp_path, capsys):
+    """Runs the command line in this process; returns the message that stops it."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*overrides):
+        monkeypatch.setattr("sys.argv", ["split-lightning", *overrides])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 2
+        message = capsys.readouterr().err
+        assert message.startswith("split-lightning: error: ")
+        assert message.count("split-lightning: error:") == 1
+        assert "Traceback" not in message
+        assert "Error executing job" not in message
+        assert len(message) < 1200
+        return message
+
+    return run
+
+
+def trained(folder):
+    """What training leaves in a folder: checkpoints, segments, results, a log."""
+    left = [path for path in folder.rglob("*") if path.is_file()]
+    kinds = (".ckpt", ".safetensors", ".json")
+    return [p for p in left if p.suffix in kinds or p.name.startswith("events.")]
+
+
+@pytest.mark.parametrize("typed", MISTAKES)
+def test_a_mistake_gets_one_message(refused, tmp_path, typed):
+    message = refused(*typed.split(" "))
+    for words in MISTAKES[typed]:
+        assert words in message
+    assert not trained(tmp_path)
+
+
+@pytest.mark.parametrize("typed", LATE_MISTAKES)
+def test_a_late_mistake_gets_one_message(refused, tmp_path, typed):
+    message = refused(*typed.split(" "), "logger=none")
+    for words in LATE_MISTAKES[typed]:
+        assert words in message
+    assert not trained(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_named(refused):
+    assert "trainer.accelerator=gpu" in refused("trainer.accelerator=gpu")
+
+
+@pytest.mark.parametrize("data", ["cifar10", "mnist"])
+def test_without_data_or_network_the_remedies_are_named(
+    refused, monkeypatch, tmp_path, data
+):
+    def unreachable(*args, **kwargs):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    root = tmp_path / "empty"
+    message = refused(f"data={data}", f"data.root={root}")
+    for words in [str(root), *DATA_REMEDIES]:
+        assert words in message
+    assert len(message) < 500
+    assert not trained(tmp_path)
+
+
+@pytest.mark.parametrize("data", ["cifar10", "mnist"])
+def test_a_file_in_place_of_the_data_folder(refused, tmp_path, data):
+    file = tmp_path / "file"
+    file.touch()
+    message = refused(f"data={data}", f"data.root={file}")
+    for words in [str(file), *DATA_REMEDIES]:
+        assert words in message
+
+
+def test_a_file_in_place_of_the_run_folder(refused, tmp_path):
+    (tmp_path / "file").touch()
+    typed = f"hydra.run.dir={tmp_path}/file/run"
+    assert typed in refused(typed)
+
+
+def test_a_file_that_is_no_checkpoint(refused, tmp_path):
+    file = tmp_path / "notes.ckpt"
+    file.write_text("no checkpoint")
+    assert str(file) in refused(f"ckpt_path={file}")
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("num_client: 3", ["experiment/own", "num_client", "`num_clients`"]),
+        ("num_clients: ten", ["experiment/own", "num_clients", "'ten'", "int"]),
+        ("num_clients: -3", ["num_clients", "-3", INTEGER, "+experiment=own"]),
+        ("trainer: {max_epoch: 3}", ["trainer.max_epoch=3", "trainer.max_epochs"]),
+        ("data: {vall_share: 0.5}", ["data.vall_share", "data.val_share"]),
+        ("defaults: [{override /data: x}]", ["data=x", "digits", "+experiment=own"]),
+        ("num_clients: [3", ["own.yaml", "line"]),
+    ],
+)
+def test_a_mistake_in_an_experiment_file(refused, tmp_path, lines, words):
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "own.yaml"
+    file.write_text(f"# @package _global_\n{lines}\n")
+    message = refused(f"--config-dir={tmp_path}", "+experiment=own")
+    for word in words:
+        assert word in message
+
+
+def test_a_mistake_in_a_sweep_stops_the_sweep(refused, tmp_path):
+    message = refused("-m", "num_clients=-3,5", "rounds=1")
+    assert "-3" in message
+    assert not trained(tmp_path)
+    assert "`num_client=5,3`" in refused("-m", "num_client=5,3")
+
+
+def test_a_mistake_late_in_a_sweep_has_no_stack_trace(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    overrides = ["num_clients=5,-3", "trainer.fast_dev_run=true", "logger=none"]
+    monkeypatch.setattr("sys.argv", ["split-lightning", "-m", *overrides])
+    with pytest.raises(SystemExit):
+        main()
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    assert printed.count("split-lightning: error:") == 1
+    assert "Expected `num_clients` to be" in printed
+
+
+def test_values_may_refer_to_other_keys(monkeypatch, tmp_path):
+    """What `${...}` refers to is used, though nothing else of the run names it."""
+    monkeypatch.chdir(tmp_path)
+    overrides = ["+own=0.1", "optimizer.client.lr=${own}", "num_clients=${rounds}"]
+    quick = ["rounds=1", "trainer.fast_dev_run=true", "logger=none"]
+    monkeypatch.setattr("sys.argv", ["split-lightning", *overrides, *quick])
+    main()
+    assert "lr: 0.1" in next(tmp_path.glob("runs/*/*/config.yaml")).read_text()
+
+
+def test_a_bug_keeps_its_stack_trace(monkeypatch, tmp_path):
+    def broken(self, batch, batch_idx):
+        raise ValueError("a bug")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SplitLightningModule, "training_step", broken)
+    monkeypatch.setattr("sys.argv", ["split-lightning", "trainer.fast_dev_run=true"])
+    with pytest.raises(ValueError, match="a bug"):
+        main()
+
+
+@pytest.mark.parametrize("typed", ["num_clients=-3", "num_client=3"])
+def test_hydra_full_error_shows_where(monkeypatch, tmp_path, typed):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr("sys.argv", ["split-lightning", typed])
+    with pytest.raises(Exception, match="num_client"):
+        main()
