@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -61,10 +62,9 @@ class CentralizedLightningModule(Classifier):
         return {"network": self.network}
 
     @override
-    def setup(self, stage: str) -> None:
-        data = getattr(self.trainer, "datamodule", None)
+    def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
         num_clients = getattr(data, "num_clients", 1)
-        if stage == "fit" and num_clients != 1:
+        if num_clients != 1:
             raise MisconfigurationException(
                 "The unsplit network is trained by one party on all samples: set "
                 f"num_clients=1 (got {num_clients})."

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -35,6 +36,8 @@ class Classifier(pl.LightningModule):
         self.criterion = criterion or nn.CrossEntropyLoss()
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        # Of the round: each client's sum of losses, and its number of samples.
+        self._losses: dict[int, tuple[Tensor | float, int]] = {}
         self.memory_format = (
             torch.channels_last if channels_last else torch.contiguous_format
         )
@@ -47,9 +50,25 @@ class Classifier(pl.LightningModule):
     def segments(self) -> dict[str, nn.Module]:
         """Returns the parts of the network, by the party that holds them."""
 
+    @abstractmethod
+    def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
+        """Stops where this module cannot train with a Trainer and data as they are.
+
+        Raises:
+            MisconfigurationException: Says what to change.
+        """
+
     def totals(self) -> dict[str, int]:
         """Returns what was counted since the start of the run (bytes)."""
         return {}
+
+    @override
+    def configure_callbacks(self) -> list[pl.Callback]:
+        # The first hook that knows the Trainer: before Lightning's own checks, whose
+        # messages cannot name our arguments.
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.verify(self.trainer, getattr(self.trainer, "datamodule", None))
+        return []
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -72,17 +91,23 @@ class Classifier(pl.LightningModule):
         return inputs.contiguous(memory_format=self.memory_format)
 
     def log_training(self, client_id: int, loss: Tensor, batch_size: int) -> None:
-        """Logs a training batch's mean loss, by round and by client."""
-        names = ["train/loss", f"client_{client_id}/loss"]
-        self.log_dict(
-            dict.fromkeys(names, loss.detach()),
-            on_step=False,
-            on_epoch=True,
-            batch_size=batch_size,
-        )
-        self.log(
-            "train/batch_loss", loss.detach(), batch_size=batch_size, prog_bar=True
-        )
+        """Logs a training batch's mean loss, and keeps it for the round's means."""
+        loss = loss.detach()
+        self.log("train/batch_loss", loss, batch_size=batch_size, prog_bar=True)
+        total, count = self._losses.get(client_id, (0.0, 0))
+        self._losses[client_id] = (total + loss * batch_size, count + batch_size)
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        losses, self._losses = self._losses, {}
+        total = sum(loss for loss, _ in losses.values())
+        self.log("train/loss", total / sum(count for _, count in losses.values()))
+        # Past `self.log`, which would look at each client's metric in each batch.
+        means = {f"client_{k}/loss": float(s / n) for k, (s, n) in losses.items()}
+        for logger in self.loggers:
+            logger.log_metrics(
+                means, self.trainer.fit_loop.epoch_loop._batches_that_stepped
+            )
 
     def _evaluate(
         self, part: str, accuracy: MulticlassAccuracy, batch: tuple[Tensor, Tensor]

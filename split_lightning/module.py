@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import pytorch_lightning as pl
 import torch
-from pytorch_lightning import Callback
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -233,6 +233,7 @@ class SplitLightningModule(Classifier):
 
     @override
     def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
         if self.scheduler_interval == "round":
             self._step_schedulers()
 
@@ -280,16 +281,9 @@ class SplitLightningModule(Classifier):
         return [client, server], schedulers
 
     @override
-    def configure_callbacks(self) -> list[Callback]:
-        # The first hook that knows the Trainer: before Lightning's own checks, whose
-        # messages cannot name our arguments.
-        refuse_unsupported(self.trainer)
-        return []
-
-    @override
-    def setup(self, stage: str) -> None:
-        if stage == "fit":
-            require_weight_passing(self.trainer)
+    def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
+        refuse_unsupported(trainer)
+        require_weight_passing(trainer, data, self.clients.optimizer_state)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -298,6 +292,12 @@ class SplitLightningModule(Classifier):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["state_dict"].keys() != self.state_dict().keys():
+            raise ValueError(
+                "Expected `ckpt_path` to be a checkpoint of the same network, cut "
+                f"after the same layer ({self.hparams['cut_layer']!r}), but its "
+                "layers differ."
+            )
         self.clients.load_state_dict(checkpoint["clients"])
         self.traffic.load_state_dict(checkpoint["traffic"])
 

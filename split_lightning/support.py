@@ -59,18 +59,23 @@ def refuse_unsupported(trainer: pl.Trainer) -> None:
             )
 
 
-def require_weight_passing(trainer: pl.Trainer) -> None:
+def require_weight_passing(
+    trainer: pl.Trainer, data: pl.LightningDataModule | None, optimizer_state: str
+) -> None:
     """Stops where several clients would take turns and nothing passes the weights on.
 
     Raises:
-        MisconfigurationException: Says what to add.
+        MisconfigurationException: Says what to add, or which policy would do nothing.
     """
-    data = getattr(trainer, "datamodule", None)
-    if not isinstance(data, SplitDataModule) or data.num_clients == 1:
-        return
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    if not any(isinstance(c, RoundRobinWeightPassing) for c in callbacks):
+    passing = [c for c in callbacks if isinstance(c, RoundRobinWeightPassing)]
+    if not passing and isinstance(data, SplitDataModule) and data.num_clients > 1:
         raise MisconfigurationException(
             f"{data.num_clients} clients take turns, and nothing passes the weights "
             f"on. {WEIGHT_PASSING_REMEDY}"
+        )
+    if optimizer_state != "keep" and not all(callback.enabled for callback in passing):
+        raise MisconfigurationException(
+            f"`optimizer_state={optimizer_state}` is a policy for hand-offs, and "
+            "RoundRobinWeightPassing(enabled=False) makes none. Leave it at `keep`."
         )

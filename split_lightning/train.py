@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import hydra
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
@@ -70,23 +72,45 @@ def build(cfg: DictConfig) -> Run:
         logger=instantiate(cfg.logger, _convert_="all") or False,
         _convert_="all",
     )
+    module.verify(trainer, data)
+    _probe(module, data)
     return Run(data, module, trainer, speed)
+
+
+def _probe(module: Classifier, data: SplitDataModule) -> None:
+    """Stops where the network does not fit the data."""
+    image, num_classes = data.example(), len(data.source.classes)
+    shape = tuple(image.shape[1:])
+    try:
+        with torch.no_grad():
+            logits = module.eval()(image)
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"Expected the network (`model`) to take images of shape {shape}, as "
+            f"`data` has them, but: {error}"
+        ) from error
+    finally:
+        module.train()
+    if logits.shape != (1, num_classes):
+        raise ValueError(
+            f"Expected the network (`model.network`) to return {num_classes} logits, "
+            f"as many as `data` has classes, but got {tuple(logits.shape[1:])}."
+        )
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Trains and tests what a configuration names; returns and writes the results."""
     for known in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", known)
+    folder = Path(cfg.output_dir)
     with one_message():
         run = build(cfg)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     trainer, module = run.trainer, run.module
-    folder = Path(cfg.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
 
     start = time.perf_counter()
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    with one_message(applies=lambda: progress.total.ready == 0):
+    with one_message(applies=lambda: not run.speed.has_begun):
         trainer.fit(module, datamodule=run.data, ckpt_path=cfg.ckpt_path)
     seconds = time.perf_counter() - start
     metrics = dict(trainer.callback_metrics)
@@ -152,14 +176,27 @@ def main(cfg: DictConfig | None = None) -> float | None:
         `None` where it was not measured, and from the command line.
     """
     if cfg is None:
-        run_hydra(_hydra_main, _conf_folder(), "train")
+        run_hydra(_hydra_main, _conf_folder())
         return None
     with one_message():
-        check(
-            cfg, HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
-        )
+        check(cfg, _typed())
     metric: float | None = train(cfg).get(cfg.metric.replace("/", "_"))
     return metric
+
+
+def _typed() -> Sequence[str]:
+    """Returns what was typed on the command line.
+
+    Raises:
+        ValueError: If a search is configured and this is no sweep.
+    """
+    if not HydraConfig.initialized():
+        return ()
+    settings = HydraConfig.get()
+    if settings.mode == RunMode.RUN and settings.sweeper.get("params"):
+        raise ValueError("`hparams_search` is for sweeps: add -m (--multirun).")
+    typed: Sequence[str] = settings.overrides.task
+    return typed
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def stop(message: str) -> None:
     raise SystemExit(2)
 
 
-def run_hydra(main: Callable[[], Any], config_dir: str, _config_name: str) -> None:
+def run_hydra(main: Callable[[], Any], config_dir: str) -> None:
     """Runs a Hydra application; mistakes on the command line get one message."""
     if _wants_trace():
         main()

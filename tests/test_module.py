@@ -400,7 +400,7 @@ def test_what_would_train_wrongly_is_refused(tmp_path, options, message, monkeyp
 
 
 def test_weight_passing_must_not_be_forgotten(tmp_path):
-    with pytest.raises(MisconfigurationException, match=r"Add RoundRobinWeightPassing\(\)"):
+    with pytest.raises(MisconfigurationException, match="Add RoundRobinWeight"):
         fit(make_module(), make_data(), tmp_path, callbacks=[])
 
 

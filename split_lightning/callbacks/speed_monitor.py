@@ -25,6 +25,11 @@ class SpeedMonitor(pl.Callback):
         self._round_seconds = 0.0
 
     @property
+    def has_begun(self) -> bool:
+        """Whether a batch was trained on in this process."""
+        return self.images + self._round_images > 0
+
+    @property
     def images_per_second(self) -> float:
         """Mean speed since the start of the process."""
         return self.images / self.seconds if self.seconds else 0.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 if TYPE_CHECKING:
@@ -32,15 +31,6 @@ class RoundRobinWeightPassing(pl.Callback):
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
-
-    @override
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        policy = pl_module.clients.optimizer_state
-        if not self.enabled and policy != "keep":
-            raise MisconfigurationException(
-                f"`optimizer_state={policy}` is a policy for hand-offs, and "
-                "RoundRobinWeightPassing(enabled=False) makes none. Leave it at `keep`."
-            )
 
     @override
     def on_train_batch_start(

@@ -128,6 +128,10 @@ class SplitDataModule(pl.LightningDataModule):
         train, num_classes = self._need(self._train), len(self.source.classes)
         return label_counts(train.targets, self.parts, num_classes)
 
+    def example(self) -> Tensor:
+        """Returns one training image as the network gets it, `(1, C, H, W)`."""
+        return self.normalize(self._need(self._train).inputs[:1])
+
     @override
     def train_dataloader(self) -> ClientLoader:
         sampler = ClientBatchSampler(
@@ -162,6 +166,11 @@ class SplitDataModule(pl.LightningDataModule):
         num_samples = len(train.targets)
         drawn = torch.randperm(num_samples, generator=generator(self.seed, "deal out"))
         num_val = round(num_samples * self.val_share)
+        if self.val_share > 0 and num_val == 0:
+            raise ValueError(
+                f"Expected argument `val_share` to keep a sample of {num_samples}, or "
+                f"to be 0, but got {self.val_share}."
+            )
         val, rest = drawn[:num_val].sort()[0], drawn[num_val:]
         if self.num_clients > len(rest):
             raise ValueError(

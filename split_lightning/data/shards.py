@@ -7,7 +7,7 @@ from typing import Any
 from flwr_datasets.partitioner import Partitioner, ShardPartitioner
 
 
-class EvenShardPartitioner(Partitioner):
+class EvenShardPartitioner(Partitioner):  # type: ignore[misc]  # has no types
     """Sorts the samples by label, cuts shards of equal size and deals them out.
 
     The scheme of McMahan et al. 2016 (https://arxiv.org/abs/1602.05629), by

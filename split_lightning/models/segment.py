@@ -94,6 +94,6 @@ def _refuse_nested(results: Any) -> None:
         and any(isinstance(value, tuple | list | dict) for value in results)
     ):
         raise ValueError(
-            "Expected tensors to cross the cut, but the layers before it return a tuple "
-            "that the layers after it use as a whole. Cut one layer earlier or later."
+            "Expected tensors to cross the cut, but the layers before it return a "
+            "tuple that those after it use as a whole. Cut one layer earlier or later."
         )

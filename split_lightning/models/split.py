@@ -77,7 +77,7 @@ def merge(client: nn.Module, server: nn.Module) -> dict[str, Tensor]:
     <All keys matched successfully>
     """
     merged = OrderedDict(client.state_dict() | server.state_dict())
-    # The layers' versions, which `load_state_dict` reads; an attribute, as torch has it.
+    # The layers' versions, which `load_state_dict` reads: an attribute, as in torch.
     metadata = [getattr(s.state_dict(), "_metadata", {}) for s in (client, server)]
     merged._metadata = metadata[0] | metadata[1]  # type: ignore[attr-defined]
     return merged
@@ -115,7 +115,8 @@ def _path_of(
             f"{_nearest(network, traces, str(cut_layer))}"
         )
     named = network.named_modules()  # the first path of each module
-    return next(name for name, module in named if module is modules[path])
+    first: str = next(name for name, module in named if module is modules[path])
+    return first
 
 
 def _problem(traces: dict[bool, Trace], path: str) -> str | None:
