@@ -381,3 +381,47 @@ def test_a_missing_data_set_names_the_remedies(tmp_path, monkeypatch):
     source = TorchvisionImages("CIFAR10", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"data\.root=FOLDER.*data=digits"):
         source.load(train=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model=resnet18"], ["images of shape (1, 8, 8)", "model"]),
+        (["model.network.num_classes=5"], ["10 logits", "(5,)"]),
+        (["+hparams_search=learning_rates"], ["hparams_search", "-m"]),
+        (["data.val_share=0.0001"], ["data.val_share", "0.0001"]),
+        (["output_dir=/dev/null/x"], ["/dev/null/x"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_what_does_not_fit_together_gets_one_message(
+    monkeypatch, tmp_path, capsys, overrides, words
+):
+    with pytest.raises(SystemExit):
+        command(monkeypatch, tmp_path, *overrides)
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert all(word in message for word in words), message
+
+
+def test_a_checkpoint_of_another_cut_is_refused(monkeypatch, tmp_path, capsys):
+    (run,) = command(monkeypatch, tmp_path, "rounds=1", "num_clients=2")
+    path = run / "checkpoints" / "last.ckpt"
+    with pytest.raises(SystemExit):
+        command(monkeypatch, tmp_path, f"ckpt_path={path}", "model.cut_layer=relu1")
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert "'relu1'" in message
+
+
+def test_a_run_goes_on_from_last(monkeypatch, tmp_path):
+    (run,) = command(monkeypatch, tmp_path, "rounds=2", "name=half")
+    path = run / "checkpoints" / "last.ckpt"
+    command(monkeypatch, tmp_path, "rounds=4", "name=whole")
+    command(monkeypatch, tmp_path, "rounds=4", "name=resumed", f"ckpt_path={path}")
+    whole, resumed = (
+        next(tmp_path.glob(f"runs/{name}/*/server.safetensors"))
+        for name in ("whole", "resumed")
+    )
+    for name, tensor in load_file(whole).items():
+        assert torch.equal(load_file(resumed)[name], tensor), name

@@ -15,19 +15,16 @@ class SpeedMonitor(pl.Callback):
     Attributes:
         images: Number of images trained on in this process.
         seconds: Seconds of training in this process.
+        has_begun: Whether training has begun in this process.
     """
 
     def __init__(self) -> None:
+        self.has_begun = False
         self.images = 0
         self.seconds = 0.0
         self._round_images = 0
         self._round_start = 0.0
         self._round_seconds = 0.0
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether a batch was trained on in this process."""
-        return self.images + self._round_images > 0
 
     @property
     def images_per_second(self) -> float:
@@ -38,6 +35,12 @@ class SpeedMonitor(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._round_images = 0
         self._round_start = time.perf_counter()
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.has_begun = True
 
     @override
     def on_train_batch_end(
