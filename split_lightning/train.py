@@ -118,7 +118,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     metrics.update(trainer.callback_metrics)
 
     results = {
-        **{key.replace("/", "_"): value.item() for key, value in metrics.items()},
+        **{
+            key.replace("/", "_"): value.item()
+            for key, value in metrics.items()
+            if key.startswith(("test/", "val/")) or key == "train/loss"
+        },
         **module.totals(),
         "rounds": trainer.current_epoch,
         "images_per_second": run.speed.images_per_second,

@@ -69,7 +69,7 @@ def draw_label_counts(counts: Tensor, classes: Sequence[str]) -> Figure:
         )
     axes.invert_yaxis()
     axes.set(xlabel="samples", ylabel="client", title="Label distribution by client")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=min(num_clients, 20), integer=True))
     if num_classes <= 20:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
