@@ -90,6 +90,7 @@ class CutLayerChannel:
 def num_bytes(values: Iterable[Any]) -> int:
     """Returns the bytes that tensors (and plain numbers) take when they travel.
 
+    >>> import torch
     >>> num_bytes([torch.zeros(2, 3), torch.tensor([1, 2])])
     40
     """

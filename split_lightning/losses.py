@@ -13,6 +13,7 @@ class DoubleSoftmaxCrossEntropy(nn.Module):
     fall below 1.4612, and gradients are weak. Here to reproduce published numbers that
     were made with it, never to train with.
 
+    >>> import torch
     >>> criterion = DoubleSoftmaxCrossEntropy()
     >>> right = torch.eye(10) * 1000
     >>> round(criterion(right, torch.arange(10)).item(), 4)
