@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,16 @@ def save_segment(segment: nn.Module, path: Path, metadata: Mapping[str, str]) ->
         metadata: What a reader must know: network, cut layer, classes, versions.
     """
     state = {
-        name: tensor.detach().cpu().contiguous()
+        name: tensor.detach().cpu().contiguous().clone()  # tied ones apart
         for name, tensor in segment.state_dict().items()
     }
     save_file(state, path, metadata=dict(metadata))
 
 
 def save_results(results: Mapping[str, Any], path: Path) -> None:
-    """Writes the figures of a run as JSON."""
-    path.write_text(json.dumps(dict(results), indent=2) + "\n")
+    """Writes the figures of a run as JSON; what is not finite as `null`."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in results.items()
+    }
+    path.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n")

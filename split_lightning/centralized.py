@@ -73,8 +73,13 @@ class CentralizedLightningModule(Classifier):
     @override
     def training_step(self, batch: ClientBatch, batch_idx: int) -> Tensor:
         loss: Tensor = self.criterion(self(batch.inputs), batch.targets)
-        self.log_training(batch.client_id, loss, len(batch.targets))
+        self.end_of_step(batch.client_id, loss, len(batch.targets), batch_idx)
         return loss
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log("lr/server", lr, on_step=False, on_epoch=True)
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:

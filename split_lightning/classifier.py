@@ -15,6 +15,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
+from split_lightning.channel import Traffic
+from split_lightning.data.loader import ClientLoader
+
 OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
@@ -60,7 +63,7 @@ class Classifier(pl.LightningModule):
 
     def totals(self) -> dict[str, int]:
         """Returns what was counted since the start of the run (bytes)."""
-        return {}
+        return Traffic().state_dict()
 
     @override
     def configure_callbacks(self) -> list[pl.Callback]:
@@ -90,12 +93,22 @@ class Classifier(pl.LightningModule):
             return inputs
         return inputs.contiguous(memory_format=self.memory_format)
 
-    def log_training(self, client_id: int, loss: Tensor, batch_size: int) -> None:
+    def end_of_step(
+        self, client_id: int, loss: Tensor, batch_size: int, batch_idx: int
+    ) -> None:
         """Logs a training batch's mean loss, and keeps it for the round's means."""
-        loss = loss.detach()
+        loader = self.trainer.train_dataloader
+        if isinstance(loader, ClientLoader):
+            loader.mark_trained(batch_idx + 1)
+        loss = loss.detach().float()
         self.log("train/batch_loss", loss, batch_size=batch_size, prog_bar=True)
         total, count = self._losses.get(client_id, (0.0, 0))
         self._losses[client_id] = (total + loss * batch_size, count + batch_size)
+
+    @override
+    def on_fit_start(self) -> None:
+        if self.trainer.ckpt_path is None:
+            self._losses = {}
 
     @override
     def on_train_epoch_end(self) -> None:

@@ -27,7 +27,7 @@ class ClientStates:
         segment: The live client segment.
         optimizer_state: What becomes of the optimizer's state (momentum) when weights
             are handed over. `keep`: each client has its own; `travel`: it goes along
-            with the weights; `reset`: each turn starts without.
+            with the weights; `reset`: each hand-off clears it.
 
     Attributes:
         active: The client whose state is live; `None` before the first turn.
@@ -48,6 +48,11 @@ class ClientStates:
         self._weights: dict[int, dict[str, Tensor]] = {}
         self._initial: dict[str, Tensor] = {}
         self._optimizer_states: dict[int, ParameterStates] = {}
+
+    def forget(self) -> None:
+        """Goes back to before the first turn; the live weights stay."""
+        self.active = None
+        self._weights, self._initial, self._optimizer_states = {}, {}, {}
 
     def hand_over(self, client_id: int, optimizer: Optimizer) -> int:
         """Lets a client go on from the active client's weights.

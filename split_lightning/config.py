@@ -234,6 +234,17 @@ def _check_choices(cfg: DictConfig) -> None:
             "Expected `trainer.devices` to be 1, or a list of one index such as [0], "
             f"but got {devices}: a run trains on one device."
         )
+    precision = OmegaConf.select(cfg, "trainer.precision")
+    if str(precision) in ("16", "16-mixed"):  # Lightning turns it into bf16 on a CPU
+        raise ValueError(
+            f"Expected `trainer.precision` to be 32-true or bf16-mixed, but got "
+            f"{precision}: its loss scale would reach the client's gradient twice."
+        )
+    for key in ("trainer.limit_train_batches", "trainer.max_steps"):
+        if OmegaConf.select(cfg, key) == 0:
+            raise ValueError(
+                f"Expected `{key}` to leave something to train, but got 0."
+            )
     path = cfg.ckpt_path
     if path and "://" not in path and not zipfile.is_zipfile(Path(path).expanduser()):
         raise ValueError(

@@ -69,8 +69,9 @@ class SplitLightningModule(Classifier):
         gradient_clip_val: Limit for each segment's gradient, by itself (no party sees
             the other's); `None`: no limit.
         gradient_clip_algorithm: Whether the limit is for the `norm` or each `value`.
-        accumulate_grad_batches: Number of batches whose mean gradient makes a step. A
-            turn's last step may have fewer; nothing is carried into the next turn.
+        accumulate_grad_batches: Number of batches whose gradients make a step, each
+            divided by this number. A turn's last step may have fewer (and be smaller,
+            as in Lightning); nothing is carried into the next turn.
         channels_last: Whether images and weights are laid out channels-last.
 
     Attributes:
@@ -189,7 +190,7 @@ class SplitLightningModule(Classifier):
             client_optimizer.optimizer.zero_grad()
             server_optimizer.zero_grad()
             self._after_step()
-        self.log_training(client_id, loss, len(targets))
+        self.end_of_step(client_id, loss, len(targets), batch_idx)
         return loss.detach()
 
     def _is_time_to_step(self, ends_turn: bool) -> bool:
@@ -225,6 +226,14 @@ class SplitLightningModule(Classifier):
         for party, optimizer in zip(("client", "server"), both, strict=True):
             lr = optimizer.param_groups[0]["lr"]
             self.log(f"lr/{party}", lr, on_step=on_step, on_epoch=not on_step)
+
+    @override
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.trainer.ckpt_path is None:  # a run of its own, not the last one's rest
+            self._accumulated = 0
+            self.clients.forget()
+            self.traffic.load_state_dict(Traffic().state_dict())
 
     @override
     def on_train_epoch_start(self) -> None:

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from split_lightning.callbacks.weight_passing import RoundRobinWeightPassing
+from split_lightning.callbacks.weight_passing import WeightPassing
 from split_lightning.data.datamodule import SplitDataModule
 
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
@@ -68,7 +68,7 @@ def require_weight_passing(
         MisconfigurationException: Says what to add, or which policy would do nothing.
     """
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    passing = [c for c in callbacks if isinstance(c, RoundRobinWeightPassing)]
+    passing = [c for c in callbacks if isinstance(c, WeightPassing)]
     if not passing and isinstance(data, SplitDataModule) and data.num_clients > 1:
         raise MisconfigurationException(
             f"{data.num_clients} clients take turns, and nothing passes the weights "

@@ -6,6 +6,7 @@ Composes the configuration, builds what it names, fits, tests, and writes the re
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
 
 import split_lightning
 from split_lightning.artifacts import save_results, save_segment
@@ -137,8 +139,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
     """Writes the results, the segments and the hyperparameters of a run."""
     folder = Path(cfg.output_dir)
+    save_results(results, folder / "results.json")
+    network = OmegaConf.to_container(cfg.model.network, resolve=True)
     metadata = {
         "network": str(cfg.model.network["_target_"]),
+        "network_options": json.dumps(network),
         "cut_layer": str(cfg.model.cut_layer),
         "classes": ",".join(run.data.source.classes),
         "split_lightning": split_lightning.__version__,
@@ -146,10 +151,12 @@ def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
     }
     for name, segment in run.module.segments().items():
         save_segment(segment, folder / f"{name}.safetensors", metadata)
-    save_results(results, folder / "results.json")
     for logger in run.trainer.loggers:
         real = {k: v for k, v in results.items() if k.startswith(("test_", "val_"))}
-        logger.log_hyperparams(summary(cfg), real)
+        if isinstance(logger, TensorBoardLogger):  # shows them beside the choices
+            logger.log_hyperparams(summary(cfg), real)
+        else:
+            logger.log_hyperparams(summary(cfg))
         logger.finalize("success")
 
 
@@ -160,7 +167,8 @@ def _is_wanted(callback: pl.Callback, options: DictConfig, data: Any) -> bool:
     if isinstance(callback, ModelCheckpoint):
         on = options.enable_checkpointing is not False and not options.barebones
         by_validation = (callback.monitor or "").startswith("val/")
-        return on and not (by_validation and data.val_share == 0)
+        validates = data.val_share > 0 and options.limit_val_batches != 0
+        return on and (validates or not by_validation)
     return True
 
 

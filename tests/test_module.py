@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import RandomImages, tiny_network
+from flwr_datasets.partitioner import LinearPartitioner
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import StochasticWeightAveraging
 from pytorch_lightning.plugins import MixedPrecision
@@ -19,6 +20,8 @@ from split_lightning import (
     SplitLightningModule,
     merge,
 )
+from split_lightning.callbacks import WeightPassing
+from split_lightning.data import RoundRobinSchedule
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 ADAM = partial(torch.optim.Adam, lr=0.01)
@@ -378,7 +381,6 @@ def test_model_summary_has_a_row_for_each_side(tmp_path, capsys):
 REFUSED = {
     "clip": ({"gradient_clip_val": 1.0}, "model.gradient_clip_val"),
     "accumulate": ({"accumulate_grad_batches": 4}, "model.accumulate_grad_batches"),
-    "ddp": ({"strategy": "ddp", "devices": 2}, "one device"),
     "swa": (
         {"callbacks": [StochasticWeightAveraging(0.1)]},
         "StochasticWeightAveraging",
@@ -392,11 +394,74 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_would_train_wrongly_is_refused(tmp_path, options, message, monkeypatch):
-    if options.get("strategy") == "ddp":  # refused before any process is launched
-        monkeypatch.setattr("torch.distributed.is_available", lambda: True)
+def test_what_would_train_wrongly_is_refused(tmp_path, options, message):
     with pytest.raises(MisconfigurationException, match=message):
         fit(make_module(), make_data(), tmp_path, **options)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true"])
+def test_strategies_of_several_processes_are_refused(strategy):
+    trainer = Trainer(accelerator="cpu", strategy=strategy, devices=2, logger=False)
+    with pytest.raises(MisconfigurationException, match=r"DDPStrategy.*one device"):
+        make_module().verify(trainer, make_data())
+
+
+def test_a_second_fit_starts_anew(tmp_path):
+    module = make_module()
+    fit(module, make_data(), tmp_path)
+    again = copy.deepcopy(merge(module.client, module.server))
+    fit(module, make_data(), tmp_path)
+    fresh = seeded_network()
+    fresh.load_state_dict(again)
+    other = make_module(fresh)
+    fit(other, make_data(), tmp_path)
+    assert_equal_states(module.state_dict(), other.state_dict())
+    assert module.traffic == other.traffic
+
+
+@pytest.mark.parametrize("clients_per_round", [None, 2])
+def test_a_checkpoint_in_mid_round_loses_no_batch(tmp_path, clients_per_round):
+    """Where rounds differ in length, Lightning fetches a batch ahead of training."""
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.current_epoch == 1 and batch_idx == 1:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    def make():
+        network = seeded_network()
+        network[5].p = 0.0
+        schedule = RoundRobinSchedule(clients_per_round=clients_per_round)
+        return make_module(network), make_data(
+            partitioner=LinearPartitioner, schedule=schedule, batch_size=4
+        )
+
+    whole, data = make()
+    fit(whole, data, tmp_path, [RoundRobinWeightPassing(), Save()], max_epochs=3)
+    resumed, data = make()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[RoundRobinWeightPassing()],
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(resumed, datamodule=data, ckpt_path=tmp_path / "middle.ckpt")
+    assert_equal_states(resumed.state_dict(), whole.state_dict())
+
+
+def test_an_own_callback_can_pass_the_weights(tmp_path):
+    class Backwards(WeightPassing):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if pl_module.clients.active not in (None, batch.client_id):
+                pl_module.hand_over(batch.client_id)
+
+    own, ours = make_module(), make_module()
+    fit(own, make_data(), tmp_path, [Backwards()])
+    fit(ours, make_data(), tmp_path)
+    assert_equal_states(own.state_dict(), ours.state_dict())
 
 
 def test_weight_passing_must_not_be_forgotten(tmp_path):

@@ -247,7 +247,8 @@ def test_every_experiment_runs(monkeypatch, tmp_path, experiment):
     results = json.loads((run / "results.json").read_text())
     assert run.parent.name == experiment
     assert results["test_loss"] > 0
-    assert ("uplink_bytes" in results) == (experiment != "centralized")
+    if experiment == "centralized":
+        assert results["uplink_bytes"] == results["handoff_bytes"] == 0
     if experiment != "centralized":  # ResNet-18 at `maxpool`: 64 x 8 x 8
         images = 128 if experiment != "rr10_dirichlet" else None
         expected = (64 * 8 * 8 * 4 + 8) * (images or results["uplink_bytes"] // 16_392)
@@ -350,6 +351,12 @@ def test_every_partitioner_runs(monkeypatch, tmp_path, partitioner, num_clients)
         ["trainer.precision=bf16-mixed"],
         ["protocol=centralized", "num_clients=1"],
         ["logger=none", "data.val_share=0"],
+        [
+            "~logger",
+            "+logger._target_=pytorch_lightning.loggers.CSVLogger",
+            "+logger.save_dir=csv",
+        ],
+        ["trainer.limit_val_batches=0"],
     ],
     ids=lambda overrides: ",".join(overrides),
 )

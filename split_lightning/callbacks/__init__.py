@@ -7,7 +7,10 @@ from split_lightning.callbacks.partition_picture import (
 )
 from split_lightning.callbacks.round_progress_bar import RoundProgressBar
 from split_lightning.callbacks.speed_monitor import SpeedMonitor
-from split_lightning.callbacks.weight_passing import RoundRobinWeightPassing
+from split_lightning.callbacks.weight_passing import (
+    RoundRobinWeightPassing,
+    WeightPassing,
+)
 
 __all__ = [
     "CommunicationMonitor",
@@ -15,5 +18,6 @@ __all__ = [
     "RoundProgressBar",
     "RoundRobinWeightPassing",
     "SpeedMonitor",
+    "WeightPassing",
     "draw_label_counts",
 ]

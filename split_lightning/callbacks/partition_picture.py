@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import override
 
@@ -31,7 +32,12 @@ class PartitionPicture(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = getattr(trainer, "datamodule", None)
+        if data is None:
+            raise MisconfigurationException(
+                "PartitionPicture draws what a SplitDataModule deals out: fit with "
+                "datamodule=..., or leave the callback out."
+            )
         figure = draw_label_counts(data.label_counts, data.source.classes)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)

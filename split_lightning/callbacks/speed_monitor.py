@@ -10,7 +10,7 @@ from typing_extensions import override
 
 
 class SpeedMonitor(pl.Callback):
-    """Logs `train/images_per_second` of each round, validation left out.
+    """Logs `train/images_per_second` of each round, without the validation after it.
 
     Attributes:
         images: Number of images trained on in this process.

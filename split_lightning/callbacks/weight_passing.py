@@ -11,7 +11,20 @@ if TYPE_CHECKING:
     from split_lightning.module import SplitLightningModule
 
 
-class RoundRobinWeightPassing(pl.Callback):
+class WeightPassing(pl.Callback):
+    """Base of all callbacks that give the turn to a client.
+
+    They call `module.hand_over(client_id)`, so that the client goes on from the last
+    one's weights, or `module.switch_to(client_id)`, so that it goes on from its own.
+
+    Attributes:
+        enabled: Whether weights are handed over.
+    """
+
+    enabled: bool = True
+
+
+class RoundRobinWeightPassing(WeightPassing):
     """Passes the client segment on whenever the turn goes to another client.
 
     The next client gets the whole state of the last one's segment, parameters and

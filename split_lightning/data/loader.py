@@ -81,20 +81,29 @@ class ClientLoader:
         if not (self._resumes and self._epoch == self.sampler.epoch):
             self._epoch, self._batches = self.sampler.epoch, 0
         self._resumes = False
-        for plan in islice(self.sampler, self._batches, None):
+        first = self._batches
+        for number, plan in enumerate(islice(self.sampler, first, None), first + 1):
             inputs = self.normalize(self.images.inputs[plan.indices])
             if self.augmentation is not None:
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(plan.seed)
+                    torch.default_generator.manual_seed(plan.seed)
                     inputs = self.augmentation(inputs)
             targets = self.images.targets[plan.indices]
-            self._batches += 1
+            self._batches = number
             yield ClientBatch(plan.client_id, inputs, targets, plan.ends_turn)
 
     def state_dict(self) -> dict[str, int]:
         """Returns the position: the round and the batches given out in it."""
         epoch = self.sampler.epoch
         return {"epoch": epoch, "batches": self._batches if epoch == self._epoch else 0}
+
+    def mark_trained(self, batches: int) -> None:
+        """Says how many batches of the round were trained on.
+
+        Lightning fetches a batch ahead where there is no length: without this, a run
+        that resumes would lose it.
+        """
+        self._batches = batches
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes to a position; the next iteration starts there."""
