@@ -432,3 +432,11 @@ def test_a_run_goes_on_from_last(monkeypatch, tmp_path):
     )
     for name, tensor in load_file(whole).items():
         assert torch.equal(load_file(resumed)[name], tensor), name
+
+
+def test_best_is_the_best_by_validation(finished):
+    accuracies = [event.value for event in events(finished).Scalars("val/accuracy")]
+    best = torch.load(finished / "checkpoints" / "best.ckpt", weights_only=True)
+    assert accuracies[best["epoch"]] == max(accuracies)
+    last = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["epoch"] == 9
