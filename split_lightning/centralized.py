@@ -18,6 +18,7 @@ from split_lightning.classifier import (
     make_scheduler,
 )
 from split_lightning.data.loader import ClientBatch
+from split_lightning.support import require_one_device
 
 
 class CentralizedLightningModule(Classifier):
@@ -63,6 +64,7 @@ class CentralizedLightningModule(Classifier):
 
     @override
     def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
+        require_one_device(trainer)
         num_clients = getattr(data, "num_clients", 1)
         if num_clients != 1:
             raise MisconfigurationException(

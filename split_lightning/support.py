@@ -41,11 +41,7 @@ def refuse_unsupported(trainer: pl.Trainer) -> None:
             "nothing of turns. Use SplitLightningModule(accumulate_grad_batches=...), "
             "in a configuration `model.accumulate_grad_batches`."
         )
-    if not isinstance(trainer.strategy, SingleDeviceStrategy):
-        raise MisconfigurationException(
-            f"{type(trainer.strategy).__name__} cannot train two segments with an "
-            "optimizer each. Use one device: Trainer(devices=1, strategy='auto')."
-        )
+    require_one_device(trainer)
     if trainer.precision not in _PRECISIONS:
         raise MisconfigurationException(
             f"Trainer(precision={trainer.precision!r}) would scale the client's "
@@ -57,6 +53,19 @@ def refuse_unsupported(trainer: pl.Trainer) -> None:
                 f"{type(callback).__name__} needs a single optimizer, and split "
                 "learning has one for each segment. Leave it out."
             )
+
+
+def require_one_device(trainer: pl.Trainer) -> None:
+    """Stops where each of several processes would train on all batches.
+
+    Raises:
+        MisconfigurationException: Names the strategy, and what to use instead.
+    """
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+        raise MisconfigurationException(
+            f"{type(trainer.strategy).__name__} does not share a client's batches out. "
+            "Use one device: Trainer(devices=1, strategy='auto')."
+        )
 
 
 def require_weight_passing(

@@ -404,6 +404,9 @@ def test_strategies_of_several_processes_are_refused(strategy):
     trainer = Trainer(accelerator="cpu", strategy=strategy, devices=2, logger=False)
     with pytest.raises(MisconfigurationException, match=r"DDPStrategy.*one device"):
         make_module().verify(trainer, make_data())
+    module = CentralizedLightningModule(seeded_network(), SGD, num_classes=3)
+    with pytest.raises(MisconfigurationException, match=r"DDPStrategy.*one device"):
+        module.verify(trainer, make_data(1))
 
 
 def test_a_second_fit_starts_anew(tmp_path):

@@ -83,11 +83,6 @@ def adopt(segment: nn.Module, network: nn.Module, path: str) -> None:
         setattr(owner, name, value)
 
 
-def count_parameters(segment: nn.Module) -> int:
-    """Returns the number of a segment's parameters (scalars)."""
-    return sum(parameter.numel() for parameter in segment.parameters())
-
-
 def _refuse_nested(results: Any) -> None:
     if isinstance(results, list) or (
         isinstance(results, tuple)
