@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 # What one segment hands to the next: a tensor, or several values.
 Activations: TypeAlias = Tensor | tuple[Any, ...]
+
+Observer: TypeAlias = Callable[[str, tuple[Any, ...]], None]
 
 # A size that crosses beside the tensors travels as an int64.
 _BYTES_PER_NUMBER = 8
@@ -50,10 +52,16 @@ class CutLayerChannel:
 
     Args:
         traffic: Where the bytes are counted.
+
+    Attributes:
+        observers: Called with the name of the crossing (`uplink`, `targets`,
+            `downlink`) and all values that cross, each time something does. They may
+            look, and change nothing.
     """
 
     def __init__(self, traffic: Traffic) -> None:
         self.traffic = traffic
+        self.observers: list[Observer] = []
 
     def uplink(self, activations: Activations) -> Activations:
         """Sends activations up to the server.
@@ -66,11 +74,13 @@ class CutLayerChannel:
         """
         self.traffic.uplink_bytes += num_bytes(values_of(activations))
         smashed = tuple(map(_leaf, values_of(activations)))
+        self._show("uplink", smashed)
         return smashed if isinstance(activations, tuple) else smashed[0]
 
     def uplink_targets(self, targets: Tensor) -> Tensor:
         """Sends the labels of a batch up to the server, which has the loss."""
         self.traffic.uplink_bytes += num_bytes([targets])
+        self._show("targets", (targets,))
         return targets
 
     def downlink(self, smashed: Activations) -> tuple[Tensor | None, ...]:
@@ -84,7 +94,12 @@ class CutLayerChannel:
         """
         gradients = tuple(getattr(v, "grad", None) for v in values_of(smashed))
         self.traffic.downlink_bytes += num_bytes(g for g in gradients if g is not None)
+        self._show("downlink", gradients)
         return gradients
+
+    def _show(self, crossing: str, values: tuple[Any, ...]) -> None:
+        for observer in self.observers:
+            observer(crossing, values)
 
 
 def num_bytes(values: Iterable[Any]) -> int:

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from split_lightning.channel import Traffic
-from split_lightning.data.loader import ClientLoader
+from split_lightning.data.loader import ClientBatch, ClientLoader
 
 OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
@@ -39,8 +39,10 @@ class Classifier(pl.LightningModule):
         self.criterion = criterion or nn.CrossEntropyLoss()
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        # Of the round: each client's sum of losses, and its number of samples.
+        # Of the round: each client's sum of losses, and its number of samples;
+        # of its own validation share: those that are right, and all.
         self._losses: dict[int, tuple[Tensor | float, int]] = {}
+        self._right: dict[int, tuple[Tensor | int, int]] = {}
         self.memory_format = (
             torch.channels_last if channels_last else torch.contiguous_format
         )
@@ -74,12 +76,22 @@ class Classifier(pl.LightningModule):
         return []
 
     @override
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("val", self.val_accuracy, batch)
+    def validation_step(self, batch: ClientBatch, batch_idx: int) -> None:
+        client_id, inputs, targets, _ = batch
+        logits = self._evaluate("val", self.val_accuracy, inputs, targets)
+        right, count = self._right.get(client_id, (0, 0))
+        right = right + (logits.argmax(dim=1) == targets).sum()
+        self._right[client_id] = (right, count + len(targets))
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        right, self._right = self._right, {}
+        if not self.trainer.sanity_checking:
+            self._log_by_client("accuracy", {k: r / n for k, (r, n) in right.items()})
 
     @override
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("test", self.test_accuracy, batch)
+        self._evaluate("test", self.test_accuracy, *batch)
 
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -115,22 +127,24 @@ class Classifier(pl.LightningModule):
         losses, self._losses = self._losses, {}
         total = sum(loss for loss, _ in losses.values())
         self.log("train/loss", total / sum(count for _, count in losses.values()))
+        self._log_by_client("loss", {k: s / n for k, (s, n) in losses.items()})
+
+    def _log_by_client(self, name: str, values: dict[int, Tensor | float]) -> None:
         # Past `self.log`, which would look at each client's metric in each batch.
-        means = {f"client_{k}/loss": float(s / n) for k, (s, n) in losses.items()}
+        metrics = {f"client_{k}/{name}": float(value) for k, value in values.items()}
+        step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
         for logger in self.loggers:
-            logger.log_metrics(
-                means, self.trainer.fit_loop.epoch_loop._batches_that_stepped
-            )
+            logger.log_metrics(metrics, step)
 
     def _evaluate(
-        self, part: str, accuracy: MulticlassAccuracy, batch: tuple[Tensor, Tensor]
-    ) -> None:
-        inputs, targets = batch
-        logits = self(inputs)
+        self, part: str, accuracy: MulticlassAccuracy, inputs: Tensor, targets: Tensor
+    ) -> Tensor:
+        logits: Tensor = self(inputs)
         accuracy.update(logits, targets)
         loss = self.criterion(logits, targets)
         self.log(f"{part}/loss", loss, batch_size=len(targets), prog_bar=part == "val")
         self.log(f"{part}/accuracy", accuracy, batch_size=len(targets), prog_bar=True)
+        return logits
 
 
 def make_optimizer(

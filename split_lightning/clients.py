@@ -45,6 +45,7 @@ class ClientStates:
         self.segment = segment
         self.optimizer_state = optimizer_state
         self.active: int | None = None
+        self._shown: int | None = None  # whose weights are live; None: the active one's
         self._weights: dict[int, dict[str, Tensor]] = {}
         self._initial: dict[str, Tensor] = {}
         self._optimizer_states: dict[int, ParameterStates] = {}
@@ -84,6 +85,25 @@ class ClientStates:
             self.segment.load_state_dict(own)
             self._swap_optimizer_state(client_id, optimizer)
         self.active = client_id
+
+    def show(self, client_id: int) -> None:
+        """Puts a client's own weights in place to be evaluated.
+
+        A client that never had a turn is shown with the weights of the run's start.
+        `show_active` ends it.
+        """
+        if self.active is None or client_id == self._shown:
+            return
+        if self._shown is None:
+            self._weights[self.active] = _cloned(self.segment.state_dict())
+        self.segment.load_state_dict(self._weights.get(client_id, self._initial))
+        self._shown = client_id
+
+    def show_active(self) -> None:
+        """Puts the active client's weights back in place."""
+        if self._shown is not None and self.active is not None:
+            self.segment.load_state_dict(self._weights.pop(self.active))
+            self._shown = None
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that is remembered, in plain containers and tensors."""

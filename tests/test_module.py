@@ -21,7 +21,7 @@ from split_lightning import (
     merge,
 )
 from split_lightning.callbacks import WeightPassing
-from split_lightning.data import RoundRobinSchedule
+from split_lightning.data import Images, RoundRobinSchedule
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 ADAM = partial(torch.optim.Adam, lr=0.01)
@@ -303,7 +303,9 @@ def test_validation_and_test_are_in_eval_mode_with_the_last_client(tmp_path):
     network = tiny_network()
     network.load_state_dict(merge(module.client, module.server))
     network.eval()
-    for part, images in (("val", data._val), ("test", data._test)):
+    train, owned = data._train, torch.cat(data.val_parts)
+    val = Images(train.inputs[owned], train.targets[owned])
+    for part, images in (("val", val), ("test", data._test)):
         found = metrics if part == "val" else tested
         with torch.no_grad():
             logits = network((images.inputs.float() / 255 - 0.5) / 0.5)

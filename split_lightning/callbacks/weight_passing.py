@@ -56,3 +56,19 @@ class RoundRobinWeightPassing(WeightPassing):
             module.switch_to(batch.client_id)
         elif module.clients.active is not None:
             module.hand_over(batch.client_id)
+
+    @override
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not self.enabled:  # each client validates its own weights
+            pl_module.clients.show(batch.client_id)
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.clients.show_active()

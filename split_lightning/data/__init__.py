@@ -1,7 +1,12 @@
 """Data: data sets as tensors, partitions, schedules, loaders."""
 
 from split_lightning.data.datamodule import SplitDataModule
-from split_lightning.data.loader import ClientBatch, ClientLoader, EvaluationLoader
+from split_lightning.data.loader import (
+    ClientBatch,
+    ClientLoader,
+    EvaluationLoader,
+    ValidationLoader,
+)
 from split_lightning.data.partition import label_counts, partition
 from split_lightning.data.sampler import BatchPlan, ClientBatchSampler
 from split_lightning.data.schedule import RoundRobinSchedule
@@ -24,6 +29,7 @@ __all__ = [
     "RoundRobinSchedule",
     "SplitDataModule",
     "TorchvisionImages",
+    "ValidationLoader",
     "label_counts",
     "partition",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 from typing_extensions import override
 
-from split_lightning.data.loader import ClientLoader, EvaluationLoader
+from split_lightning.data.loader import ClientLoader, EvaluationLoader, ValidationLoader
 from split_lightning.data.partition import label_counts, partition
 from split_lightning.data.sampler import ClientBatchSampler
 from split_lightning.data.schedule import RoundRobinSchedule
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 class SplitDataModule(pl.LightningDataModule):
     """Deals a data set out to clients and lets them take turns.
 
-    A validation part is cut off the training set first; the rest is partitioned. All
-    of it is a function of the seed. Images are held once, as uint8, and normalised and
-    augmented in whole batches. One Lightning epoch is one round.
+    The training set is partitioned; each client keeps a share of its own part for
+    validation. All of it is a function of the seed. Images are held once, as uint8,
+    and normalised and augmented in whole batches. One Lightning epoch is one round.
 
     Args:
         source: The data set: `TorchvisionImages`, `DigitsImages` or one's own.
@@ -39,7 +39,8 @@ class SplitDataModule(pl.LightningDataModule):
         schedule: Who takes part in a round, and in which order.
         batch_size: Number of samples in a batch.
         local_epochs: Number of passes over its partition in a client's turn.
-        val_share: Share of the training set that is kept for validation, in [0, 1).
+        val_share: Share of its samples that each client keeps for validation, in
+            [0, 1); all but one sample at most.
         mean: Mean of each channel, for pixels in [0, 1].
         std: Standard deviation of each channel, for pixels in [0, 1].
         augmentation: Changes normalised training images at random, each sample by
@@ -47,8 +48,9 @@ class SplitDataModule(pl.LightningDataModule):
         seed: The run's seed.
 
     Attributes:
-        parts: For each client the positions of its samples in the training set; from
-            `setup` on.
+        parts: For each client the positions in the training set of the samples that
+            it trains on; from `setup` on.
+        val_parts: For each client the positions of those that it validates on.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -106,8 +108,8 @@ class SplitDataModule(pl.LightningDataModule):
         self.augmentation = augmentation
         self.seed = seed
         self.parts: list[Tensor] = []
+        self.val_parts: list[Tensor] = []
         self._train: Images | None = None
-        self._val: Images | None = None
         self._test: Images | None = None
 
     @override
@@ -124,7 +126,7 @@ class SplitDataModule(pl.LightningDataModule):
 
     @property
     def label_counts(self) -> Tensor:
-        """Number of samples by client and class, `(num_clients, num_classes)`."""
+        """Number of training samples by client and class, `(clients, classes)`."""
         train, num_classes = self._need(self._train), len(self.source.classes)
         return label_counts(train.targets, self.parts, num_classes)
 
@@ -146,40 +148,41 @@ class SplitDataModule(pl.LightningDataModule):
         return ClientLoader(train, sampler, self.normalize, self.augmentation)
 
     @override
-    def val_dataloader(self) -> EvaluationLoader | list[EvaluationLoader]:
-        val = self._need(self._val)
-        return self._evaluation_loader(val) if len(val.targets) else []
+    def val_dataloader(self) -> ValidationLoader | list[ValidationLoader]:
+        train = self._need(self._train)
+        if not any(map(len, self.val_parts)):
+            return []
+        return ValidationLoader(train, self.val_parts, self.batch_size, self.normalize)
 
     @override
     def test_dataloader(self) -> EvaluationLoader:
-        return self._evaluation_loader(self._need(self._test))
+        test = self._need(self._test)
+        return EvaluationLoader(test, self.batch_size, self.normalize)
 
     @override
     def predict_dataloader(self) -> EvaluationLoader:
         return self.test_dataloader()
 
-    def _evaluation_loader(self, images: Images) -> EvaluationLoader:
-        return EvaluationLoader(images, self.batch_size, self.normalize)
-
     def _deal_out(self, train: Images) -> None:
-        """Cuts the validation part off and partitions the rest."""
+        """Partitions the training set, and cuts each client's validation share off."""
         num_samples = len(train.targets)
-        drawn = torch.randperm(num_samples, generator=generator(self.seed, "deal out"))
-        num_val = round(num_samples * self.val_share)
-        if self.val_share > 0 and num_val == 0:
-            raise ValueError(
-                f"Expected argument `val_share` to keep a sample of {num_samples}, or "
-                f"to be 0, but got {self.val_share}."
-            )
-        val, rest = drawn[:num_val].sort()[0], drawn[num_val:]
-        if self.num_clients > len(rest):
+        if self.num_clients > num_samples:
             raise ValueError(
                 f"Expected argument `num_clients` to be at most the number of training "
-                f"samples ({len(rest)}), but got {self.num_clients}."
+                f"samples ({num_samples}), but got {self.num_clients}."
             )
-        self._val = Images(train.inputs[val], train.targets[val])
-        parts = partition(train.targets[rest], self._make_partitioner())
-        self.parts = [rest[part] for part in parts]
+        drawn = torch.randperm(num_samples, generator=generator(self.seed, "deal out"))
+        parts = partition(train.targets[drawn], self._make_partitioner())
+        owned = [drawn[part] for part in parts]  # in random order, as they were drawn
+        num_val = [min(round(len(o) * self.val_share), len(o) - 1) for o in owned]
+        if self.val_share > 0 and not any(num_val):
+            raise ValueError(
+                "Expected argument `val_share` to keep a sample of a client's "
+                f"{max(map(len, owned))}, or to be 0, but got {self.val_share}."
+            )
+        cut = list(zip(owned, num_val, strict=True))
+        self.val_parts = [samples[:num].sort()[0] for samples, num in cut]
+        self.parts = [samples[num:] for samples, num in cut]
 
     def _make_partitioner(self) -> Partitioner:
         if self.partitioner is None:

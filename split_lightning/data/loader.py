@@ -112,8 +112,44 @@ class ClientLoader:
         self._resumes = True
 
 
+class ValidationLoader:
+    """Loads each client's own validation share, one client after the other.
+
+    Args:
+        images: All training images.
+        parts: For each client the positions of the samples that it validates on.
+        batch_size: Number of images in a batch; a client's last may be smaller.
+        normalize: Turns uint8 pixels into the network's inputs.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        parts: list[Tensor],
+        batch_size: int,
+        normalize: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.images = images
+        self.parts = parts
+        self.batch_size = batch_size
+        self.normalize = normalize
+
+    def __len__(self) -> int:
+        """Returns the number of batches."""
+        return sum(-(-len(part) // self.batch_size) for part in self.parts)
+
+    def __iter__(self) -> Iterator[ClientBatch]:
+        """Yields the batches of each client that has samples to validate on."""
+        for client_id, part in enumerate(self.parts):
+            batches = torch.split(part, self.batch_size) if len(part) else ()
+            for number, chosen in enumerate(batches, start=1):
+                inputs = self.normalize(self.images.inputs[chosen])
+                targets = self.images.targets[chosen]
+                yield ClientBatch(client_id, inputs, targets, number == len(batches))
+
+
 class EvaluationLoader:
-    """Loads images in order, each once.
+    """Loads images that belong to no client in order, each once.
 
     Args:
         images: The images.

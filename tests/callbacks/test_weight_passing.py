@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import RandomImages, tiny_network
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from split_lightning import (
@@ -38,7 +39,23 @@ class Watch(Callback):
             self.turns[-1]["active"] = pl_module.clients.active
 
 
-def run(tmp_path, passing=None, rounds=2, policy="keep", **data_options):
+class DictLogger(Logger):
+    """Keeps the last value of each metric."""
+
+    name, version = "dict", 0
+
+    def __init__(self):
+        super().__init__()
+        self.metrics = {}
+
+    def log_metrics(self, metrics, step=None):
+        self.metrics.update(metrics)
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+
+
+def run(tmp_path, passing=None, rounds=2, policy="keep", logger=False, **data_options):
     watch, passing = Watch(), passing or RoundRobinWeightPassing()
     options = {"num_clients": 3, "batch_size": 7, "val_share": 0.0} | data_options
     optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
@@ -48,7 +65,7 @@ def run(tmp_path, passing=None, rounds=2, policy="keep", **data_options):
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=rounds,
-        logger=False,
+        logger=logger,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -123,3 +140,30 @@ def test_a_client_that_follows_itself_is_handed_nothing(tmp_path):
 def test_a_policy_for_hand_offs_needs_hand_offs(tmp_path):
     with pytest.raises(MisconfigurationException, match="optimizer_state=travel"):
         run(tmp_path, RoundRobinWeightPassing(enabled=False), policy="travel")
+
+
+@pytest.mark.parametrize("passing", [True, False])
+def test_clients_that_never_share_validate_their_own_weights(tmp_path, passing):
+    """Held against a loop over the clients' weights at the ends of their turns."""
+    logger = DictLogger()
+    module, turns = run(
+        tmp_path,
+        RoundRobinWeightPassing(enabled=passing),
+        rounds=1,
+        val_share=0.4,
+        logger=logger,
+    )
+    assert same(cloned(module), turns[-1]["end"])  # put back after validation
+    data = SplitDataModule(RandomImages(), 3, batch_size=7, val_share=0.4)
+    data.setup("fit")
+    module.eval()
+    for client_id, turn in enumerate(turns):
+        module.client.load_state_dict((turn if not passing else turns[-1])["end"])
+        with torch.no_grad():
+            right = [
+                module(inputs).argmax(1) == targets
+                for owner, inputs, targets, _ in data.val_dataloader()
+                if owner == client_id
+            ]
+        expected = torch.cat(right).float().mean().item()
+        assert logger.metrics[f"client_{client_id}/accuracy"] == pytest.approx(expected)

@@ -23,16 +23,31 @@ def round_of(loader, round_index):
     return list(loader)
 
 
-def test_validation_is_cut_off_before_the_partition():
-    data = make(val_share=0.2)
-    assert sum(map(len, data.parts)) == 48
-    train, val = data._train.inputs, data._val.inputs
-    assert len(val) == 12
-    owned = {train[i].numpy().tobytes() for part in data.parts for i in part}
-    kept = {image.numpy().tobytes() for image in val}
-    assert not owned & kept
-    assert len(owned | kept) == 60
-    assert sum(len(targets) for _, targets in data.val_dataloader()) == 12
+@pytest.mark.parametrize("alpha", [None, 0.3])
+def test_each_client_validates_on_a_share_of_its_own_part(alpha):
+    skewed = partial(
+        DirichletPartitioner, partition_by="label", alpha=alpha, min_partition_size=1
+    )
+    options = {} if alpha is None else {"partitioner": skewed}
+    data, whole = make(val_share=0.2, **options), make(val_share=0.0, **options)
+    both = list(zip(data.parts, data.val_parts, strict=True))
+    for (kept, held_out), owned in zip(both, whole.parts, strict=True):
+        assert sorted([*kept.tolist(), *held_out.tolist()]) == sorted(owned.tolist())
+        assert len(held_out) == round(len(owned) * 0.2)
+    batches = list(data.val_dataloader())
+    assert len(batches) == len(data.val_dataloader())
+    for client_id, part in enumerate(data.val_parts):
+        own = [batch for batch in batches if batch.client_id == client_id]
+        seen = torch.cat([torch.tensor([]), *(batch.targets for batch in own)])
+        assert torch.equal(seen, data._train.targets[part])
+        assert [b.ends_turn for b in own] == [False] * (len(own) - 1) + [True] * (
+            len(own) > 0
+        )
+
+
+def test_a_client_never_validates_on_all_that_it_has():
+    data = make(num_clients=58, val_share=0.9)
+    assert min(map(len, data.parts)) == 1
 
 
 def test_no_validation_part():
@@ -174,7 +189,8 @@ def test_digits_are_the_real_ones():
     ("options", "message"),
     [
         ({"num_clients": 0}, "num_clients.*positive.*0"),
-        ({"num_clients": 55}, r"num_clients.*at most.*\(54\).*55"),
+        ({"num_clients": 61}, r"num_clients.*at most.*\(60\).*61"),
+        ({"val_share": 0.01}, r"val_share.*client's 15.*0.01"),
         ({"batch_size": -1}, "batch_size.*positive.*-1"),
         ({"local_epochs": 0}, "local_epochs.*positive.*0"),
         ({"val_share": 1.0}, r"val_share.*\[0, 1\).*1.0"),
