@@ -122,11 +122,15 @@ class Classifier(pl.LightningModule):
         if self.trainer.ckpt_path is None:
             self._losses = {}
 
+    def round_loss(self) -> Tensor | float:
+        """Returns the mean training loss over the samples of the round so far."""
+        total = sum(loss for loss, _ in self._losses.values())
+        return total / max(sum(count for _, count in self._losses.values()), 1)
+
     @override
     def on_train_epoch_end(self) -> None:
+        self.log("train/loss", self.round_loss())
         losses, self._losses = self._losses, {}
-        total = sum(loss for loss, _ in losses.values())
-        self.log("train/loss", total / sum(count for _, count in losses.values()))
         self._log_by_client("loss", {k: s / n for k, (s, n) in losses.items()})
 
     def _log_by_client(self, name: str, values: dict[int, Tensor | float]) -> None:
