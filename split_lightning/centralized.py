@@ -51,6 +51,7 @@ class CentralizedLightningModule(Classifier):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.scheduler_interval = scheduler_interval
+        self._lr = 0.0
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
@@ -74,14 +75,20 @@ class CentralizedLightningModule(Classifier):
 
     @override
     def training_step(self, batch: ClientBatch, batch_idx: int) -> Tensor:
+        # Noted here: at the round's end Lightning has stepped the scheduler already.
+        self._lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         loss: Tensor = self.criterion(self(batch.inputs), batch.targets)
         self.end_of_step(batch.client_id, loss, len(batch.targets), batch_idx)
         return loss
 
     @override
-    def on_train_epoch_start(self) -> None:
-        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log("lr/server", lr, on_step=False, on_epoch=True)
+    def is_accumulating(self) -> bool:
+        return self.trainer.fit_loop._should_accumulate()
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        self.log("lr/server", self._lr)
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:

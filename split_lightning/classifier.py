@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from split_lightning.channel import Traffic
 from split_lightning.data.loader import ClientBatch, ClientLoader
+from split_lightning.random_state import random_state, set_random_state
 
 OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
@@ -43,6 +44,7 @@ class Classifier(pl.LightningModule):
         # of its own validation share: those that are right, and all.
         self._losses: dict[int, tuple[Tensor | float, int]] = {}
         self._right: dict[int, tuple[Tensor | int, int]] = {}
+        self._resumed: dict[str, Any] | None = None  # waits for the training's start
         self.memory_format = (
             torch.channels_last if channels_last else torch.contiguous_format
         )
@@ -120,7 +122,35 @@ class Classifier(pl.LightningModule):
     @override
     def on_fit_start(self) -> None:
         if self.trainer.ckpt_path is None:
-            self._losses = {}
+            self._losses, self._resumed = {}, None
+
+    @override
+    def on_train_start(self) -> None:
+        # After all that may draw random numbers, or clear gradients, before training.
+        if self._resumed is not None:
+            set_random_state(self._resumed["random_state"])
+            parameters = dict(self.named_parameters())
+            for name, gradient in self._resumed["gradients"].items():
+                parameters[name].grad = gradient.to(parameters[name].device)
+            self._resumed = None
+
+    @abstractmethod
+    def is_accumulating(self) -> bool:
+        """Tells whether gradients wait for the rest of a step's batches."""
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        waiting = self.named_parameters() if self.is_accumulating() else ()
+        checkpoint["round"] = {
+            "losses": self._losses,
+            "random_state": random_state(),
+            "gradients": {n: p.grad for n, p in waiting if p.grad is not None},
+        }
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed = checkpoint["round"]
+        self._losses = checkpoint["round"]["losses"]
 
     def round_loss(self) -> Tensor | float:
         """Returns the mean training loss over the samples of the round so far."""
@@ -130,6 +160,9 @@ class Classifier(pl.LightningModule):
     @override
     def on_train_epoch_end(self) -> None:
         self.log("train/loss", self.round_loss())
+        loader = self.trainer.train_dataloader
+        if isinstance(loader, ClientLoader):
+            loader.mark_round_done()
         losses, self._losses = self._losses, {}
         self._log_by_client("loss", {k: s / n for k, (s, n) in losses.items()})
 

@@ -178,6 +178,8 @@ class SplitLightningModule(Classifier):
             torch.autograd.backward([a for a, _ in returned], [g for _, g in returned])
 
         self._accumulated += 1
+        if self.scheduler_interval == "batch":
+            self._log_learning_rates(on_step=True)
         if self._is_time_to_step(ends_turn):
             client_optimizer, server_optimizer = self._both_optimizers()
             self._clip(self.client)
@@ -193,6 +195,10 @@ class SplitLightningModule(Classifier):
         self.end_of_step(client_id, loss, len(targets), batch_idx)
         return loss.detach()
 
+    @override
+    def is_accumulating(self) -> bool:
+        return self._accumulated > 0
+
     def _is_time_to_step(self, ends_turn: bool) -> bool:
         is_full = self._accumulated == self.accumulate_grad_batches
         return is_full or ends_turn or self.trainer.is_last_batch
@@ -200,7 +206,6 @@ class SplitLightningModule(Classifier):
     def _after_step(self) -> None:
         self._accumulated = 0
         if self.scheduler_interval == "batch":
-            self._log_learning_rates(on_step=True)
             self._step_schedulers()
 
     def _both_optimizers(self) -> list[LightningOptimizer]:
@@ -236,14 +241,10 @@ class SplitLightningModule(Classifier):
             self.traffic.load_state_dict(Traffic().state_dict())
 
     @override
-    def on_train_epoch_start(self) -> None:
-        if self.scheduler_interval == "round":
-            self._log_learning_rates(on_step=False)
-
-    @override
     def on_train_epoch_end(self) -> None:
         super().on_train_epoch_end()
         if self.scheduler_interval == "round":
+            self._log_learning_rates(on_step=False)
             self._step_schedulers()
 
     def hand_over(self, client_id: int) -> None:
@@ -296,6 +297,8 @@ class SplitLightningModule(Classifier):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["accumulated"] = self._accumulated
         checkpoint["clients"] = self.clients.state_dict()
         checkpoint["traffic"] = self.traffic.state_dict()
 
@@ -307,6 +310,8 @@ class SplitLightningModule(Classifier):
                 f"after the same layer ({self.hparams['cut_layer']!r}), but its "
                 "layers differ."
             )
+        super().on_load_checkpoint(checkpoint)
+        self._accumulated = checkpoint["accumulated"]
         self.clients.load_state_dict(checkpoint["clients"])
         self.traffic.load_state_dict(checkpoint["traffic"])
 

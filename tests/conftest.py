@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from split_lightning.data import Images
@@ -44,3 +45,24 @@ def _clean_hydra():
     GlobalHydra.instance().clear()
     yield
     GlobalHydra.instance().clear()
+
+
+class Recorder(Logger):
+    """Keeps every logged value: (step, name, value)."""
+
+    name, version = "recorder", 0
+
+    def __init__(self):
+        super().__init__()
+        self.records = []
+
+    @property
+    def metrics(self):
+        """The last value of each metric."""
+        return {name: value for _, name, value in self.records}
+
+    def log_metrics(self, metrics, step=None):
+        self.records += [(step, name, value) for name, value in metrics.items()]
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass

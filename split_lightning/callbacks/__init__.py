@@ -5,6 +5,7 @@ from split_lightning.callbacks.partition_picture import (
     PartitionPicture,
     draw_label_counts,
 )
+from split_lightning.callbacks.resume_checkpoint import ResumeCheckpoint
 from split_lightning.callbacks.round_progress_bar import RoundProgressBar
 from split_lightning.callbacks.speed_monitor import SpeedMonitor
 from split_lightning.callbacks.weight_passing import (
@@ -15,6 +16,7 @@ from split_lightning.callbacks.weight_passing import (
 __all__ = [
     "CommunicationMonitor",
     "PartitionPicture",
+    "ResumeCheckpoint",
     "RoundProgressBar",
     "RoundRobinWeightPassing",
     "SpeedMonitor",

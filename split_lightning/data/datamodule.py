@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 from typing_extensions import override
@@ -144,6 +146,8 @@ class SplitDataModule(pl.LightningDataModule):
             self.seed,
             repeat_round=getattr(self.trainer, "overfit_batches", 0) > 0,
         )
+        if self.trainer is not None:  # Lightning may fetch before it sets the round
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         train = self._need(self._train)
         return ClientLoader(train, sampler, self.normalize, self.augmentation)
 
@@ -203,6 +207,38 @@ class SplitDataModule(pl.LightningDataModule):
                 f"Expected argument `partitioner` to have valid options, but got "
                 f"{options}: {error}"
             ) from error
+
+    @override
+    def state_dict(self) -> dict[str, int]:
+        """Returns what a position in the data depends on."""
+        dealt_out = torch.cat([*self.parts, *self.val_parts]).numpy().tobytes()
+        return {
+            "seed": self.seed,
+            "num_clients": self.num_clients,
+            "batch_size": self.batch_size,
+            "local_epochs": self.local_epochs,
+            "partition": zlib.crc32(dealt_out),
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Stops where training would go on with other data.
+
+        Raises:
+            ValueError: Names what differs from the data of the checkpoint.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        own = self.state_dict()
+        differs = [name for name in own if own[name] != state_dict[name]]
+        if differs:
+            before = ", ".join(f"{name}={state_dict[name]}" for name in differs)
+            now = ", ".join(f"{name}={own[name]}" for name in differs)
+            raise ValueError(
+                "Expected the data that the run of `ckpt_path` began with, to go on "
+                f"exactly ({before}), but got {now}. (partition: a checksum of who "
+                "owns what: `num_clients`, `data/partitioner`, `data.val_share`.)"
+            )
 
     @staticmethod
     def _need(images: Images | None) -> Images:

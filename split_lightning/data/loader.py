@@ -94,7 +94,8 @@ class ClientLoader:
 
     def state_dict(self) -> dict[str, int]:
         """Returns the position: the round and the batches given out in it."""
-        epoch = self.sampler.epoch
+        is_later = self._epoch > self.sampler.epoch  # a round was marked as done
+        epoch = self._epoch if is_later else self.sampler.epoch
         return {"epoch": epoch, "batches": self._batches if epoch == self._epoch else 0}
 
     def mark_trained(self, batches: int) -> None:
@@ -104,6 +105,10 @@ class ClientLoader:
         that resumes would lose it.
         """
         self._batches = batches
+
+    def mark_round_done(self) -> None:
+        """Says that the round is over, however many of its batches were trained on."""
+        self._epoch, self._batches = self.sampler.epoch + 1, 0
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes to a position; the next iteration starts there."""

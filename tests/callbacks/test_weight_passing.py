@@ -5,9 +5,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import RandomImages, tiny_network
+from conftest import RandomImages, Recorder, tiny_network
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from split_lightning import (
@@ -37,22 +36,6 @@ class Watch(Callback):
         if batch.ends_turn:
             self.turns[-1]["end"] = cloned(pl_module)
             self.turns[-1]["active"] = pl_module.clients.active
-
-
-class DictLogger(Logger):
-    """Keeps the last value of each metric."""
-
-    name, version = "dict", 0
-
-    def __init__(self):
-        super().__init__()
-        self.metrics = {}
-
-    def log_metrics(self, metrics, step=None):
-        self.metrics.update(metrics)
-
-    def log_hyperparams(self, params, *args, **kwargs):
-        pass
 
 
 def run(tmp_path, passing=None, rounds=2, policy="keep", logger=False, **data_options):
@@ -145,7 +128,7 @@ def test_a_policy_for_hand_offs_needs_hand_offs(tmp_path):
 @pytest.mark.parametrize("passing", [True, False])
 def test_clients_that_never_share_validate_their_own_weights(tmp_path, passing):
     """Held against a loop over the clients' weights at the ends of their turns."""
-    logger = DictLogger()
+    logger = Recorder()
     module, turns = run(
         tmp_path,
         RoundRobinWeightPassing(enabled=passing),

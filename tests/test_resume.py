@@ -1,0 +1,203 @@
+"""A run that was stopped and goes on equals one that was not, bit for bit."""
+
+from functools import partial
+
+import pytest
+import torch
+from conftest import RandomImages, Recorder, tiny_network
+from flwr_datasets import partitioner as partitioners
+from kornia.augmentation import RandomHorizontalFlip
+from pytorch_lightning import Callback, Trainer
+from torch import nn
+
+from split_lightning import (
+    CentralizedLightningModule,
+    RoundRobinWeightPassing,
+    SplitDataModule,
+    SplitLightningModule,
+)
+from split_lightning.callbacks import CommunicationMonitor, ResumeCheckpoint
+from split_lightning.data import RoundRobinSchedule
+from split_lightning.data.shards import EvenShardPartitioner
+
+SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+ADAM = partial(torch.optim.Adam, lr=0.01)
+STEP = partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5)
+ROUNDS = 3
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: nothing runs any more."""
+
+
+class Kill(Callback):
+    def __init__(self, after):
+        self.left = after
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+
+
+def make_module(optimizer=SGD, centralized=False, **options):
+    torch.manual_seed(5)
+    network = tiny_network()
+    if centralized:
+        return CentralizedLightningModule(network, optimizer, 3, STEP)
+    return SplitLightningModule(network, 1, optimizer, optimizer, 3, **options)
+
+
+def make_data(num_clients=3, **options):
+    options = {"batch_size": 7, "val_share": 0.2, "seed": 3} | options
+    return SplitDataModule(RandomImages(), num_clients, **options)
+
+
+def start(folder, records, module, data, passing=True, kill=None, ckpt=None, **options):
+    """Trains; returns all that a checkpoint holds at the end."""
+    checkpoint = ResumeCheckpoint(folder, every_n_batches=1)
+    callbacks = [CommunicationMonitor(), RoundRobinWeightPassing(enabled=passing)]
+    if isinstance(module, CentralizedLightningModule):
+        callbacks = []
+    if kill is not None:
+        callbacks.append(Kill(kill))
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=ROUNDS,
+        logger=records,
+        log_every_n_steps=1,
+        callbacks=[*callbacks, checkpoint],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        **options,
+    )
+    torch.manual_seed(11)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+def assert_same(one, other, path=""):
+    """Two trees of containers and tensors are equal, bit for bit."""
+    assert type(one) is type(other), path
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            assert_same(one[key], other[key], f"{path}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), path
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{path}/{number}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), path
+    else:
+        assert one == other, (path, one, other)
+
+
+def check(tmp_path, make, kills, passing=True, **options):
+    """Stops a run at each of several batches; each time it goes on to the same end."""
+    whole = Recorder()
+    end = start(tmp_path / "whole", whole, *make(), passing, **options)
+    for kill in kills:
+        folder, parts = tmp_path / f"killed after {kill}", Recorder()
+        with pytest.raises(Killed):
+            start(folder, parts, *make(), passing, kill, **options)
+        last = folder / "last.ckpt"
+        loops = torch.load(last, weights_only=True)["loops"]["fit_loop"]
+        assert loops["epoch_loop.batch_progress"]["total"]["processed"] == kill
+        resumed = start(folder, parts, *make(), passing, ckpt=last, **options)
+        assert_same(end, resumed)
+        assert sorted(parts.records) == sorted(whole.records)  # nothing lost or twice
+
+
+@pytest.mark.parametrize(
+    ("policy", "passing"),
+    [("keep", True), ("travel", True), ("reset", True), ("keep", False)],
+)
+def test_at_any_batch_for_each_policy(tmp_path, policy, passing):
+    def make():
+        return make_module(ADAM, optimizer_state=policy), make_data()
+
+    check(tmp_path, make, (1, 9, 15), passing)
+
+
+SKEWED = {
+    "iid": partitioners.IidPartitioner,
+    "linear": partitioners.LinearPartitioner,
+    "square": partitioners.SquarePartitioner,
+    "exponential": partitioners.ExponentialPartitioner,
+    "dirichlet": partial(
+        partitioners.DirichletPartitioner,
+        partition_by="label",
+        alpha=0.5,
+        min_partition_size=2,
+    ),
+    "pathological": partial(
+        partitioners.PathologicalPartitioner,
+        partition_by="label",
+        num_classes_per_partition=2,
+    ),
+    "shards": partial(EvenShardPartitioner, num_shards_per_partition=2),
+}
+
+
+@pytest.mark.parametrize("name", SKEWED)
+def test_for_each_partitioner_with_a_shuffled_schedule(tmp_path, name):
+    def make():
+        schedule = RoundRobinSchedule(shuffle=True)
+        data = make_data(partitioner=SKEWED[name], schedule=schedule, local_epochs=2)
+        return make_module(), data
+
+    check(tmp_path, make, (16,))
+
+
+def test_where_rounds_differ_in_length(tmp_path):
+    def make():
+        schedule = RoundRobinSchedule(shuffle=True, clients_per_round=2)
+        partitioner = partitioners.LinearPartitioner
+        return make_module(), make_data(partitioner=partitioner, schedule=schedule)
+
+    check(tmp_path, make, (2, 5, 11, 12))
+
+
+def test_with_augmentation_accumulation_clipping_and_schedulers(tmp_path):
+    def make():
+        module = make_module(
+            accumulate_grad_batches=2,
+            gradient_clip_val=0.5,
+            client_scheduler=STEP,
+            server_scheduler=STEP,
+            scheduler_interval="batch",
+        )
+        flip = nn.Sequential(RandomHorizontalFlip(p=0.5))
+        return module, make_data(augmentation=flip, batch_size=4)
+
+    check(tmp_path, make, (1, 2, 13))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_unsplit_network(tmp_path, accumulate):
+    def make():
+        return make_module(centralized=True), make_data(1)
+
+    check(tmp_path, make, (2, 8), accumulate_grad_batches=accumulate)
+
+
+def test_other_data_are_refused(tmp_path):
+    start(tmp_path, Recorder(), make_module(), make_data())
+    path = tmp_path / "last.ckpt"
+    for options, words in (
+        ({"seed": 4}, "seed=3.*seed=4"),
+        ({"batch_size": 6}, "batch_size=7.*batch_size=6"),
+        ({"num_clients": 4}, "num_clients=3.*num_clients=4"),
+        ({"partitioner": partitioners.LinearPartitioner}, "partition=.*checksum"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            start(
+                tmp_path,
+                Recorder(),
+                make_module(),
+                make_data(**options),
+                ckpt=path,
+            )
