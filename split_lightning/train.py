@@ -30,6 +30,7 @@ from split_lightning.classifier import Classifier
 from split_lightning.config import check, summary
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.report import print_results
+from split_lightning.run_folder import no_folder_if_refused
 from split_lightning.user_errors import one_message, run_hydra
 
 
@@ -112,7 +113,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     trainer, module = run.trainer, run.module
 
     start = time.perf_counter()
-    with one_message(applies=lambda: not run.speed.has_begun):
+    with one_message(lambda: run.speed.has_begun, lambda: _go_on(folder)):
         trainer.fit(module, datamodule=run.data, ckpt_path=cfg.ckpt_path)
     seconds = time.perf_counter() - start
     metrics = dict(trainer.callback_metrics)
@@ -134,6 +135,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     write(cfg, run, results)
     print_results(results, folder)
     return results
+
+
+def _go_on(folder: Path) -> str:
+    """Says how to go on with a run that the system stopped."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        return f"The run's folder is {folder}."
+    return f"The run goes on from its last good checkpoint with ckpt_path={last}."
 
 
 def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
@@ -190,9 +199,10 @@ def main(cfg: DictConfig | None = None) -> float | None:
     if cfg is None:
         run_hydra(_hydra_main, _conf_folder())
         return None
-    with one_message():
-        check(cfg, _typed())
-    metric: float | None = train(cfg).get(cfg.metric.replace("/", "_"))
+    with no_folder_if_refused():
+        with one_message():
+            check(cfg, _typed())
+        metric: float | None = train(cfg).get(cfg.metric.replace("/", "_"))
     return metric
 
 

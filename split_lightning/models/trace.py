@@ -35,7 +35,7 @@ _VIEW_FUNCTIONS = {
     "unsqueeze",
     "view",
 }
-_VIEW_LAYERS = (nn.Identity, nn.Flatten, nn.Unflatten)
+_VIEW_LAYERS = (nn.Flatten, nn.Unflatten)
 
 
 class Trace:
@@ -56,8 +56,8 @@ class Trace:
         trained: The operations that use parameters.
         views: The operations whose results may share memory with their first input.
         numbers: The operations that yield plain numbers (sizes), never samples.
-        changes: What each in-place operation changes; its result is the same tensor,
-            and goes by that name.
+        changes: What each in-place operation changes. Its result is the same tensor,
+            and goes by that name; so does what an operation returns as it is.
 
     Raises:
         ValueError: If `torch.fx` cannot trace the network; says what stopped it.
@@ -79,14 +79,15 @@ class Trace:
             self.state[node] = _state(network, node)
             if _has_parameters(network, node):
                 self.trained.add(node)
-            if _is_view(network, node, training):
+            if _is_view(network, node):
                 self.views.add(node)
             if _is_number(node, self.numbers):
                 self.numbers.add(node)
             elif _is_in_place(network, node):
-                # Under two names it would be sent across a cut as two tensors.
                 self.changes[node] = node.all_input_nodes[0]
-                node.replace_all_uses_with(self.changes[node])
+            if node in self.changes or _is_idle(network, node, training):
+                # One tensor: under two names it would cross a cut as two.
+                node.replace_all_uses_with(node.all_input_nodes[0])
 
     def chain_of(self, node: fx.Node) -> list[fx.Node]:
         """Returns a view and what it is a view of, up to what is none."""
@@ -142,19 +143,23 @@ def _has_parameters(network: nn.Module, node: fx.Node) -> bool:
     return isinstance(value, nn.Parameter)
 
 
-def _is_view(network: nn.Module, node: fx.Node, training: bool) -> bool:
+def _is_view(network: nn.Module, node: fx.Node) -> bool:
     """Tells whether an operation's result may share memory with its first input."""
     if node.op == "call_module":
-        layer = find(network, str(node.target))
-        is_idle = isinstance(layer, nn.modules.dropout._DropoutNd) and (
-            not training or layer.p == 0
-        )
-        return isinstance(layer, _VIEW_LAYERS) or is_idle
-    if node.op not in ("call_method", "call_function"):
-        return False
+        return isinstance(find(network, str(node.target)), _VIEW_LAYERS)
     name = getattr(node.target, "__name__", node.target)
-    # A function such as dropout returns its input where it does nothing.
-    return name in _VIEW_FUNCTIONS or _option(node, "training") is False
+    return node.op in ("call_method", "call_function") and name in _VIEW_FUNCTIONS
+
+
+def _is_idle(network: nn.Module, node: fx.Node, training: bool) -> bool:
+    """Tells whether an operation returns its first input, as it is."""
+    if node.op == "call_module":
+        layer = find(network, str(node.target))
+        drops = isinstance(layer, nn.modules.dropout._DropoutNd)
+        return isinstance(layer, nn.Identity) or (drops and not training)
+    name = getattr(node.target, "__name__", "")
+    is_dropout = node.op == "call_function" and "drop" in name
+    return is_dropout and _option(node, "training") is False
 
 
 def _is_in_place(network: nn.Module, node: fx.Node) -> bool:
@@ -179,8 +184,7 @@ def _ends_in_one_underscore(name: str) -> bool:
 
 def _option(node: fx.Node, name: str) -> Any:
     """Returns what a function is called with, by name, or `None`."""
-    if isinstance(node.target, str):  # a method
-        return None
+    assert callable(node.target)
     try:
         signature = inspect.signature(node.target)
         return signature.bind(*node.args, **node.kwargs).arguments.get(name)
