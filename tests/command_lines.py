@@ -1,6 +1,7 @@
 """Command lines at random: real keys and options, changed as by mistakes in typing."""
 
 import random
+from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -27,6 +28,7 @@ FLAGS = ["--cfg", "--multirun", "-m", "--info", "--resolve", "--package", "--nos
          "--experimental-rerun=x", "--hydra-help=1"]  # fmt: skip
 
 
+@cache
 def composed():
     """Returns all keys of the composed configuration, and all groups with options."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -131,8 +133,8 @@ class Typist:
     def broken(self):
         key, value = self.key(), self.random.choice(VALUES)
         forms = [
-            "{k}", "{k}:{v}", "={v}", "{k}=={v}", "{k} = {v}", "+{k}", "+", "~", "=", "",
-            "{k}={v}={v}", "'{k}={v}", "{k}=[{v}", "{k}={{{v}", "{k}[0]={v}",
+            "{k}", "{k}:{v}", "={v}", "{k}=={v}", "{k} = {v}", "+{k}", "+", "~", "=",
+            "", "{k}={v}={v}", "'{k}={v}", "{k}=[{v}", "{k}={{{v}", "{k}[0]={v}",
             "{k}=${{{v}}}", "@{k}={v}", "{k}@={v}", "{k}={v} #", "{k}=({v})",
         ]  # fmt: skip
         return self.random.choice(forms).format(k=key, v=value)
