@@ -40,7 +40,7 @@ class Cut:
         again = self._views_to_take_again(client & needed)
         needed |= {source for node in again for source in node.all_input_nodes}
         needed &= client
-        again |= self._numbers_to_take_again(needed - again)
+        again |= self._numbers_to_take_again(needed | again)
         again |= {node for node in needed if node.op == "get_attr"}
         self.both = [node for node in self.client if node in again]
         self.crossing = [n for n in self.client if n in needed and n not in again]

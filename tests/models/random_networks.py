@@ -18,6 +18,15 @@ class Step(NamedTuple):
     second: int
 
 
+def joined(first, second):
+    """Concatenates two values.
+
+    Multiplied by one, so that their gradients are dense in memory, as what crosses a
+    cut is: from a slice of the whole, some layers' backward rounds in another way.
+    """
+    return torch.cat((first * 1.0, second * 1.0), dim=1)
+
+
 LAYERS = {
     "conv": lambda: nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False),
     "grouped": lambda: nn.Conv2d(WIDTH, WIDTH, 1, groups=2),
@@ -41,9 +50,9 @@ JOINS = {
     "functional_": lambda a, b: F.leaky_relu(a, 0.1, inplace=True),
     "scale_": lambda a, b: a.mul_(0.5),
     "view": lambda a, b: a.flatten(2).view(a.shape),
-    "halves": lambda a, b: torch.cat((a.chunk(2, dim=1)[0], b.chunk(2, dim=1)[1]), 1),
+    "halves": lambda a, b: joined(a.chunk(2, dim=1)[0], b.chunk(2, dim=1)[1]),
     "sliced": lambda a, b: a[:, :],
-    "half_": lambda a, b: torch.cat((a[:, :2].relu_(), b.split(2, dim=1)[1]), 1),
+    "half_": lambda a, b: joined(a[:, :2].relu_(), b.split(2, dim=1)[1]),
     "dropped": lambda a, b: F.dropout(a, 0.4, training=False),
 }
 
@@ -68,7 +77,7 @@ class RandomNetwork(nn.Module):
             first = values[-1 - step.first % len(values)]
             second = values[-1 - step.second % len(values)]
             if step.kind == "joining":
-                values.append(layer(torch.cat((first, second), dim=1)))
+                values.append(layer(joined(first, second)))
             elif step.kind in LAYERS:
                 values.append(layer(first))
             else:
