@@ -106,15 +106,19 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     for known in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", known)
     folder = Path(cfg.output_dir)
-    with one_message():
+    with one_message(remedy=lambda: _go_on(folder)):
         run = build(cfg)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-    trainer, module = run.trainer, run.module
-
-    start = time.perf_counter()
     with one_message(lambda: run.speed.has_begun, lambda: _go_on(folder)):
-        trainer.fit(module, datamodule=run.data, ckpt_path=cfg.ckpt_path)
+        return _fit_and_test(cfg, run)
+
+
+def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
+    """Trains and tests what was built; returns and writes the results."""
+    trainer, module = run.trainer, run.module
+    start = time.perf_counter()
+    trainer.fit(module, datamodule=run.data, ckpt_path=cfg.ckpt_path)
     seconds = time.perf_counter() - start
     metrics = dict(trainer.callback_metrics)
     trainer.test(module, datamodule=run.data, verbose=False)
@@ -133,16 +137,17 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "seed": cfg.seed,
     }
     write(cfg, run, results)
-    print_results(results, folder)
+    print_results(results, Path(cfg.output_dir))
     return results
 
 
 def _go_on(folder: Path) -> str:
     """Says how to go on with a run that the system stopped."""
     last = folder / "checkpoints" / "last.ckpt"
+    where = f"(The run's folder is {folder}.)"
     if not last.is_file():
-        return f"The run's folder is {folder}."
-    return f"The run goes on from its last good checkpoint with ckpt_path={last}."
+        return where
+    return f"{where} It goes on from its last good checkpoint with ckpt_path={last}."
 
 
 def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import re
@@ -43,7 +44,13 @@ _SPOKEN = (
     OSError,
     ValueError,
 )
-_NEVER_BUGS = (MisconfigurationException, OSError)
+_NOT_WRITABLE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
+}
 
 
 class Refused(SystemExit):
@@ -60,19 +67,31 @@ def one_message(
         has_begun: Tells, when something was raised, whether the run has begun. Then
             only Lightning's complaints about a configuration are a user's mistake, and
             what the system refuses (a full disk) is the user's to mend.
-        remedy: Says what to do then.
+        remedy: Says what to do about that.
     """
     try:
         yield
     except Exception as error:
         began = has_begun()
-        if _wants_trace() or (began and not isinstance(error, _NEVER_BUGS)):
+        mistake = isinstance(error, MisconfigurationException) or _is_by_system(error)
+        if _wants_trace() or (began and not mistake):
             raise
-        message = _message(error, *_typed())
+        message = _message(error, *(() if began else _typed()))
+        if began or _is_not_writable(error):
+            message += f" {remedy()}"
         if not began:
             refuse(message)
-        _print_error(f"{message} {remedy()}")
+        _print_error(message)
         raise SystemExit(2) from error
+
+
+def _is_by_system(error: BaseException) -> bool:
+    """Tells whether a folder or a device could not be read or written."""
+    return isinstance(error, OSError) or "PytorchStreamWriter failed" in str(error)
+
+
+def _is_not_writable(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _NOT_WRITABLE
 
 
 def _typed() -> tuple[Sequence[str], Iterable[str]]:
@@ -171,6 +190,11 @@ def _reason(error: BaseException) -> str:
         return _unknown_key(error)
     if isinstance(error, ValidationError) and is_dataclass(error.object_type):
         return _wrong_type(error)
+    if _is_not_writable(error):
+        return (
+            f"{error}. Make room or get access there, or choose another folder "
+            "for the run with hydra.run.dir=FOLDER."
+        )
     if isinstance(error, _SPOKEN):
         return str(error).split("\n    full_key:")[0]
     return f"{type(error).__name__}: {error} ({_FULL}=1 shows where.)"

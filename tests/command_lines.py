@@ -25,7 +25,7 @@ TARGETS = [
 ]  # fmt: skip
 FLAGS = ["--cfg", "--multirun", "-m", "--info", "--resolve", "--package", "--nosuch",
          "-x", "--config-name", "--config-name=nowhere", "--config-dir=/nowhere",
-         "--experimental-rerun=x", "--hydra-help=1"]  # fmt: skip
+         "--hydra-help=1"]  # fmt: skip
 
 
 @cache

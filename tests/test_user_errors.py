@@ -70,7 +70,7 @@ MISTAKES = {
     # A value out of range
     "num_clients=-3": ["num_clients", "-3", INTEGER],
     "num_clients=0": ["num_clients", "0", INTEGER],
-    "num_clients=100000": ["num_clients", "100000", "1293"],
+    "num_clients=100000": ["num_clients", "100000", "1437"],
     "rounds=0": ["rounds", "0", INTEGER],
     "rounds=-1": ["rounds", "-1", INTEGER],
     "local_epochs=0": ["local_epochs", "0", INTEGER],
