@@ -1,12 +1,13 @@
 """Whatever the network, wherever `cut_layers` says it can be cut: the same numbers."""
 
 from by_hand import check_split_equals_unsplit, trained
-from hypothesis import assume, event, given
+from hypothesis import assume, event, given, settings
 from random_networks import NETWORKS
 
 from split_lightning.models.split import cut_layers, split
 
 
+@settings(max_examples=15 if settings.default.max_examples < 100 else 500)
 @given(network=NETWORKS)
 def test_split_equals_unsplit_whatever_the_network(network):
     try:
