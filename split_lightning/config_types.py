@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from torch import Tensor, nn
 
 _PLAIN: dict[Any, tuple[type, ...]] = {
     bool: (bool,),
@@ -16,6 +18,7 @@ _PLAIN: dict[Any, tuple[type, ...]] = {
     str: (str,),
     NoneType: (NoneType,),
 }
+_NEVER_WORDS = (nn.Module,)
 
 
 def misfit(target: str, options: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -41,7 +44,7 @@ def misfit(target: str, options: Mapping[str, Any]) -> tuple[str, str] | None:
             continue
         hint = _evaluated(parameter.annotation, found)
         if not _fits(value, hint) and value != parameter.default:
-            return name, inspect.formatannotation(hint).replace("typing.", "")
+            return name, _named(hint)
     return None
 
 
@@ -61,8 +64,28 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, member) for member in get_args(hint))
     if get_origin(hint) is Literal:
         return value in get_args(hint)
-    if hint not in _PLAIN:
-        return True
-    return isinstance(value, _PLAIN[hint]) and (
-        hint is bool or not isinstance(value, bool)
-    )
+    if hint in _PLAIN:
+        is_alike = hint is bool or not isinstance(value, bool)
+        return is_alike and isinstance(value, _PLAIN[hint])
+    if isinstance(value, str):
+        return hint not in _NEVER_WORDS  # a path, a device
+    return not isinstance(value, bool | int | float) or not _is_object(hint)
+
+
+def _is_object(hint: Any) -> bool:
+    """Tells whether a type is one that no plain number belongs to."""
+    is_class = isinstance(hint, type) and hint is not object
+    return (is_class and not issubclass(hint, Tensor)) or get_origin(hint) is Callable
+
+
+def _named(hint: Any) -> str:
+    """Returns a type as a user knows it.
+
+    >>> _named(int | Literal["all"] | None)
+    "int or 'all' or null"
+    """
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_named(member) for member in get_args(hint))
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    return "null" if hint is NoneType else inspect.formatannotation(hint)
