@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -19,12 +20,18 @@ def save_segment(segment: nn.Module, path: Path, metadata: Mapping[str, str]) ->
         segment: The segment, or a whole network.
         path: The file to write.
         metadata: What a reader must know: network, cut layer, classes, versions.
+
+    Raises:
+        OSError: If the file cannot be written.
     """
     state = {
         name: tensor.detach().cpu().contiguous().clone()  # tied ones apart
         for name, tensor in segment.state_dict().items()
     }
-    save_file(state, path, metadata=dict(metadata))
+    try:
+        save_file(state, path, metadata=dict(metadata))
+    except SafetensorError as error:  # for all that the system refuses, too
+        raise OSError(f"Cannot write {path}: {error}") from error
 
 
 def save_results(results: Mapping[str, Any], path: Path) -> None:

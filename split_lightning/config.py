@@ -20,6 +20,7 @@ from split_lightning.config_keys import (
     used_keys,
     value_at,
 )
+from split_lightning.config_types import misfit
 
 # What a sweep may choose by.
 METRICS = ("val/accuracy", "val/loss", "train/loss")
@@ -128,6 +129,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     _check_targets(plain)
     _check_ranges(cfg)
     _check_choices(cfg)
+    _check_types(OmegaConf.to_container(cfg, resolve=True))
 
 
 def _check_values(plain: Any, schema: type, prefix: str = "") -> None:
@@ -198,6 +200,19 @@ def _check_targets(node: Any, path: str = "") -> None:
         _check_targets(value, f"{path}{key}.")
 
 
+def _check_types(node: Any, path: str = "") -> None:
+    """Stops where an option is not of the type that its class or function asks for."""
+    if not isinstance(node, dict):
+        return
+    if (target := node.get("_target_")) and (wrong := misfit(target, node)):
+        name, expected = wrong
+        raise ValueError(
+            f"Expected `{path}{name}` to be of type {expected}, but got {node[name]!r}."
+        )
+    for key, value in node.items():
+        _check_types(value, f"{path}{key}.")
+
+
 def _check_ranges(cfg: DictConfig) -> None:
     """Stops where a whole number is out of its range."""
     ranges = {
@@ -207,6 +222,9 @@ def _check_ranges(cfg: DictConfig) -> None:
         "rounds": (1, None),
         "local_epochs": (1, None),
         "batch_size": (1, None),
+        "data.num_classes": (1, None),
+        "data.in_channels": (1, None),
+        "data.image_size": (1, None),
         "trainer.check_val_every_n_epoch": (1, None),
     }
     for key, (least, most) in ranges.items():

@@ -30,6 +30,7 @@ from split_lightning.classifier import Classifier
 from split_lightning.config import check, summary
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.report import print_results
+from split_lightning.run_folder import no_folder_if_refused
 from split_lightning.user_errors import one_message, run_hydra
 
 
@@ -105,15 +106,19 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     for known in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", known)
     folder = Path(cfg.output_dir)
-    with one_message():
+    with one_message(remedy=lambda: _go_on(folder)):
         run = build(cfg)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-    trainer, module = run.trainer, run.module
+    with one_message(lambda: run.speed.has_begun, lambda: _go_on(folder)):
+        return _fit_and_test(cfg, run)
 
+
+def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
+    """Trains and tests what was built; returns and writes the results."""
+    trainer, module = run.trainer, run.module
     start = time.perf_counter()
-    with one_message(applies=lambda: not run.speed.has_begun):
-        trainer.fit(module, datamodule=run.data, ckpt_path=cfg.ckpt_path)
+    trainer.fit(module, datamodule=run.data, ckpt_path=cfg.ckpt_path)
     seconds = time.perf_counter() - start
     metrics = dict(trainer.callback_metrics)
     trainer.test(module, datamodule=run.data, verbose=False)
@@ -132,8 +137,17 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "seed": cfg.seed,
     }
     write(cfg, run, results)
-    print_results(results, folder)
+    print_results(results, Path(cfg.output_dir))
     return results
+
+
+def _go_on(folder: Path) -> str:
+    """Says how to go on with a run that the system stopped."""
+    last = folder / "checkpoints" / "last.ckpt"
+    where = f"(The run's folder is {folder}.)"
+    if not last.is_file():
+        return where
+    return f"{where} It goes on from its last good checkpoint with ckpt_path={last}."
 
 
 def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
@@ -190,9 +204,10 @@ def main(cfg: DictConfig | None = None) -> float | None:
     if cfg is None:
         run_hydra(_hydra_main, _conf_folder())
         return None
-    with one_message():
-        check(cfg, _typed())
-    metric: float | None = train(cfg).get(cfg.metric.replace("/", "_"))
+    with no_folder_if_refused():
+        with one_message():
+            check(cfg, _typed())
+        metric: float | None = train(cfg).get(cfg.metric.replace("/", "_"))
     return metric
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
-import pickle
 import re
 import sys
 import traceback
@@ -19,6 +19,7 @@ from hydra.errors import (
     HydraException,
     InstantiationException,
     MissingConfigException,
+    OverrideParseException,
 )
 from omegaconf import OmegaConf
 from omegaconf.errors import (
@@ -43,34 +44,76 @@ _SPOKEN = (
     OSError,
     ValueError,
 )
-# What else a mistake can raise while a run is built or restored.
-_MISTAKES = (*_SPOKEN, LookupError, RuntimeError, TypeError, pickle.UnpicklingError)
+_NOT_WRITABLE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
+}
+
+
+class Refused(SystemExit):
+    """The end of a run that never began."""
 
 
 @contextmanager
-def one_message(applies: Callable[[], bool] = lambda: True) -> Iterator[None]:
+def one_message(
+    has_begun: Callable[[], bool] = lambda: False, remedy: Callable[[], str] = str
+) -> Iterator[None]:
     """Turns a user's mistake inside the block into one message and exit status 2.
 
     Args:
-        applies: Tells, when something was raised, whether it can be a user's mistake.
-            Lightning's complaints about a configuration always are.
+        has_begun: Tells, when something was raised, whether the run has begun. Then
+            only Lightning's complaints about a configuration are a user's mistake, and
+            what the system refuses (a full disk) is the user's to mend.
+        remedy: Says what to do about that.
     """
     try:
         yield
-    except _MISTAKES as error:
-        mistake = isinstance(error, MisconfigurationException) or applies()
-        if _wants_trace() or not mistake:
+    except Exception as error:
+        began = has_begun()
+        mistake = isinstance(error, MisconfigurationException) or _is_by_system(error)
+        if _wants_trace() or (began and not mistake):
             raise
-        if not HydraConfig.initialized():
-            stop(_message(error))
-        hydra = HydraConfig.get()
-        stop(_message(error, as_typed(hydra.overrides.task), hydra.runtime.choices))
+        message = _message(error, *(() if began else _typed()))
+        if began or _is_not_writable(error):
+            message += f" {remedy()}"
+        if not began:
+            refuse(message)
+        _print_error(message)
+        raise SystemExit(2) from error
 
 
-def stop(message: str) -> None:
-    """Prints a message and ends the process with status 2."""
-    print(f"split-lightning: error: {message.strip()}", file=sys.stderr)
-    raise SystemExit(2)
+def _is_by_system(error: BaseException) -> bool:
+    """Tells whether a folder or a device could not be read or written."""
+    return isinstance(error, OSError) or "PytorchStreamWriter failed" in str(error)
+
+
+def _is_not_writable(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _NOT_WRITABLE
+
+
+def _typed() -> tuple[Sequence[str], Iterable[str]]:
+    """Returns what was typed on the command line, and the groups that there are."""
+    if not HydraConfig.initialized():
+        return (), ()
+    hydra = HydraConfig.get()
+    return as_typed(hydra.overrides.task), hydra.runtime.choices
+
+
+def refuse(message: str) -> None:
+    """Prints a message and ends, with status 2, a run that never began."""
+    _print_error(message)
+    raise Refused(2)
+
+
+def _print_error(message: str) -> None:
+    """Prints a message in one line, without what points at a place in another."""
+    lines = [line for line in message.splitlines() if line.strip(" ^")]
+    print(
+        f"split-lightning: error: {' '.join(' '.join(lines).split())}", file=sys.stderr
+    )
 
 
 def run_hydra(main: Callable[[], Any], config_dir: str) -> None:
@@ -85,7 +128,7 @@ def run_hydra(main: Callable[[], Any], config_dir: str) -> None:
     except Exception as error:
         if _began(main, error):  # past `one_message`: a bug, to be traced
             raise
-        stop(_null_option(typed, config_dir) or _message(error, typed))
+        refuse(_null_option(typed, config_dir) or _message(error, typed))
     finally:
         for name in (_FULL, _OURS):
             os.environ.pop(name, None)
@@ -118,7 +161,7 @@ def _message(
         group = key.replace(".", "/")
         if f"`{key}`" in message and group != key and group in groups:
             message += f" (An option is chosen with `{group}=OPTION`.)"
-    if words and not any(key in message for key in words):
+    if words and not any(key and key in message for key in words):
         message += f" (You typed: {' '.join(typed)})"
     return message
 
@@ -133,6 +176,8 @@ def _with_full_keys(message: str, key: str) -> str:
 
 def _reason(error: BaseException) -> str:
     """Returns what went wrong, and in which file if in one."""
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error)
     if isinstance(error, InstantiationException):
         return _not_built(error)
     if isinstance(error, MissingConfigException):
@@ -145,9 +190,26 @@ def _reason(error: BaseException) -> str:
         return _unknown_key(error)
     if isinstance(error, ValidationError) and is_dataclass(error.object_type):
         return _wrong_type(error)
+    if _is_not_writable(error):
+        return (
+            f"{error}. Make room or get access there, or choose another folder "
+            "for the run with hydra.run.dir=FOLDER."
+        )
     if isinstance(error, _SPOKEN):
         return str(error).split("\n    full_key:")[0]
     return f"{type(error).__name__}: {error} ({_FULL}=1 shows where.)"
+
+
+def _unreadable(error: OverrideParseException) -> str:
+    """Says which word of the command line is not of the form KEY=VALUE."""
+    why = error.message.removeprefix(f"Error parsing override '{error.override}'")
+    why = re.sub(r"^\s*LexerNoViableAltException: .*", "", why)
+    why = why.split("See https://")[0].strip(" ^\n")
+    return (
+        f"Expected KEY=VALUE, but cannot read `{error.override}`"
+        f"{f' ({why})' if why else ''}. Quote a value with special characters twice: "
+        "'KEY=\"VALUE\"'."
+    )
 
 
 def _not_built(error: InstantiationException) -> str:

@@ -1,14 +1,28 @@
 """Small data and networks that the tests share."""
 
+import os
+
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hypothesis import HealthCheck, settings
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from split_lightning.data import Images
 
 torch.set_num_threads(1)  # the tests' networks are too small for more
+
+# The same few examples in every run of the suite; HYPOTHESIS_PROFILE=campaign tries
+# many that are drawn anew.
+_COMMON = {
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much],
+}
+settings.register_profile("suite", max_examples=25, derandomize=True, **_COMMON)
+settings.register_profile("campaign", max_examples=2000, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 class RandomImages:

@@ -67,10 +67,18 @@ MISTAKES = {
     "optimizer.client.lr=abc": ["optimizer.client", "'lr': 'abc'", "float"],
     "~num_clients": ["num_clients"],
     "num_clients=${nowhere}": ["num_clients", "nowhere"],
+    "trainer.deterministic=maybe": ["deterministic", "'maybe'", "bool or 'warn'"],
+    "trainer.min_steps=x": ["trainer.min_steps", "'x'", "int or null"],
+    "trainer.max_epochs=true": ["trainer.max_epochs", "True", "int or null"],
+    "callbacks.best.mode=[1]": ["callbacks.best.mode", "[1]", "str"],
+    "protocol.callbacks.weight_passing.enabled=no": ["enabled", "'no'", "bool"],
+    "protocol.module.criterion=0": ["protocol.module.criterion", "0", "Module or null"],
+    "protocol.module.criterion=x": ["protocol.module.criterion", "'x'", "Module"],
     # A value out of range
+    "data.image_size=-8": ["data.image_size", "-8", INTEGER],
     "num_clients=-3": ["num_clients", "-3", INTEGER],
     "num_clients=0": ["num_clients", "0", INTEGER],
-    "num_clients=100000": ["num_clients", "100000", "1293"],
+    "num_clients=100000": ["num_clients", "100000", "1437"],
     "rounds=0": ["rounds", "0", INTEGER],
     "rounds=-1": ["rounds", "-1", INTEGER],
     "local_epochs=0": ["local_epochs", "0", INTEGER],
@@ -134,7 +142,7 @@ MISTAKES = {
     "trainer.precision=16-mixed": ["trainer.precision", "16-mixed", "bf16-mixed"],
     "trainer.limit_train_batches=0": ["trainer.limit_train_batches", "0"],
     "trainer.max_steps=0": ["trainer.max_steps", "0"],
-    "trainer.precision=nonsense": ["trainer.precision=nonsense", "bf16-mixed"],
+    "trainer.precision=nonsense": ["trainer.precision", "'nonsense'", "bf16-mixed"],
     "trainer.accelerator=warp": ["trainer.accelerator=warp", "cpu"],
     "trainer.devices=2": ["trainer.devices", "2", "one device"],
     "trainer.strategy=ddp": ["trainer.strategy=ddp", "strategy='auto'"],
@@ -227,7 +235,7 @@ def test_without_data_or_network_the_remedies_are_named(
     message = refused(f"data={data}", f"data.root={root}")
     for words in [str(root), *DATA_REMEDIES]:
         assert words in message
-    assert len(message) < 500
+    assert len(message) < 600
     assert not trained(tmp_path)
 
 

@@ -42,12 +42,15 @@ def partition(labels: Tensor, partitioner: Partitioner) -> list[Tensor]:
         with warnings.catch_warnings():
             # Retries and unused classes: what matters of them is an error below.
             warnings.simplefilter("ignore")
+            num_clients = partitioner.num_partitions
+            if num_clients > len(labels):
+                raise ValueError(f"there are {num_clients} clients.")
             parts = [
                 torch.as_tensor(
                     partitioner.load_partition(client_id)["index"][:],
                     dtype=torch.int64,
                 ).sort()[0]
-                for client_id in range(partitioner.num_partitions)
+                for client_id in range(num_clients)
             ]
     except ValueError as error:
         raise ValueError(

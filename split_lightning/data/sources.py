@@ -61,18 +61,20 @@ class TorchvisionImages:
         """Returns the training set or the test set.
 
         Raises:
-            FileNotFoundError: If it is not under the root and cannot be downloaded.
+            FileNotFoundError: If it is not under the root, or damaged, and cannot be
+                downloaded.
         """
         from torchvision import datasets
 
         constructor = getattr(datasets, self.name)
         try:
             dataset = constructor(self.root, train=train, download=True)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # a damaged file can raise anything
             raise FileNotFoundError(
-                f"{self.name} is not in {self.root} and could not be downloaded "
-                f"({error}). Name the folder that holds it with data.root=FOLDER, or "
-                "train on the bundled digits with data=digits."
+                f"{self.name} is not in {self.root}, or is damaged there, and could "
+                f"not be downloaded ({type(error).__name__}: {error}). Name the folder "
+                "that holds it with data.root=FOLDER, delete what is damaged to "
+                "download it again, or train on the bundled digits with data=digits."
             ) from error
         self.classes = tuple(dataset.classes)
         pixels = torch.as_tensor(np.asarray(dataset.data))  # (N, H, W[, C])

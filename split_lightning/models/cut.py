@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from torch import Tensor, fx
@@ -39,23 +40,44 @@ class Cut:
         again = self._views_to_take_again(client & needed)
         needed |= {source for node in again for source in node.all_input_nodes}
         needed &= client
+        again |= self._numbers_to_take_again(needed | again)
         again |= {node for node in needed if node.op == "get_attr"}
         self.both = [node for node in self.client if node in again]
         self.crossing = [n for n in self.client if n in needed and n not in again]
 
     def _views_to_take_again(self, needed: set[fx.Node]) -> set[fx.Node]:
-        """Returns the views of what crosses too, which the server must take itself.
+        """Returns the views of what crosses that the server must take itself.
 
-        Sent apart they would be copies, and what a layer does to one of them in place
-        would no longer be seen in the other.
+        Sent apart, views of one tensor are copies, and what the server does to one of
+        them in place would no longer be seen in the others.
         """
-        again: set[fx.Node] = set()
-        for node in needed & self.trace.views:
-            chain = [node]
-            while (source := chain[-1].all_input_nodes[0]) in self.trace.views:
-                chain.append(source)
-            if source in needed:
-                again.update(chain)
+        changes = self.trace.changes
+        changed = {
+            self.trace.chain_of(changes[node])[-1]
+            for node in self.server
+            if node in changes
+        }
+        chains = [self.trace.chain_of(node) for node in needed]
+        roots = Counter(chain[-1] for chain in chains)
+        return {
+            node
+            for chain in chains
+            if chain[-1] in changed and roots[chain[-1]] > 1
+            for node in chain[:-1]
+        }
+
+    def _numbers_to_take_again(self, needed: set[fx.Node]) -> set[fx.Node]:
+        """Returns the sizes that the server can read from what crosses."""
+        sent, known = needed - self.trace.numbers, set[fx.Node]()
+        for node in self.client:
+            inputs = set(node.all_input_nodes)
+            if node in self.trace.numbers and inputs <= sent | known:
+                known.add(node)
+        again, wanted = set[fx.Node](), needed & known
+        while wanted:
+            again |= wanted
+            inputs = {source for node in wanted for source in node.all_input_nodes}
+            wanted = inputs & known - again
         return again
 
     def problem(self) -> str | None:
@@ -67,9 +89,22 @@ class Cut:
         sent = set(self.crossing) - self.trace.numbers
         if not sent:
             return "leaves nothing to send: the server segment needs no result of it"
-        if sent & self.trace.raw:
+        if sent & self._raw():
             return "would send raw inputs, which the layers behind it need too"
         return None
+
+    def _raw(self) -> set[fx.Node]:
+        """Returns what the client has from the inputs through no parameter."""
+        raw: set[fx.Node] = set()
+        weighted: set[fx.Node] = set()
+        for node in self.client:
+            inputs, changed = set(node.all_input_nodes), self.trace.changes.get(node)
+            if node in self.trace.trained or weighted & inputs:
+                weighted |= {node, changed or node}
+                raw.discard(changed or node)
+            elif node.op == "placeholder" or raw & inputs - self.trace.numbers:
+                raw.add(node)
+        return raw - self.trace.numbers
 
     def client_state(self) -> dict[int, str]:
         """Returns what the client must hold alone: identity and path."""

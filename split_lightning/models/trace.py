@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from itertools import accumulate
 from typing import Any
 
 from torch import fx, nn
 
-from split_lightning.models.tracer import trace_graph
+from split_lightning.models.tracer import IN_PLACE, trace_graph
 
 # What a tensor tells of itself: plain numbers, never samples.
 _NUMBER_METHODS = {"size", "dim", "numel", "nelement", "ndimension", "stride"}
 _NUMBER_ATTRIBUTES = {"shape", "ndim", "device", "dtype"}
 # Operations whose result may share memory with their first input.
 _VIEW_FUNCTIONS = {
+    "chunk",
+    "contiguous",
     "expand",
     "flatten",
+    "getitem",
     "movedim",
+    "narrow",
     "permute",
     "reshape",
+    "select",
+    "split",
     "squeeze",
     "swapaxes",
     "transpose",
+    "unbind",
+    "unflatten",
     "unsqueeze",
     "view",
 }
-_VIEW_LAYERS = (nn.Identity, nn.Flatten, nn.Unflatten)
+_VIEW_LAYERS = (nn.Flatten, nn.Unflatten)
 
 
 class Trace:
@@ -47,7 +56,8 @@ class Trace:
         trained: The operations that use parameters.
         views: The operations whose results may share memory with their first input.
         numbers: The operations that yield plain numbers (sizes), never samples.
-        raw: The operations whose results come from the inputs through no parameter.
+        changes: What each in-place operation changes. Its result is the same tensor,
+            and goes by that name; so does what an operation returns as it is.
 
     Raises:
         ValueError: If `torch.fx` cannot trace the network; says what stopped it.
@@ -62,12 +72,10 @@ class Trace:
         self.trained: set[fx.Node] = set()
         self.views: set[fx.Node] = set()
         self.numbers: set[fx.Node] = set()
-        self.raw: set[fx.Node] = set()
-        weighted: set[fx.Node] = set()
+        self.changes: dict[fx.Node, fx.Node] = {}
         for position, node in enumerate(self.nodes):
             for path in accumulate(layer_of(node).split("."), "{}.{}".format):
                 self.ends[path] = position
-            inputs = set(node.all_input_nodes)
             self.state[node] = _state(network, node)
             if _has_parameters(network, node):
                 self.trained.add(node)
@@ -75,11 +83,18 @@ class Trace:
                 self.views.add(node)
             if _is_number(node, self.numbers):
                 self.numbers.add(node)
-            if node in self.trained or weighted & inputs:
-                weighted.add(node)
-            elif node.op == "placeholder" or self.raw & inputs - self.numbers:
-                self.raw.add(node)
-        self.raw -= self.numbers
+            elif _is_in_place(network, node):
+                self.changes[node] = node.all_input_nodes[0]
+            if node in self.changes or _is_idle(network, node, training):
+                # One tensor: under two names it would cross a cut as two.
+                node.replace_all_uses_with(node.all_input_nodes[0])
+
+    def chain_of(self, node: fx.Node) -> list[fx.Node]:
+        """Returns a view and what it is a view of, up to what is none."""
+        chain = [node]
+        while chain[-1] in self.views:
+            chain.append(chain[-1].all_input_nodes[0])
+        return chain
 
 
 def layer_of(node: fx.Node) -> str:
@@ -131,13 +146,50 @@ def _has_parameters(network: nn.Module, node: fx.Node) -> bool:
 def _is_view(network: nn.Module, node: fx.Node) -> bool:
     """Tells whether an operation's result may share memory with its first input."""
     if node.op == "call_module":
-        layer = find(network, str(node.target))
-        is_idle = (
-            isinstance(layer, nn.modules.dropout._DropoutNd) and not layer.training
-        )
-        return isinstance(layer, _VIEW_LAYERS) or is_idle
+        return isinstance(find(network, str(node.target)), _VIEW_LAYERS)
     name = getattr(node.target, "__name__", node.target)
     return node.op in ("call_method", "call_function") and name in _VIEW_FUNCTIONS
+
+
+def _is_idle(network: nn.Module, node: fx.Node, training: bool) -> bool:
+    """Tells whether an operation returns its first input, as it is."""
+    if node.op == "call_module":
+        layer = find(network, str(node.target))
+        drops = isinstance(layer, nn.modules.dropout._DropoutNd)
+        return isinstance(layer, nn.Identity) or (drops and not training)
+    name = getattr(node.target, "__name__", "")
+    is_dropout = node.op == "call_function" and "drop" in name
+    return is_dropout and _option(node, "training") is False
+
+
+def _is_in_place(network: nn.Module, node: fx.Node) -> bool:
+    """Tells whether an operation returns its first input, changed."""
+    if not node.all_input_nodes:
+        return False
+    if node.op == "call_module":
+        return getattr(find(network, str(node.target)), "inplace", False) is True
+    if node.op == "call_method":
+        return _ends_in_one_underscore(str(node.target))
+    if node.op != "call_function":
+        return False
+    name = getattr(node.target, "__name__", "")
+    if name in IN_PLACE and node.target is getattr(operator, name):
+        return True  # `x += y` and its like
+    return _ends_in_one_underscore(name) or _option(node, "inplace") is True
+
+
+def _ends_in_one_underscore(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _option(node: fx.Node, name: str) -> Any:
+    """Returns what a function is called with, by name, or `None`."""
+    assert callable(node.target)
+    try:
+        signature = inspect.signature(node.target)
+        return signature.bind(*node.args, **node.kwargs).arguments.get(name)
+    except (TypeError, ValueError):  # builtins: their in-place names end in `_`
+        return node.kwargs.get(name)
 
 
 def _is_number(node: fx.Node, numbers: set[fx.Node]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-_IN_PLACE = (
+IN_PLACE = (
     "iadd",
     "iand",
     "ifloordiv",
@@ -36,7 +36,7 @@ def _in_place(name: str) -> Any:
     return apply
 
 
-for _name in _IN_PLACE:
+for _name in IN_PLACE:
     setattr(InPlaceProxy, f"__{_name}__", _in_place(_name))
 
 

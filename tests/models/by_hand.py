@@ -89,6 +89,16 @@ def trained_own(make_network):
     return trained(make_network, image_size=8)
 
 
+def check_gradients(client, server, reference):
+    """Compares what the last backward left: equal weights may hide what differs."""
+    expected = dict(reference.named_parameters())
+    for name, parameter in (*client.named_parameters(), *server.named_parameters()):
+        if parameter.grad is None:
+            assert expected[name].grad is None, name
+        else:
+            assert torch.equal(parameter.grad, expected[name].grad), name
+
+
 def check_split_equals_unsplit(unsplit, cut_layer):
     network, batches, reference, state, logits = unsplit
     client, server = split(network, cut_layer)
@@ -97,6 +107,7 @@ def check_split_equals_unsplit(unsplit, cut_layer):
     assert merged.keys() == state.keys()
     unequal = [key for key in state if not torch.equal(merged[key], state[key])]
     assert not unequal, f"cut after {cut_layer}, these differ: {unequal}"
+    check_gradients(client, server, reference)
     reference.load_state_dict(merged, strict=True)
     assert logits.isfinite().all()
     assert torch.equal(predict_split(client, server, batches[0][0]), logits)

@@ -1,0 +1,91 @@
+"""Whether values are of the types that a class or function asks for."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from torch import Tensor, nn
+
+_PLAIN: dict[Any, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    NoneType: (NoneType,),
+}
+_NEVER_WORDS = (nn.Module,)
+
+
+def misfit(target: str, options: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Returns the first option of a wrong type, and the type that it has to have.
+
+    Only plain values are judged: what stands for an object may be anything.
+
+    Args:
+        target: A class or function that can be imported.
+        options: What it is to be called with.
+
+    >>> misfit("split_lightning.callbacks.RoundRobinWeightPassing", {"enabled": "no"})
+    ('enabled', 'bool')
+    """
+    found = pkgutil.resolve_name(target)
+    try:
+        parameters = inspect.signature(found).parameters
+    except (TypeError, ValueError):  # a builtin
+        return None
+    for name, value in options.items():
+        parameter = parameters.get(name)
+        if parameter is None or parameter.annotation is parameter.empty:
+            continue
+        hint = _evaluated(parameter.annotation, found)
+        if not _fits(value, hint) and value != parameter.default:
+            return name, _named(hint)
+    return None
+
+
+def _evaluated(annotation: Any, found: Any) -> Any:
+    """Returns the type that an annotation means; `Any` where it cannot be told."""
+    names = vars(sys.modules[found.__module__])
+    try:
+        return get_type_hints(
+            SimpleNamespace(__annotations__={"it": annotation}), names
+        )["it"]
+    except (NameError, TypeError):  # imported for type checkers alone
+        return Any
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, member) for member in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint in _PLAIN:
+        is_alike = hint is bool or not isinstance(value, bool)
+        return is_alike and isinstance(value, _PLAIN[hint])
+    if isinstance(value, str):
+        return hint not in _NEVER_WORDS  # a path, a device
+    return not isinstance(value, bool | int | float) or not _is_object(hint)
+
+
+def _is_object(hint: Any) -> bool:
+    """Tells whether a type is one that no plain number belongs to."""
+    is_class = isinstance(hint, type) and hint is not object
+    return (is_class and not issubclass(hint, Tensor)) or get_origin(hint) is Callable
+
+
+def _named(hint: Any) -> str:
+    """Returns a type as a user knows it.
+
+    >>> _named(int | Literal["all"] | None)
+    "int or 'all' or null"
+    """
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_named(member) for member in get_args(hint))
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    return "null" if hint is NoneType else inspect.formatannotation(hint)
