@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 from torch import nn
+
+_RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # `${hydra:...}`, `${now:...}`
 
 
 def save_segment(segment: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
@@ -25,6 +29,32 @@ def save_segment(segment: nn.Module, path: Path, metadata: Mapping[str, str]) ->
         for name, tensor in segment.state_dict().items()
     }
     save_file(state, path, metadata=dict(metadata))
+
+
+def save_config(cfg: DictConfig, path: Path) -> None:
+    """Writes the configuration of a run so that it can be changed and read anywhere.
+
+    References to other keys (`${seed}`) stay; the run's folder, and all that asks
+    Hydra, the clock or the environment (`${now:...}`), is written as it was in the run.
+    """
+    plain = _without_resolvers(OmegaConf.to_container(cfg, resolve=False), cfg)
+    plain["output_dir"] = str(cfg.output_dir)
+    OmegaConf.save(plain, path)
+
+
+def _without_resolvers(node: Any, cfg: DictConfig, key: str = "") -> Any:
+    """Returns a part of a plain configuration with the resolvers' results in place."""
+    if isinstance(node, dict):
+        inner = f"{key}." if key else ""
+        return {k: _without_resolvers(v, cfg, f"{inner}{k}") for k, v in node.items()}
+    if isinstance(node, list):
+        return [_without_resolvers(v, cfg, f"{key}[{i}]") for i, v in enumerate(node)]
+    if not isinstance(node, str) or not _RESOLVER.search(node):
+        return node
+    value = OmegaConf.select(cfg, key)
+    if OmegaConf.is_config(value):
+        return OmegaConf.to_container(value, resolve=True)
+    return value
 
 
 def save_results(results: Mapping[str, Any], path: Path) -> None:

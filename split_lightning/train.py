@@ -24,11 +24,12 @@ from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 
 import split_lightning
-from split_lightning.artifacts import save_results, save_segment
+from split_lightning.artifacts import save_config, save_results, save_segment
 from split_lightning.callbacks.speed_monitor import SpeedMonitor
 from split_lightning.classifier import Classifier
 from split_lightning.config import check, summary
 from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.models.weights import load_weights
 from split_lightning.report import print_results
 from split_lightning.user_errors import one_message, run_hydra
 
@@ -62,7 +63,7 @@ def build(cfg: DictConfig) -> Run:
     data.prepare_data()
     data.setup("fit")
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    module = instantiate(cfg.protocol.module, _convert_="all")
+    module = build_module(cfg)
     module.configure_optimizers()  # a wrong option fails here, not in mid-run
     speed = SpeedMonitor()
     callbacks = [speed]
@@ -77,6 +78,17 @@ def build(cfg: DictConfig) -> Run:
     module.verify(trainer, data)
     _probe(module, data)
     return Run(data, module, trainer, speed)
+
+
+def build_module(cfg: DictConfig) -> Classifier:
+    """Builds the module, from weights of elsewhere where the configuration says so."""
+    given = {}
+    if cfg.model.weights and not cfg.ckpt_path:  # a checkpoint has the weights
+        given["network"] = instantiate(cfg.model.network, _convert_="all")
+        weights, exclude = cfg.model.weights, list(cfg.model.weights_exclude)
+        load_weights(given["network"], weights, exclude)
+    module: Classifier = instantiate(cfg.protocol.module, _convert_="all", **given)
+    return module
 
 
 def _probe(module: Classifier, data: SplitDataModule) -> None:
@@ -108,7 +120,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     with one_message():
         run = build(cfg)
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        save_config(cfg, folder / "config.yaml")
     trainer, module = run.trainer, run.module
 
     start = time.perf_counter()
