@@ -6,6 +6,7 @@ Composes the configuration, builds what it names, fits, tests, and writes the re
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 import warnings
@@ -118,9 +119,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         warnings.filterwarnings("ignore", known)
     folder = Path(cfg.output_dir)
     with one_message():
+        composed = copy.deepcopy(cfg)  # `instantiate` resolves what it meets, in place
         run = build(cfg)
         folder.mkdir(parents=True, exist_ok=True)
-        save_config(cfg, folder / "config.yaml")
+        save_config(composed, folder / "config.yaml")
     trainer, module = run.trainer, run.module
 
     start = time.perf_counter()

@@ -143,7 +143,7 @@ def test_a_file_that_holds_more_than_a_state_dict_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["nowhere.pth", "."])
 def test_no_file_of_weights(tmp_path, name):
-    with pytest.raises(ValueError, match=r"`weights` to be a file.*the folder of a run"):
+    with pytest.raises(ValueError, match=r"`weights` to be a file.*folder of a run"):
         load_weights(tiny_network(), tmp_path / name)
 
 
