@@ -32,7 +32,7 @@ from split_lightning.config import check, summary
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.models.weights import load_weights
 from split_lightning.report import print_results
-from split_lightning.user_errors import one_message, run_hydra
+from split_lightning.user_errors import KNOWN_WARNINGS, one_message, run_hydra
 
 
 def _conf_folder() -> str:
@@ -40,13 +40,6 @@ def _conf_folder() -> str:
     package = Path(__file__).resolve().parent
     inside = package / "conf"
     return str(inside if inside.is_dir() else package.parent / "conf")
-
-
-# Known, and of no use to a user: why, and what says so.
-_KNOWN_WARNINGS = (
-    ".*LeafSpec.* is deprecated",  # Lightning 2.6 beside the newest torch
-    "Total length of `list` across ranks is zero",  # data.val_share=0
-)
 
 
 class Run(NamedTuple):
@@ -115,7 +108,7 @@ def _probe(module: Classifier, data: SplitDataModule) -> None:
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Trains and tests what a configuration names; returns and writes the results."""
-    for known in _KNOWN_WARNINGS:
+    for known in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", known)
     folder = Path(cfg.output_dir)
     with one_message():

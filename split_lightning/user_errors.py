@@ -33,6 +33,11 @@ from split_lightning.config_keys import as_typed, did_you_mean, is_within, keys_
 
 _FULL = "HYDRA_FULL_ERROR"
 _OURS = "SPLIT_LIGHTNING_SET_HYDRA_FULL_ERROR"
+# Known, and of no use to a user: why, and what says so.
+KNOWN_WARNINGS = (
+    ".*LeafSpec.* is deprecated",  # Lightning 2.6 beside the newest torch
+    "Total length of `list` across ranks is zero",  # data.val_share=0
+)
 _LONGEST = 800  # characters of a message, but for what was typed
 # Raised on purpose, with a message for a user.
 _SPOKEN = (
@@ -48,12 +53,15 @@ _MISTAKES = (*_SPOKEN, LookupError, RuntimeError, TypeError, pickle.UnpicklingEr
 
 
 @contextmanager
-def one_message(applies: Callable[[], bool] = lambda: True) -> Iterator[None]:
+def one_message(
+    applies: Callable[[], bool] = lambda: True, typed: Sequence[str] | None = None
+) -> Iterator[None]:
     """Turns a user's mistake inside the block into one message and exit status 2.
 
     Args:
         applies: Tells, when something was raised, whether it can be a user's mistake.
             Lightning's complaints about a configuration always are.
+        typed: What was typed; `None`: as Hydra knows it.
     """
     try:
         yield
@@ -61,8 +69,8 @@ def one_message(applies: Callable[[], bool] = lambda: True) -> Iterator[None]:
         mistake = isinstance(error, MisconfigurationException) or applies()
         if _wants_trace() or not mistake:
             raise
-        if not HydraConfig.initialized():
-            stop(_message(error))
+        if typed is not None or not HydraConfig.initialized():
+            stop(_message(error, typed or ()))
         hydra = HydraConfig.get()
         stop(_message(error, as_typed(hydra.overrides.task), hydra.runtime.choices))
 

@@ -1,6 +1,7 @@
 """Callbacks: weight passing, monitors, pictures."""
 
 from split_lightning.callbacks.communication_monitor import CommunicationMonitor
+from split_lightning.callbacks.confusion_matrix import ConfusionMatrix
 from split_lightning.callbacks.partition_picture import (
     PartitionPicture,
     draw_label_counts,
@@ -14,6 +15,7 @@ from split_lightning.callbacks.weight_passing import (
 
 __all__ = [
     "CommunicationMonitor",
+    "ConfusionMatrix",
     "PartitionPicture",
     "RoundProgressBar",
     "RoundRobinWeightPassing",
