@@ -48,8 +48,7 @@ class Exporter:
         }
         self.images = images.float().contiguous()
         self.about = {key: json.dumps(value) for key, value in about.items()}
-        with torch.no_grad():
-            self.expected = _run(list(self.segments.values()), self.images)
+        self.expected = self._logits(list(self.segments.values()))
 
     def export_weights(self, network: nn.Module, folder: Path) -> float:
         """Writes the weights of the unsplit network to `network.safetensors`.
@@ -157,11 +156,15 @@ class Exporter:
             names.append(several if len(values) > 1 else ["smashed"])
         return names
 
+    def _logits(self, runners: Sequence[Runner]) -> Tensor:
+        """Returns the logits of the images, in batches of two sizes."""
+        with torch.no_grad():
+            batches = (self.images[:1], self.images[1:])
+            return torch.cat([_run(runners, images) for images in batches])
+
     def _check(self, runners: Sequence[Runner], files: Sequence[Path]) -> float:
         """Returns the largest difference; takes the files away if it is too large."""
-        with torch.no_grad():  # batches of two sizes
-            first, rest = (_run(runners, i) for i in (self.images[:1], self.images[1:]))
-        largest = float((torch.cat((first, rest)) - self.expected).abs().max())
+        largest = float((self._logits(runners) - self.expected).abs().max())
         allowed = TOLERANCE * max(1.0, self.expected.abs().max().item())
         if not largest <= allowed:  # nor is NaN
             for file in files:

@@ -61,12 +61,13 @@ def compose_run(command: Command, words: Sequence[str]) -> DictConfig:
     typed = _values(words)
     if not isinstance(typed.get("run"), str):
         raise ValueError(
-            "Expected `run` to be the folder of a run, as in "
+            "Expected `run` to be the folder of one run, as in "
             f"python -m split_lightning.{command.name} run=runs/NAME/DATE_TIME, but "
-            f"got {typed.get('run', 'none')}."
+            f"got {' '.join(words) or 'nothing'}."
         )
     folder = Path(typed["run"]).expanduser()
     cfg = read_config(folder)
+    _refuse_groups(cfg, words)
     cfg.output_dir = str(folder / _output_name(command, typed.get("checkpoint")))
     OmegaConf.update(cfg, "trainer.devices", 1)  # whatever it was trained on
     OmegaConf.update(cfg, "trainer.strategy", "auto")
@@ -83,6 +84,17 @@ def compose_run(command: Command, words: Sequence[str]) -> DictConfig:
 def _values(words: Sequence[str]) -> dict[str, Any]:
     parsed = OverridesParser.create().parse_overrides(list(words))
     return {o.key_or_group: o.value() for o in parsed}
+
+
+def _refuse_groups(cfg: DictConfig, words: Sequence[str]) -> None:
+    """Stops where an option of a group was chosen: that is for training."""
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0]
+        if "/" in key or OmegaConf.is_dict(cfg.get(key)):
+            raise ValueError(
+                f"`{word}` would put another group of keys in the place of the run's. "
+                f"Change single keys instead: {key.replace('/', '.')}.KEY=VALUE."
+            )
 
 
 def _output_name(command: Command, checkpoint: Any) -> str:
