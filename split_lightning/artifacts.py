@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,24 @@ from safetensors.torch import save_file
 from torch import nn
 
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # `${hydra:...}`, `${now:...}`
+
+
+def make_folder(output_dir: str) -> Path:
+    """Returns a folder that can be written to; makes it where there is none.
+
+    Raises:
+        ValueError: If it cannot be written to.
+    """
+    folder = Path(output_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            "Expected argument `output_dir` to be a folder that can be written to, "
+            f"but: {error}. Name another one with output_dir=FOLDER."
+        ) from error
+    return folder
 
 
 def save_segment(segment: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from split_lightning.artifacts import save_results
+from split_lightning.artifacts import make_folder, save_results
 from split_lightning.callbacks.confusion_matrix import (
     ClassFigures,
     ConfusionMatrix,
@@ -58,7 +58,7 @@ def evaluate(
     Raises:
         ValueError: If the folder lacks something, or what it has does not fit.
     """
-    folder = _made(Path(cfg.output_dir).expanduser())
+    folder = make_folder(cfg.output_dir)
     confusion = ConfusionMatrix(folder)
     trainer = _trainer(cfg, confusion)
     data = instantiate(cfg.datamodule, _convert_="all")
@@ -76,19 +76,6 @@ def evaluate(
     origin = {"run": str(run), "weights": checkpoint or "final"}
     save_results({**origin, **results}, folder / "results.json")
     return results, confusion.figures
-
-
-def _made(folder: Path) -> Path:
-    """Makes a folder that can be written to, before anything is computed."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").touch()
-    except OSError as error:
-        raise ValueError(
-            f"Expected argument `output_dir` to be a folder that can be written to, "
-            f"but {error}. Name another one with output_dir=FOLDER."
-        ) from error
-    return folder
 
 
 def _trainer(cfg: DictConfig, confusion: ConfusionMatrix) -> pl.Trainer:

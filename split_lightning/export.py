@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 import split_lightning
+from split_lightning.artifacts import make_folder
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.exporting import TOLERANCE, Exporter, require_onnx
 from split_lightning.run_command import Command, compose_run, typed_words
@@ -61,14 +62,13 @@ def export(
     Raises:
         ValueError: If something is missing or does not fit, or a check fails.
     """
+    folder = make_folder(cfg.output_dir)
     module = build_module(cfg)
     restore(module, run, checkpoint)
     data = instantiate(cfg.datamodule, _convert_="all")
     images = images_of_test(data)
     about = describe(cfg, data, images)
     exporter = Exporter(module.segments(), images, about)
-    folder = Path(cfg.output_dir).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
     found = {}
     for name in formats:
         if name == "safetensors":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from split_lightning.channel import values_of
+from split_lightning.models.segment import Segment
 
 # The largest difference from the logits of the run, in units of the largest logit
 # (or 1): another runtime rounds in another way.
@@ -136,12 +137,12 @@ class Exporter:
         programs = []
         two, three = (self.images[:2],), (self.images[:3],)
         for segment in self.segments.values():
-            free = tuple(map(_free, two, three))
+            free: Any = tuple(map(_free, two, three))
+            if isinstance(segment, Segment):  # takes `*inputs`: one argument
+                free = (free,)
             with torch.no_grad():
                 programs.append(
-                    torch.export.export(
-                        segment, two, dynamic_shapes=(free,), strict=False
-                    )
+                    torch.export.export(segment, two, dynamic_shapes=free, strict=False)
                 )
                 two, three = values_of(segment(*two)), values_of(segment(*three))
         return programs
