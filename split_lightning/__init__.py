@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from split_lightning.callbacks import RoundRobinWeightPassing
 from split_lightning.centralized import CentralizedLightningModule
 from split_lightning.data import DigitsImages, SplitDataModule, TorchvisionImages
-from split_lightning.models import cut_layers, merge, split
+from split_lightning.models import cut_layers, load_weights, merge, split
 from split_lightning.module import SplitLightningModule
 
 try:
@@ -21,6 +21,7 @@ __all__ = [
     "SplitLightningModule",
     "TorchvisionImages",
     "cut_layers",
+    "load_weights",
     "merge",
     "split",
 ]

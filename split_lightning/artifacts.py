@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
+
+_RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # `${hydra:...}`, `${now:...}`
+
+
+def make_folder(output_dir: str) -> Path:
+    """Returns a folder that can be written to; makes it where there is none.
+
+    Raises:
+        ValueError: If it cannot be written to.
+    """
+    folder = Path(output_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            "Expected argument `output_dir` to be a folder that can be written to, "
+            f"but: {error}. Name another one with output_dir=FOLDER."
+        ) from error
+    return folder
 
 
 def save_segment(segment: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
@@ -32,6 +55,32 @@ def save_segment(segment: nn.Module, path: Path, metadata: Mapping[str, str]) ->
         save_file(state, path, metadata=dict(metadata))
     except SafetensorError as error:  # for all that the system refuses, too
         raise OSError(f"Cannot write {path}: {error}") from error
+
+
+def save_config(cfg: DictConfig, path: Path) -> None:
+    """Writes the configuration of a run so that it can be changed and read anywhere.
+
+    References to other keys (`${seed}`) stay; the run's folder, and all that asks
+    Hydra, the clock or the environment (`${now:...}`), is written as it was in the run.
+    """
+    plain = _without_resolvers(OmegaConf.to_container(cfg, resolve=False), cfg)
+    plain["output_dir"] = str(cfg.output_dir)
+    OmegaConf.save(plain, path)
+
+
+def _without_resolvers(node: Any, cfg: DictConfig, key: str = "") -> Any:
+    """Returns a part of a plain configuration with the resolvers' results in place."""
+    if isinstance(node, dict):
+        inner = f"{key}." if key else ""
+        return {k: _without_resolvers(v, cfg, f"{inner}{k}") for k, v in node.items()}
+    if isinstance(node, list):
+        return [_without_resolvers(v, cfg, f"{key}[{i}]") for i, v in enumerate(node)]
+    if not isinstance(node, str) or not _RESOLVER.search(node):
+        return node
+    value = OmegaConf.select(cfg, key)
+    if OmegaConf.is_config(value):
+        return OmegaConf.to_container(value, resolve=True)
+    return value
 
 
 def save_results(results: Mapping[str, Any], path: Path) -> None:

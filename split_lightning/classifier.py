@@ -92,8 +92,8 @@ class Classifier(pl.LightningModule):
             self._log_by_client("accuracy", {k: r / n for k, (r, n) in right.items()})
 
     @override
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("test", self.test_accuracy, *batch)
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._evaluate("test", self.test_accuracy, *batch)
 
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -26,6 +26,7 @@ from split_lightning.config_types import misfit
 METRICS = ("val/accuracy", "val/loss", "train/loss")
 # Keys that change nothing unless one of others has a value.
 _NEEDS = {
+    "model.weights_exclude": ["model.weights"],
     "model.gradient_clip_algorithm": ["model.gradient_clip_val"],
     "optimizer.scheduler_interval": [
         "optimizer.client_scheduler",
@@ -56,6 +57,8 @@ class ModelConfig:
 
     network: Any = MISSING
     cut_layer: int | str = MISSING
+    weights: str | None = None
+    weights_exclude: list[str] = field(default_factory=list)
     criterion: Any = None
     channels_last: bool = False
     gradient_clip_val: float | None = None

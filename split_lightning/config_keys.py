@@ -22,6 +22,8 @@ _READ = (
     "ckpt_path",
     "metric",
     "output_dir",
+    "model.weights",
+    "model.weights_exclude",
     "trainer",
     "callbacks",
     "logger",
@@ -75,15 +77,15 @@ def is_within(key: str, other: str) -> bool:
     return re.match(rf"{re.escape(other)}($|[.\[])", key) is not None
 
 
-def used_keys(plain: dict[str, Any]) -> set[str]:
-    """Returns the keys that a run reads, and those that they refer to.
+def used_keys(plain: dict[str, Any], read: Iterable[str] = _READ) -> set[str]:
+    """Returns the keys that are read, by a run or as said, and those they refer to.
 
     >>> plain = {"datamodule": {"source": "${data.source}"}, "data": {"source": "x"}}
     >>> "data.source" in used_keys(plain), "data.root" in used_keys(plain)
     (True, False)
     """
     used: set[str] = set()
-    new = list(_READ)
+    new = list(read)
     while new:
         key = new.pop()
         if key not in used:

@@ -31,12 +31,17 @@ def print_results(
         console: Where to print; `None`: standard output.
     """
     console = console or Console()
-    table = Table(show_header=False)
-    for key, (name, formatted) in _ROWS.items():
-        if key in results:
-            table.add_row(name, formatted(results[key]))
-    console.print(table)
+    console.print(figures_table(results))
     console.print(f"run:  {folder}", soft_wrap=True, highlight=False)
     console.print(
         f"look: tensorboard --logdir {folder}", soft_wrap=True, highlight=False
     )
+
+
+def figures_table(results: Mapping[str, Any]) -> Table:
+    """Returns the figures of a run that are worth a look, as a table."""
+    table = Table(show_header=False)
+    for key, (name, formatted) in _ROWS.items():
+        if key in results:
+            table.add_row(name, formatted(results[key]))
+    return table

@@ -6,6 +6,7 @@ Composes the configuration, builds what it names, fits, tests, and writes the re
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 import warnings
@@ -24,14 +25,15 @@ from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 
 import split_lightning
-from split_lightning.artifacts import save_results, save_segment
+from split_lightning.artifacts import save_config, save_results, save_segment
 from split_lightning.callbacks.speed_monitor import SpeedMonitor
 from split_lightning.classifier import Classifier
 from split_lightning.config import check, summary
 from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.models.weights import load_weights
 from split_lightning.report import print_results
 from split_lightning.run_folder import no_folder_if_refused
-from split_lightning.user_errors import one_message, run_hydra
+from split_lightning.user_errors import KNOWN_WARNINGS, one_message, run_hydra
 
 
 def _conf_folder() -> str:
@@ -39,13 +41,6 @@ def _conf_folder() -> str:
     package = Path(__file__).resolve().parent
     inside = package / "conf"
     return str(inside if inside.is_dir() else package.parent / "conf")
-
-
-# Known, and of no use to a user: why, and what says so.
-_KNOWN_WARNINGS = (
-    ".*LeafSpec.* is deprecated",  # Lightning 2.6 beside the newest torch
-    "Total length of `list` across ranks is zero",  # data.val_share=0
-)
 
 
 class Run(NamedTuple):
@@ -63,7 +58,7 @@ def build(cfg: DictConfig) -> Run:
     data.prepare_data()
     data.setup("fit")
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    module = instantiate(cfg.protocol.module, _convert_="all")
+    module = build_module(cfg)
     module.configure_optimizers()  # a wrong option fails here, not in mid-run
     speed = SpeedMonitor()
     callbacks = [speed]
@@ -78,6 +73,17 @@ def build(cfg: DictConfig) -> Run:
     module.verify(trainer, data)
     _probe(module, data)
     return Run(data, module, trainer, speed)
+
+
+def build_module(cfg: DictConfig) -> Classifier:
+    """Builds the module, from weights of elsewhere where the configuration says so."""
+    given = {}
+    if cfg.model.weights and not cfg.ckpt_path:  # a checkpoint has the weights
+        given["network"] = instantiate(cfg.model.network, _convert_="all")
+        weights, exclude = cfg.model.weights, list(cfg.model.weights_exclude)
+        load_weights(given["network"], weights, exclude)
+    module: Classifier = instantiate(cfg.protocol.module, _convert_="all", **given)
+    return module
 
 
 def _probe(module: Classifier, data: SplitDataModule) -> None:
@@ -103,13 +109,14 @@ def _probe(module: Classifier, data: SplitDataModule) -> None:
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Trains and tests what a configuration names; returns and writes the results."""
-    for known in _KNOWN_WARNINGS:
+    for known in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", known)
     folder = Path(cfg.output_dir)
     with one_message(remedy=lambda: _go_on(folder)):
+        composed = copy.deepcopy(cfg)  # `instantiate` resolves what it meets, in place
         run = build(cfg)
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        save_config(composed, folder / "config.yaml")
     with one_message(lambda: run.speed.has_begun, lambda: _go_on(folder)):
         return _fit_and_test(cfg, run)
 

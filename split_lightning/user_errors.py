@@ -34,6 +34,11 @@ from split_lightning.config_keys import as_typed, did_you_mean, is_within, keys_
 
 _FULL = "HYDRA_FULL_ERROR"
 _OURS = "SPLIT_LIGHTNING_SET_HYDRA_FULL_ERROR"
+# Known, and of no use to a user: why, and what says so.
+KNOWN_WARNINGS = (
+    ".*LeafSpec.* is deprecated",  # Lightning 2.6 beside the newest torch
+    "Total length of `list` across ranks is zero",  # data.val_share=0
+)
 _LONGEST = 800  # characters of a message, but for what was typed
 # Raised on purpose, with a message for a user.
 _SPOKEN = (
@@ -59,7 +64,9 @@ class Refused(SystemExit):
 
 @contextmanager
 def one_message(
-    has_begun: Callable[[], bool] = lambda: False, remedy: Callable[[], str] = str
+    has_begun: Callable[[], bool] = lambda: False,
+    remedy: Callable[[], str] = str,
+    typed: Sequence[str] | None = None,
 ) -> Iterator[None]:
     """Turns a user's mistake inside the block into one message and exit status 2.
 
@@ -68,6 +75,7 @@ def one_message(
             only Lightning's complaints about a configuration are a user's mistake, and
             what the system refuses (a full disk) is the user's to mend.
         remedy: Says what to do about that.
+        typed: What was typed; `None`: as Hydra knows it.
     """
     try:
         yield
@@ -76,7 +84,8 @@ def one_message(
         mistake = isinstance(error, MisconfigurationException) or _is_by_system(error)
         if _wants_trace() or (began and not mistake):
             raise
-        message = _message(error, *(() if began else _typed()))
+        known = _typed() if typed is None else (typed, ())
+        message = _message(error, *(() if began else known))
         if began or _is_not_writable(error):
             message += f" {remedy()}"
         if not began:

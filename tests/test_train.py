@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import RandomImages
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -80,7 +81,11 @@ def test_the_first_run_leaves_everything_to_look_at(finished):
     assert metadata["classes"] == "0,1,2,3,4,5,6,7,8,9"
     assert metadata["split_lightning"]
     assert "num_clients: 10" in (finished / "config.yaml").read_text()
-    assert "${" not in (finished / "config.yaml").read_text()
+    config = OmegaConf.load(finished / "config.yaml")
+    assert config.output_dir == str(finished)
+    assert "batch_size: ${batch_size}" in (finished / "config.yaml").read_text()
+    OmegaConf.resolve(config)  # needs nothing of Hydra
+    assert config.datamodule.batch_size == 32
 
 
 def test_saved_segments_are_the_tested_network(finished):

@@ -307,7 +307,9 @@ def test_values_may_refer_to_other_keys(monkeypatch, tmp_path):
     quick = ["rounds=1", "trainer.fast_dev_run=true", "logger=none"]
     monkeypatch.setattr("sys.argv", ["split-lightning", *overrides, *quick])
     main()
-    assert "lr: 0.1" in next(tmp_path.glob("runs/*/*/config.yaml")).read_text()
+    written = next(tmp_path.glob("runs/*/*/config.yaml")).read_text()
+    assert "lr: ${own}" in written
+    assert "own: 0.1" in written
 
 
 def test_a_bug_keeps_its_stack_trace(monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """Callbacks: weight passing, monitors, pictures."""
 
 from split_lightning.callbacks.communication_monitor import CommunicationMonitor
+from split_lightning.callbacks.confusion_matrix import ConfusionMatrix
 from split_lightning.callbacks.partition_picture import (
     PartitionPicture,
     draw_label_counts,
@@ -15,6 +16,7 @@ from split_lightning.callbacks.weight_passing import (
 
 __all__ = [
     "CommunicationMonitor",
+    "ConfusionMatrix",
     "PartitionPicture",
     "ResumeCheckpoint",
     "RoundProgressBar",

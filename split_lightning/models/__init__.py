@@ -3,5 +3,14 @@
 from split_lightning.models.networks import DigitsCNN, cifar_resnet18
 from split_lightning.models.segment import Segment
 from split_lightning.models.split import cut_layers, merge, split
+from split_lightning.models.weights import load_weights
 
-__all__ = ["DigitsCNN", "Segment", "cifar_resnet18", "cut_layers", "merge", "split"]
+__all__ = [
+    "DigitsCNN",
+    "Segment",
+    "cifar_resnet18",
+    "cut_layers",
+    "load_weights",
+    "merge",
+    "split",
+]

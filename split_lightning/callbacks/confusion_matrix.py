@@ -1,0 +1,166 @@
+"""`ConfusionMatrix`: which classes a tested network takes for which."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassPrecision,
+)
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_WITH_NUMBERS = 20  # classes whose counts can be read in a picture
+
+
+class ClassFigures(NamedTuple):
+    """How well each class was told.
+
+    Attributes:
+        classes: The classes' names.
+        confusion: Number of images by true class and predicted class, `(K, K)`.
+        accuracy: Share of a class's images that were told right (its recall), `(K,)`.
+        precision: Share of what was told to be a class that is, `(K,)`.
+        f1: Harmonic mean of both, `(K,)`.
+    """
+
+    classes: tuple[str, ...]
+    confusion: Tensor
+    accuracy: Tensor
+    precision: Tensor
+    f1: Tensor
+
+
+class ConfusionMatrix(pl.Callback):
+    """Counts, in a test, which classes are taken for which.
+
+    Args:
+        folder: Where `confusion.csv`, `confusion.png` and `classes.csv` are written;
+            `None`: nowhere.
+
+    Attributes:
+        figures: What was counted, after a test.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.figures: ClassFigures | None = None
+        self._metrics: MetricCollection | None = None
+
+    @override
+    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        num_classes = len(_classes(trainer))
+        metrics = {
+            "confusion": MulticlassConfusionMatrix(num_classes),
+            "accuracy": MulticlassAccuracy(num_classes, average=None),
+            "precision": MulticlassPrecision(num_classes, average=None),
+            "f1": MulticlassF1Score(num_classes, average=None),
+        }
+        self._metrics = MetricCollection(dict(metrics)).to(pl_module.device)
+
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert self._metrics is not None
+        self._metrics.update(outputs, batch[1])
+
+    @override
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        assert self._metrics is not None
+        values = {name: value.cpu() for name, value in self._metrics.compute().items()}
+        self.figures = ClassFigures(_classes(trainer), **values)
+        if self.folder is not None and trainer.is_global_zero:
+            write_class_figures(self.figures, self.folder)
+
+
+def _classes(trainer: pl.Trainer) -> tuple[str, ...]:
+    data = getattr(trainer, "datamodule", None)
+    if data is None:
+        raise MisconfigurationException(
+            "ConfusionMatrix names the classes of a SplitDataModule: test with "
+            "datamodule=..., or leave the callback out."
+        )
+    classes: tuple[str, ...] = tuple(data.source.classes)
+    return classes
+
+
+def write_class_figures(figures: ClassFigures, folder: Path) -> None:
+    """Writes the confusion matrix as a table and a picture, and each class's figures.
+
+    A class without images, or never told, has empty figures.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    matrix = zip(figures.classes, figures.confusion.tolist(), strict=True)
+    rows = [["true \\ predicted", *figures.classes], *([c, *row] for c, row in matrix)]
+    _write_csv(folder / "confusion.csv", rows)
+    names = ("class", "images", "accuracy", "precision", "f1")
+    _write_csv(folder / "classes.csv", [names, *by_class(figures)])
+    picture = draw_confusion(figures.confusion, figures.classes)
+    picture.savefig(folder / "confusion.png", dpi=120)
+
+
+def by_class(figures: ClassFigures) -> list[tuple[str, int, Any, Any, Any]]:
+    """Returns name, images, accuracy, precision and F1 of each class, `""` for none."""
+    images, told = figures.confusion.sum(1).tolist(), figures.confusion.sum(0).tolist()
+    return [
+        (
+            name,
+            images[k],
+            figures.accuracy[k].item() if images[k] else "",
+            figures.precision[k].item() if told[k] else "",
+            figures.f1[k].item() if images[k] or told[k] else "",
+        )
+        for k, name in enumerate(figures.classes)
+    ]
+
+
+def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> Figure:
+    """Returns a picture of a confusion matrix, each true class's row summing to one.
+
+    Args:
+        confusion: Number of images by true class and predicted class, `(K, K)`.
+        classes: The classes' names.
+    """
+    from matplotlib.figure import Figure
+
+    num_classes = len(classes)
+    shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
+    size = min(3.0 + 0.5 * num_classes, 14.0)
+    figure = Figure(figsize=(size + 1.0, size), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares.tolist(), cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
+    if num_classes > _MOST_WITH_NUMBERS:
+        return figure
+    axes.set_xticks(range(num_classes), classes, rotation=45, ha="right")
+    axes.set_yticks(range(num_classes), classes)
+    for true, row in enumerate(confusion.tolist()):
+        for told, count in enumerate(row):
+            color = "white" if shares[true, told] > 0.5 else "black"
+            axes.text(told, true, count, ha="center", va="center", color=color)
+    return figure

@@ -1,0 +1,156 @@
+"""Takes a trained network away: `python -m split_lightning.export run=FOLDER`.
+
+Writes the unsplit network's weights as safetensors, and each segment by torch.export or
+as ONNX; reads each back, and compares its logits on test images with the run's.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import split_lightning
+from split_lightning.artifacts import make_folder
+from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.exporting import TOLERANCE, Exporter, require_onnx
+from split_lightning.run_command import Command, compose_run, typed_words
+from split_lightning.runs import build_module, restore
+from split_lightning.user_errors import KNOWN_WARNINGS, one_message
+
+FORMATS = ("safetensors", "torch", "onnx")
+NUM_IMAGES = 64  # of the test set, on which what was written is checked
+
+COMMAND = Command(
+    name="export",
+    folder="export",
+    keys={"checkpoint": None, "format": ["safetensors"]},
+    reads=(
+        *(f"datamodule.{key}" for key in ("source", "mean", "std")),
+        *(f"protocol.module.{key}" for key in ("network", "cut_layer", "num_classes")),
+    ),
+    help=f"""Writes a run's trained network in formats that need no split_lightning.
+
+run=FOLDER          the run's folder
+format=FORMAT       safetensors: the unsplit network's weights (the default)
+                    torch: each segment by torch.export, for a free batch size
+                    onnx: each segment as ONNX, for a free batch size
+                    several: format=[{",".join(FORMATS)}]
+checkpoint=best     best, last, or a checkpoint's file, instead of the final weights
+output_dir=FOLDER   where to write; default: export, in the run's folder
+KEY=VALUE           changes the run's configuration: data.root=...""",
+)
+
+
+def export(
+    cfg: DictConfig, run: str | Path, formats: Sequence[str], checkpoint: str | None
+) -> dict[str, float]:
+    """Writes the network of a run, and `export.json`, which says how to feed it.
+
+    Returns:
+        The largest difference from the run's logits on test images, by format.
+
+    Raises:
+        ValueError: If something is missing or does not fit, or a check fails.
+    """
+    folder = make_folder(cfg.output_dir)
+    module = build_module(cfg)
+    restore(module, run, checkpoint)
+    data = instantiate(cfg.datamodule, _convert_="all")
+    images = images_of_test(data)
+    about = describe(cfg, data, images)
+    exporter = Exporter(module.segments(), images, about)
+    found = {}
+    for name in formats:
+        if name == "safetensors":
+            network = instantiate(cfg.model.network, _convert_="all")
+            found[name] = exporter.export_weights(network, folder)
+        elif name == "torch":
+            found[name] = exporter.export_programs(folder)
+        else:
+            found[name] = exporter.export_onnx(folder)
+    (folder / "export.json").write_text(json.dumps(about, indent=2) + "\n")
+    return found
+
+
+def images_of_test(data: SplitDataModule) -> Tensor:
+    """Returns the first test images, normalised, `(B, C, H, W)`."""
+    data.prepare_data()
+    data.setup("test")
+    batches, count = [], 0
+    for inputs, _ in data.test_dataloader():
+        batches.append(inputs)
+        count += len(inputs)
+        if count >= NUM_IMAGES:
+            break
+    return torch.cat(batches)[:NUM_IMAGES]
+
+
+def describe(cfg: DictConfig, data: SplitDataModule, images: Tensor) -> dict[str, Any]:
+    """Returns what a user of the network must know, in plain values."""
+    shape = list(images.shape[1:])
+    mean, std = (list(map(float, cfg.datamodule[key])) for key in ("mean", "std"))
+    return {
+        "classes": list(data.source.classes),
+        "image_shape": shape,  # C, H, W
+        "mean": mean * (shape[0] // len(mean)),
+        "std": std * (shape[0] // len(std)),
+        "input": "(pixels / 255 - mean) / std, float32 of shape (B, C, H, W)",
+        "network": OmegaConf.to_container(cfg.model.network, resolve=True),
+        "cut_layer": cfg.model.cut_layer,
+        "split_lightning": split_lightning.__version__,
+        "torch": str(torch.__version__),
+    }
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Exports a run, and prints how far what was written is from it.
+
+    Args:
+        words: What is else typed, such as `["run=runs/digits/...", "format=onnx"]`;
+            `None`: from the command line.
+    """
+    for known in KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", known)
+    words = typed_words(COMMAND) if words is None else list(words)
+    with one_message(typed=words):
+        cfg = compose_run(COMMAND, words)
+        formats = _formats(cfg.format)
+        found = export(cfg, cfg.run, formats, cfg.checkpoint)
+    _print(found, Path(cfg.output_dir))
+
+
+def _formats(chosen: Any) -> list[str]:
+    formats = [chosen] if isinstance(chosen, str) else list(chosen or [])
+    if not formats or not set(formats) <= set(FORMATS):
+        raise ValueError(
+            f"Expected `format` to be of {', '.join(FORMATS)}, one or several as in "
+            f"format=[torch,onnx], but got {chosen}."
+        )
+    if "onnx" in formats:
+        require_onnx()
+    return formats
+
+
+def _print(found: dict[str, float], folder: Path) -> None:
+    console = Console()
+    table = Table("format", "largest difference of a logit")
+    for name, difference in found.items():
+        table.add_row(name, f"{difference:.1e}")
+    console.print(table)
+    console.print(f"(allowed: {TOLERANCE:g} of the largest logit, or of 1)")
+    for file in sorted(folder.iterdir()):
+        console.print(str(file), soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    main()
