@@ -76,12 +76,13 @@ class Classifier(pl.LightningModule):
         return []
 
     @override
-    def validation_step(self, batch: ClientBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: ClientBatch, batch_idx: int) -> Tensor:
         client_id, inputs, targets, _ = batch
         logits = self._evaluate("val", self.val_accuracy, inputs, targets)
         right, count = self._right.get(client_id, (0, 0))
         right = right + (logits.argmax(dim=1) == targets).sum()
         self._right[client_id] = (right, count + len(targets))
+        return logits  # for callbacks
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -90,8 +91,8 @@ class Classifier(pl.LightningModule):
             self._log_by_client("accuracy", {k: r / n for k, (r, n) in right.items()})
 
     @override
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("test", self.test_accuracy, *batch)
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._evaluate("test", self.test_accuracy, *batch)
 
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
