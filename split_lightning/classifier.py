@@ -138,6 +138,8 @@ class Classifier(pl.LightningModule):
         # Past `self.log`, which would look at each client's metric in each batch.
         metrics = {f"client_{k}/{name}": float(value) for k, value in values.items()}
         step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
+        if not self.trainer.validating:
+            step -= 1  # Lightning logs a round's metrics at its last batch
         for logger in self.loggers:
             logger.log_metrics(metrics, step)
 

@@ -42,9 +42,13 @@ def print_results(
         table.add_row(name, value)
     console.print(table)
     console.print(f"run:  {folder}", soft_wrap=True, highlight=False)
-    console.print(
-        f"look: tensorboard --logdir {folder}", soft_wrap=True, highlight=False
-    )
+    look = folder / "curves.png"
+    if any(folder.rglob("events.out.tfevents.*")):
+        console.print(
+            f"look: tensorboard --logdir {folder}", soft_wrap=True, highlight=False
+        )
+    elif look.exists():
+        console.print(f"look: {look}", soft_wrap=True, highlight=False)
 
 
 def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -85,7 +85,7 @@ class ConfusionPicture(pl.Callback):
 
     def _draw(self, trainer: pl.Trainer, part: str) -> Figure | None:
         metric, self._counts = self._counts, None
-        if metric is None:
+        if metric is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
         counts = metric.compute().cpu()  # of all processes
         data = getattr(trainer, "datamodule", None)

@@ -39,9 +39,8 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axes.grid(alpha=0.3)
-        first, last = rows[0]["round"], rows[-1]["round"]
-        if first == last:  # else matplotlib would spread one round over a range
-            axes.set_xlim(first - 0.5, last + 0.5)
+        if len(rows) == 1:  # else matplotlib would make a range of one round
+            axes.set_xticks([rows[0]["round"]])
     return figure
 
 
@@ -56,21 +55,22 @@ def _draw_accuracy(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     _draw(axes, rows, "val_accuracy", "validation", color="C1")
     known = [row for row in rows if row["val_accuracy"] is not None]
     best = max(known, key=lambda row: row["val_accuracy"])
-    label = f"best: {best['val_accuracy']:.4f} in round {best['round']}"
-    point = (best["round"], best["val_accuracy"])
-    axes.plot(*point, "o", color="C3", label=label, zorder=3)
-    axes.set_title("validation accuracy")
-    axes.legend(frameon=False, loc="lower right")
+    axes.plot(best["round"], best["val_accuracy"], "o", color="C3", zorder=3)
+    axes.set_title(
+        "validation accuracy\n"
+        f"best: {best['val_accuracy']:.4f} in round {best['round']}"
+    )
 
 
 def _draw_bytes(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     most = max(row[name] for row in rows for name in _BYTES)
     power = min(int(math.log10(most)) // 3, len(_UNITS) - 1)
-    styles = ("-", "--", "-.")  # up and down are often nearly the same
-    for (name, label), style in zip(_BYTES.items(), styles, strict=True):
-        _draw(axes, rows, name, label, scale=1000.0**power, linestyle=style)
-    axes.set_ylim(bottom=0)
-    axes.set_title(f"{_UNITS[power]} since the start")
+    widths = (5.0, 1.5, 1.5)  # up and down are often nearly the same: one on the other
+    for (name, label), width in zip(_BYTES.items(), widths, strict=True):
+        look = {"linewidth": width, "alpha": 0.4 if width > 2 else 1.0}
+        _draw(axes, rows, name, label, scale=1000.0**power, **look)
+    axes.set_ylim(0, 1.4 * most / 1000.0**power)  # room for the legend
+    axes.set_title(f"bytes since the start ({_UNITS[power]})")
     axes.legend(frameon=False, loc="upper left")
 
 

@@ -121,7 +121,9 @@ class History(pl.Callback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self.folder is not None and self.rows and trainer.is_global_zero:
+        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        if self.folder is not None and self.rows:
             draw_curves(self.rows).savefig(self.folder / "curves.png", dpi=120)
 
     @override
