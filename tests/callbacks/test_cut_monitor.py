@@ -84,9 +84,7 @@ def test_the_gradient_is_as_it_crosses(tmp_path):
     frozen = SGD.func, {"lr": 0.0}
     for options in ({}, {"accumulate_grad_batches": 2}, {"gradient_clip_val": 1e-3}):
         logger = ListLogger()
-        module = make_module(
-            optimizer=lambda p: frozen[0](p, **frozen[1]), **options
-        )
+        module = make_module(optimizer=lambda p: frozen[0](p, **frozen[1]), **options)
         fit(tmp_path, [CutMonitor()], module, logger=logger, log_every_n_steps=1)
         norms.append(torch.tensor(logger.values("cut/gradient_norm")))
     assert len(norms[0]) == 2 * 3 * 3

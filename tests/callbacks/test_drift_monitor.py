@@ -1,6 +1,7 @@
 """`DriftMonitor` against a plain loop over whole networks."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def plain_drift(**options):
     return [
         [
             nn.functional.cosine_similarity(one[party], other[party], dim=0).item()
-            for one, other in zip(turns, turns[1:], strict=False)
+            for one, other in pairwise(turns)
         ]
         for party in (0, 1)
     ]
@@ -177,11 +178,13 @@ def test_nothing_is_kept_without_a_logger_nor_from_another_run(tmp_path):
     assert loggers[0].logged["drift/client"] == loggers[1].logged["drift/client"]
 
 
-def test_checkpoints_grow_by_two_gradients_of_the_client_segment(tmp_path):
+def test_between_turns_a_checkpoint_holds_one_gradient_of_the_client_segment(tmp_path):
     save = ModelCheckpoint(dirpath=tmp_path, filename="last")
-    fit(tmp_path, [DriftMonitor(), save], logger=ListLogger(), enable_checkpointing=True)
+    fit(
+        tmp_path, [DriftMonitor(), save], logger=ListLogger(), enable_checkpointing=True
+    )
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
     kept = state["DriftMonitor"]
     tensors = [t for part in kept.values() for g in part.values() for t in g.values()]
     segment = sum(p.numel() for p in network()[:2].parameters())
-    assert sum(t.numel() for t in tensors) == segment  # between turns: the last one's
+    assert sum(t.numel() for t in tensors) == segment

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from split_lightning import (
+    CentralizedLightningModule,
     RoundRobinWeightPassing,
     SplitDataModule,
     SplitLightningModule,
@@ -76,16 +77,24 @@ def make_module(cut_layer=1, net=None, optimizer=SGD, **options):
     )
 
 
+def make_centralized():
+    return CentralizedLightningModule(network(), SGD, num_classes=3)
+
+
 def make_trainer(tmp_path, callbacks, passing=True, **options):
+    """Returns a Trainer; `passing=None` is for the unsplit network."""
     options = {"max_epochs": 2, "logger": False, "enable_checkpointing": False} | (
         options
+    )
+    weight_passing = (
+        [] if passing is None else [RoundRobinWeightPassing(enabled=passing)]
     )
     return Trainer(
         accelerator="cpu",
         default_root_dir=tmp_path,
         enable_progress_bar=options.pop("enable_progress_bar", False),
         enable_model_summary=False,
-        callbacks=[RoundRobinWeightPassing(enabled=passing), *callbacks],
+        callbacks=weight_passing + callbacks,
         **options,
     )
 
