@@ -34,9 +34,16 @@ class DriftMonitor(pl.Callback):
 
     Args:
         server: Whether to log `drift/server`, of the server segment, too.
+
+    Raises:
+        ValueError: If `server` is neither true nor false.
     """
 
     def __init__(self, server: bool = False) -> None:
+        if not isinstance(server, bool):
+            raise ValueError(
+                f"Expected argument `server` to be true or false, but got {server!r}."
+            )
         self.parties = ("client", "server") if server else ("client",)
         self._now: dict[str, Gradients] = {}
         self._before: dict[str, Gradients] = {}

@@ -80,7 +80,7 @@ def test_the_unsplit_network_sends_nothing(tmp_path):
 
 @pytest.mark.parametrize("when", ["mid-round", "end of a round"])
 def test_a_run_that_goes_on_has_the_whole_history(tmp_path, when):
-    whole, resumed = History(tmp_path / "whole"), History(tmp_path / "resumed")
+    whole, resumed = History(), History(tmp_path / "resumed")
     if when == "mid-round":
         path, images, known = tmp_path / "middle.ckpt", IMAGES + 7 + 7 + 2 + 7, 1
         save = SaveAt(path, 1, 3)
@@ -102,7 +102,7 @@ def test_a_run_that_goes_on_has_the_whole_history(tmp_path, when):
 
 
 def test_another_fit_is_another_history(tmp_path):
-    history = History(tmp_path)
+    history = History()
     for _ in range(2):
         fit(tmp_path, [history], max_epochs=1)
         assert [row["round"] for row in history.rows] == [1]

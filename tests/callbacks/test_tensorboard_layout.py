@@ -17,13 +17,16 @@ from split_lightning.train import main
 
 CONF = Path(__file__).parents[2] / "conf"
 SHORT = [
-    "rounds=2",
+    "rounds=1",
     "num_clients=3",
-    "trainer.limit_train_batches=20",
+    "batch_size=128",  # 12 batches a round
     "trainer.limit_test_batches=1",
     "trainer.enable_progress_bar=false",
     "trainer.enable_model_summary=false",
     "trainer.enable_checkpointing=false",
+    "~callbacks.confusion_picture",  # pictures take time
+    "~callbacks.partition_picture",
+    "~callbacks.history",
 ]
 TRAINING = {"Training/loss", "Clients/loss"}
 VALIDATION = {"Training/validation accuracy", "Clients/validation accuracy"}
@@ -94,14 +97,14 @@ def test_every_chart_has_curves(tmp_path, overrides, charts):
     if charts >= CUT:
         assert len(curves["Cut/bytes of a round"]) == 3
         assert len(curves["Cut/bytes in total"]) == 3
-    ends = {"Training/loss", "Clients/loss", "Training/validation accuracy"} & charts
     steps = {
-        tuple(event.step for event in written.Scalars(tag))
-        for title in ends
-        for tag in curves[title]
+        event.step
+        for section, tags in curves.items()
+        if "loss" in section or "accuracy" in section
+        for tag in tags
+        for event in written.Scalars(tag)
     }
-    if clients == 3 and len(overrides) == 1:  # else a client may not take part
-        assert steps == {(19, 39)}  # a round's figures stand at one place
+    assert len(steps) == 1  # a round's figures stand at one place
 
 
 def test_a_writer_gets_one_layout(tmp_path):
