@@ -12,7 +12,8 @@ from typing_extensions import override
 
 from split_lightning.callbacks.logs import log_metrics
 
-Gradients: TypeAlias = dict[str, Tensor]
+# By the parameters' places in their optimizer; those without a gradient have none.
+Gradients: TypeAlias = dict[int, Tensor]
 
 
 class DriftMonitor(pl.Callback):
@@ -62,8 +63,7 @@ class DriftMonitor(pl.Callback):
         client, *_ = trainer.optimizers
         party = "client" if optimizer is client else "server"
         if party in self.parties:
-            segment = pl_module.segments()[party]
-            _add(self._now.setdefault(party, {}), segment.named_parameters())
+            _add(self._now.setdefault(party, {}), optimizer)
 
     @override
     def on_train_batch_end(
@@ -93,23 +93,24 @@ class DriftMonitor(pl.Callback):
         self._now, self._before = state_dict["now"], state_dict["before"]
 
 
-def _add(sums: Gradients, named_parameters: Any) -> None:
-    """Adds the parameters' gradients to sums of them, in float32 or wider."""
-    for name, parameter in named_parameters:
+def _add(sums: Gradients, optimizer: Optimizer) -> None:
+    """Adds the gradients of an optimizer's parameters to sums, in float32 or wider."""
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    for place, parameter in enumerate(parameters):
         gradient = parameter.grad
         if gradient is None:
             continue
-        if name not in sums:
+        if place not in sums:
             dtype = torch.promote_types(gradient.dtype, torch.float32)
-            sums[name] = gradient.detach().to(dtype, copy=True)
+            sums[place] = gradient.detach().to(dtype, copy=True)
         else:  # from a checkpoint they come on the CPU; else nothing moves
-            sums[name] = sums[name].to(gradient.device).add_(gradient)
+            sums[place] = sums[place].to(gradient.device).add_(gradient)
 
 
 def _cosine(one: Gradients, other: Gradients) -> float | None:
     """Returns the cosine of the angle between two gradients; `None` if one is zero."""
     common = one.keys() & other.keys()
-    dot = sum(float((one[n] * other[n].to(one[n].device)).sum()) for n in common)
+    dot = sum(float((one[i] * other[i].to(one[i].device)).sum()) for i in common)
     lengths = _norm(one) * _norm(other)
     return dot / lengths if lengths != 0.0 else None
 
