@@ -78,12 +78,13 @@ class Classifier(pl.LightningModule):
         return []
 
     @override
-    def validation_step(self, batch: ClientBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: ClientBatch, batch_idx: int) -> Tensor:
         client_id, inputs, targets, _ = batch
         logits = self._evaluate("val", self.val_accuracy, inputs, targets)
         right, count = self._right.get(client_id, (0, 0))
         right = right + (logits.argmax(dim=1) == targets).sum()
         self._right[client_id] = (right, count + len(targets))
+        return logits  # for callbacks
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -170,6 +171,8 @@ class Classifier(pl.LightningModule):
         # Past `self.log`, which would look at each client's metric in each batch.
         metrics = {f"client_{k}/{name}": float(value) for k, value in values.items()}
         step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
+        if not self.trainer.validating:
+            step -= 1  # Lightning logs a round's metrics at its last batch
         for logger in self.loggers:
             logger.log_metrics(metrics, step)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,19 @@ from rich import filesize
 from rich.console import Console
 from rich.table import Table
 
-_ROWS = {
+_ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "test_accuracy": ("test accuracy", "{:.4f}".format),
     "test_loss": ("test loss", "{:.4f}".format),
+    "val_accuracy": ("validation accuracy", "{:.4f}".format),
+    "rounds": ("rounds", "{:,}".format),
     "uplink_bytes": ("bytes up", filesize.decimal),
     "downlink_bytes": ("bytes down", filesize.decimal),
     "handoff_bytes": ("bytes handed over", filesize.decimal),
+    "handoffs": ("hand-offs", "{:,}".format),
     "images_per_second": ("images per second", "{:,.0f}".format),
+    "seconds": ("time", lambda value: str(timedelta(seconds=round(value)))),
 }
+_TRAFFIC = ("uplink_bytes", "downlink_bytes", "handoff_bytes", "handoffs")
 
 
 def print_results(
@@ -33,15 +39,29 @@ def print_results(
     console = console or Console()
     console.print(figures_table(results))
     console.print(f"run:  {folder}", soft_wrap=True, highlight=False)
-    console.print(
-        f"look: tensorboard --logdir {folder}", soft_wrap=True, highlight=False
-    )
+    look = folder / "curves.png"
+    if any(folder.rglob("events.out.tfevents.*")):
+        console.print(
+            f"look: tensorboard --logdir {folder}", soft_wrap=True, highlight=False
+        )
+    elif look.exists():
+        console.print(f"look: {look}", soft_wrap=True, highlight=False)
 
 
 def figures_table(results: Mapping[str, Any]) -> Table:
     """Returns the figures of a run that are worth a look, as a table."""
     table = Table(show_header=False)
-    for key, (name, formatted) in _ROWS.items():
-        if key in results:
-            table.add_row(name, formatted(results[key]))
+    for name, value in _rows(results):
+        table.add_row(name, value)
     return table
+
+
+def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields what was measured and its value, in words."""
+    is_split = any(results.get(key) for key in _TRAFFIC)  # else there is no cut
+    for key, (name, formatted) in _ROWS.items():
+        if key in results and (is_split or key not in _TRAFFIC):
+            yield name, formatted(results[key])
+        if key == "val_accuracy" and "best_round" in results:
+            best = f"{results['best_val_accuracy']:.4f} in round"
+            yield "best validation", f"{best} {results['best_round']}"

@@ -26,6 +26,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 import split_lightning
 from split_lightning.artifacts import save_config, save_results, save_segment
+from split_lightning.callbacks.history import History
 from split_lightning.callbacks.speed_monitor import SpeedMonitor
 from split_lightning.classifier import Classifier
 from split_lightning.config import check, summary
@@ -142,6 +143,7 @@ def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
         "images_per_second": run.speed.images_per_second,
         "seconds": seconds,
         "seed": cfg.seed,
+        **_best(trainer),
     }
     write(cfg, run, results)
     print_results(results, Path(cfg.output_dir))
@@ -155,6 +157,18 @@ def _go_on(folder: Path) -> str:
     if not last.is_file():
         return where
     return f"{where} It goes on from its last good checkpoint with ckpt_path={last}."
+
+
+def _best(trainer: pl.Trainer) -> dict[str, Any]:
+    """Returns the round of the highest validation accuracy, where that was measured."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        row = callback.best() if isinstance(callback, History) else None
+        if row is not None:
+            return {
+                "best_round": row["round"],
+                "best_val_accuracy": row["val_accuracy"],
+            }
+    return {}
 
 
 def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:

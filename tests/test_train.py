@@ -1,5 +1,6 @@
 """The command line: what a run leaves, and every experiment file."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -70,6 +71,9 @@ def test_the_first_run_leaves_everything_to_look_at(finished):
         "checkpoints/last.ckpt",
         "client.safetensors",
         "config.yaml",
+        "confusion.png",
+        "curves.png",
+        "history.csv",
         "partition.png",
         "results.json",
         "server.safetensors",
@@ -129,8 +133,14 @@ def test_tensorboard_shows_the_run(finished):
         "test/accuracy",
         "lr/client",
         "lr/server",
+        "cut/smashed_norm",
+        "cut/gradient_norm",
+        "drift/client",
+        "memory/peak_mib",
     }
-    assert "data/partition" in written.Tags()["images"]
+    images = {"data/partition", "val/confusion", "test/confusion"}
+    assert images <= set(written.Tags()["images"])
+    assert written.Tags()["histograms"] == []  # on request alone
     values = {tag: [event.value for event in written.Scalars(tag)] for tag in scalars}
     assert len(values["val/accuracy"]) == len(values["train/loss"]) == 10
     assert values["comm/uplink_bytes"] == [1293 * BYTES_UP] * 10
@@ -141,6 +151,27 @@ def test_tensorboard_shows_the_run(finished):
     assert values["test/accuracy"] == pytest.approx([results["test_accuracy"]])
     steps = [event.step for event in written.Scalars("val/accuracy")]
     assert steps == [50 * (r + 1) - 1 for r in range(10)]  # batches, on the x-axis
+
+
+def test_the_history_is_that_of_tensorboard(finished):
+    with (finished / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    written, results = (
+        events(finished),
+        json.loads((finished / "results.json").read_text()),
+    )
+    assert [int(row["round"]) for row in rows] == list(range(1, 11))
+    for column, tag in {
+        "train_loss": "train/loss",
+        "val_accuracy": "val/accuracy",
+        "uplink_bytes": "comm/total_uplink_bytes",
+        "handoffs": "comm/total_handoffs",
+    }.items():
+        values = [event.value for event in written.Scalars(tag)]
+        assert [float(row[column]) for row in rows] == pytest.approx(values), column
+    best = max(float(row["val_accuracy"]) for row in rows)
+    assert results["best_val_accuracy"] == best
+    assert float(rows[results["best_round"] - 1]["val_accuracy"]) == best
 
 
 def test_hyperparameters_come_with_a_real_metric(finished):
@@ -362,6 +393,7 @@ def test_every_partitioner_runs(monkeypatch, tmp_path, partitioner, num_clients)
             "+logger.save_dir=csv",
         ],
         ["trainer.limit_val_batches=0"],
+        ["callbacks=histograms", "protocol.callbacks.drift.server=true"],
     ],
     ids=lambda overrides: ",".join(overrides),
 )

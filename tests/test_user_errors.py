@@ -30,6 +30,7 @@ MISTAKES = {
     "data.partitioner.alpha=0.3": ["data.partitioner.alpha=0.3", "_target_"],
     "hydra.unknwon=1": ["hydra.unknwon=1", "sweeper"],
     "~trainer.foo": ["trainer.foo", "does not exist"],
+    "~callbacks.histry": ["callbacks.histry", "does not exist"],
     # A key that was added, and that nothing uses
     "+unknown=1": ["+unknown=1", "num_clients"],
     "+data.unknown=1": ["+data.unknown=1", "val_share"],
@@ -38,12 +39,14 @@ MISTAKES = {
     "+optimizer.client.unknown=1": ["optimizer.client.unknown=1", "momentum"],
     "+protocol.schedule.unknown=1": ["schedule.unknown=1", "clients_per_round"],
     "+callbacks.best.unknown=1": ["callbacks.best.unknown=1", "monitor"],
+    "+callbacks.history.unknown=1": ["callbacks.history.unknown=1", "folder"],
     # An option of a group that does not exist
     "data=cifar11": ["data=cifar11", "cifar10, cifar100, digits"],
     "model=resnet81": ["model=resnet81", "resnet18"],
     "protocol=robin": ["protocol=robin", "round_robin"],
     "optimizer=sgdd": ["optimizer=sgdd", "adam, sgd"],
     "logger=x": ["logger=x", "none, tensorboard"],
+    "callbacks=histogram": ["callbacks=histogram", "default, histograms"],
     "+experiment=rr11": ["experiment=rr11", "rr10, rr10_dirichlet"],
     "experiment=rr10": ["experiment", "+experiment=rr10"],
     "data/partitioner=dirichlett": ["data/partitioner=dirichlett", "dirichlet, expo"],
@@ -91,6 +94,7 @@ MISTAKES = {
     "data.val_share=1.0": ["data.val_share", "1.0", "[0, 1)"],
     "data.val_share=-0.1": ["data.val_share", "-0.1", "[0, 1)"],
     "data.val_share=1.5": ["data.val_share", "1.5", "[0, 1)"],
+    "protocol.callbacks.drift.server=ture": ["drift.server", "'ture'", "true"],
     "optimizer_state=kept": ["optimizer_state", "'kept'", "keep", "travel", "reset"],
     "optimizer.client.lr=-1": ["optimizer.client", "learning rate", "-1"],
     "optimizer.server.momentum=-0.5": ["optimizer.server", "momentum", "-0.5"],
@@ -170,6 +174,7 @@ LATE_MISTAKES = {
         "enabled=False",
         "keep",
     ],
+    "callbacks=histograms logger=none": ["Histograms", "logger=tensorboard"],
     "trainer.val_check_interval=1000": ["val_check_interval", "1000", "50"],
 }
 

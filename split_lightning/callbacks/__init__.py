@@ -1,7 +1,17 @@
-"""Callbacks: weight passing, monitors, pictures."""
+"""Callbacks: weight passing, monitors, pictures, progress."""
 
 from split_lightning.callbacks.communication_monitor import CommunicationMonitor
 from split_lightning.callbacks.confusion_matrix import ConfusionMatrix
+from split_lightning.callbacks.confusion_picture import (
+    ConfusionPicture,
+    draw_confusion,
+)
+from split_lightning.callbacks.curves import draw_curves
+from split_lightning.callbacks.cut_monitor import CutMonitor
+from split_lightning.callbacks.drift_monitor import DriftMonitor
+from split_lightning.callbacks.histograms import Histograms
+from split_lightning.callbacks.history import History
+from split_lightning.callbacks.memory_monitor import MemoryMonitor
 from split_lightning.callbacks.partition_picture import (
     PartitionPicture,
     draw_label_counts,
@@ -9,6 +19,7 @@ from split_lightning.callbacks.partition_picture import (
 from split_lightning.callbacks.resume_checkpoint import ResumeCheckpoint
 from split_lightning.callbacks.round_progress_bar import RoundProgressBar
 from split_lightning.callbacks.speed_monitor import SpeedMonitor
+from split_lightning.callbacks.tensorboard_layout import TensorBoardLayout
 from split_lightning.callbacks.weight_passing import (
     RoundRobinWeightPassing,
     WeightPassing,
@@ -17,11 +28,20 @@ from split_lightning.callbacks.weight_passing import (
 __all__ = [
     "CommunicationMonitor",
     "ConfusionMatrix",
+    "ConfusionPicture",
+    "CutMonitor",
+    "DriftMonitor",
+    "Histograms",
+    "History",
+    "MemoryMonitor",
     "PartitionPicture",
     "ResumeCheckpoint",
     "RoundProgressBar",
     "RoundRobinWeightPassing",
     "SpeedMonitor",
+    "TensorBoardLayout",
     "WeightPassing",
+    "draw_confusion",
+    "draw_curves",
     "draw_label_counts",
 ]

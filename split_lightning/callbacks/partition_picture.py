@@ -73,9 +73,12 @@ def draw_label_counts(counts: Tensor, classes: Sequence[str]) -> Figure:
             color=colors(label if num_classes <= 10 else label / num_classes),
             label=classes[label],
         )
-    axes.invert_yaxis()
+    axes.set_ylim(num_clients - 0.5, -0.5)  # client 0 on top, no empty bands
     axes.set(xlabel="samples", ylabel="client", title="Label distribution by client")
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=min(num_clients, 20), integer=True))
+    if num_clients <= 20:
+        axes.set_yticks(range(num_clients))
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=20, integer=True))
     if num_classes <= 20:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure

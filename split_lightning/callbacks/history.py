@@ -1,0 +1,179 @@
+"""`History`: one row a round of what a run did."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytorch_lightning as pl
+from rich import filesize
+from typing_extensions import override
+
+from split_lightning.callbacks.curves import draw_curves
+
+Row: TypeAlias = dict[str, Any]
+
+COLUMNS = (
+    "round",
+    "train_loss",
+    "val_loss",
+    "val_accuracy",
+    "uplink_bytes",
+    "downlink_bytes",
+    "handoff_bytes",
+    "handoffs",
+    "images",
+    "seconds",
+)
+_logger = logging.getLogger(__name__)
+
+
+class History(pl.Callback):
+    """Keeps one row a round, writes them to a file, and draws them at the end.
+
+    The columns are `COLUMNS`: the round, from 1; the round's training loss; loss and
+    accuracy of the validation after it, empty where there was none; and, since the
+    start of the run, bytes, hand-offs, images trained on and seconds of the fit,
+    validation and writing included. The rows are in checkpoints, so that a run that
+    goes on from one has them all. Where no progress bar shows, each row is a line of
+    the log (logger `split_lightning`, level INFO).
+
+    Args:
+        folder: Where `history.csv` is written anew each round, and `curves.png` at the
+            end of the fit; `None`: rows are only kept.
+
+    Attributes:
+        rows: The rows so far.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.rows: list[Row] = []
+        self._images = 0
+        self._seconds = 0.0  # of the fit before `_start`
+        self._start: float | None = None
+        self._validated: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the fit so far, those before a resumption included."""
+        since = 0.0 if self._start is None else time.perf_counter() - self._start
+        return self._seconds + since
+
+    def best(self) -> Row | None:
+        """Returns the row of the first round of the highest validation accuracy."""
+        validated = [row for row in self.rows if row["val_accuracy"] is not None]
+        return max(validated, key=lambda row: row["val_accuracy"], default=None)
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.ckpt_path is None:  # a run of its own
+            self._forget()
+        self._start = time.perf_counter()
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self._images += len(batch.targets)
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        for name in ("val/loss", "val/accuracy"):
+            if name in trainer.callback_metrics:
+                value = float(trainer.callback_metrics[name])
+                self._validated[name.replace("/", "_")] = value
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        validated, self._validated = self._validated, {}
+        known = {
+            "round": trainer.current_epoch + 1,
+            "train_loss": float(pl_module.round_loss()),
+            **validated,
+            **pl_module.totals(),
+            "images": self._images,
+            "seconds": round(self.seconds, 3),
+        }
+        row = {column: known.get(column) for column in COLUMNS}
+        self.rows = [r for r in self.rows if r["round"] < row["round"]] + [row]
+        if self.folder is not None and trainer.is_global_zero:
+            _write(self.rows, self.folder / "history.csv")
+        # Lightning's bars know whether they are disabled, their base class does not.
+        if getattr(trainer.progress_bar_callback, "is_disabled", True):
+            _logger.info(_line(row, trainer.max_epochs))
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        if self.folder is not None and self.rows:
+            draw_curves(self.rows).savefig(self.folder / "curves.png", dpi=120)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        self._seconds, self._start = self.seconds, None
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "rows": [dict(row) for row in self.rows],
+            "images": self._images,
+            "seconds": self.seconds,
+            "validated": dict(self._validated),
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = [dict(row) for row in state_dict["rows"]]
+        self._images, self._seconds = state_dict["images"], state_dict["seconds"]
+        self._validated = dict(state_dict["validated"])
+
+
+def _write(rows: list[Row], path: Path) -> None:
+    """Writes rows as CSV; whoever reads the file sees the old one or the new one."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text.getvalue())
+        Path(name).chmod(0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _line(row: Row, rounds: int | None) -> str:
+    """Returns a row in words."""
+    of = f"/{rounds}" if rounds is not None and rounds > 0 else ""
+    words = [f"round {row['round']}{of}: train loss {row['train_loss']:.4f}"]
+    if row["val_loss"] is not None:
+        words.append(f"val loss {row['val_loss']:.4f}")
+    if row["val_accuracy"] is not None:
+        words.append(f"val accuracy {row['val_accuracy']:.4f}")
+    words.append(f"{row['images']:,} images in {row['seconds']:.1f} s")
+    crossed = row["uplink_bytes"] + row["downlink_bytes"] + row["handoff_bytes"]
+    if crossed:
+        words.append(filesize.decimal(crossed))
+    return ", ".join(words)

@@ -1,0 +1,36 @@
+"""What monitors log past `self.log`, which would cost time in every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+def is_logged(trainer: pl.Trainer) -> bool:
+    """Tells whether loggers are due in this batch: `trainer.log_every_n_steps`."""
+    if not trainer.loggers:
+        return False
+    due: bool = trainer._logger_connector.should_update_logs  # as Lightning's monitors
+    return due or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
+    """Gives metrics to all loggers, at the place of the batch that is being trained."""
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(metrics), step)
+
+
+def tensorboard_writers(trainer: pl.Trainer) -> Iterator[SummaryWriter]:
+    """Yields TensorBoard's writers, in the process that writes."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            yield logger.experiment

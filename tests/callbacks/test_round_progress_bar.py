@@ -1,0 +1,98 @@
+"""`RoundProgressBar` in a terminal, and without one."""
+
+import io
+import re
+
+import pytest
+import rich
+from watching import fit, make_data, make_module
+
+from split_lightning.callbacks import RoundProgressBar
+
+
+@pytest.fixture(autouse=True)
+def _own_console():
+    yield
+    rich.reconfigure()  # Lightning's bar puts its console in the place of rich's
+
+
+def shown(tmp_path, width, module=None, data=None, **options):
+    """Returns the lines that a terminal showed, without control sequences."""
+    file = io.StringIO()
+    console = {"file": file, "force_terminal": True, "width": width}
+    bar = RoundProgressBar(refresh_rate=50, console_kwargs=console)
+    fit(tmp_path, [bar], module, data, enable_progress_bar=True, **options)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    assert "\x1b" in file.getvalue()
+    return [line.rstrip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_terminal_shows_round_client_and_figures(tmp_path, width):
+    lines = shown(tmp_path, width)
+    assert max(map(len, lines)) <= width
+    last = lines[-1]
+    assert last.startswith("Round 2/2 client 2 ")
+    batches = r"9/9 " if width == 140 else ""
+    bytes_ = r"\d+\.\d kB "
+    assert re.search(
+        rf"{batches}[\d,]+ img/s {bytes_}0:00:00 left loss: \d\.\d+ val: 0\.\d+$", last
+    )
+    clients = {match[1] for match in re.finditer(r"client (\d)", " ".join(lines))}
+    assert "2" in clients
+    assert any(line.startswith("Round 1/2") for line in lines)
+
+
+def test_bytes_are_those_that_travelled(tmp_path):
+    module = make_module()
+    last = shown(tmp_path, 140, module)[-1]
+    travelled = sum(
+        count for name, count in module.totals().items() if name.endswith("bytes")
+    )
+    assert f"{travelled / 1000:.1f} kB" in last
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 12}, {"max_epochs": 3}])
+def test_the_time_left_is_that_of_the_run(tmp_path, monkeypatch, options):
+    """With a clock that goes on by a second a batch."""
+    from split_lightning.callbacks import round_progress_bar
+
+    bar, left = RoundProgressBar(console_kwargs={"force_terminal": True}), []
+    clock = [0.0]
+    monkeypatch.setattr(round_progress_bar.time, "perf_counter", lambda: clock[0])
+    describe = bar._describe
+
+    def note(trainer, pl_module, batches):
+        clock[0] += 1.0
+        text = describe(trainer, pl_module, batches)
+        left.append(re.search(r"0:00:(\d\d) left", text)[1])
+        return text
+
+    bar._describe = note
+    bar._console_kwargs["file"] = io.StringIO()
+    fit(tmp_path, [bar], enable_progress_bar=True, **({"max_epochs": 4} | options))
+    assert len(left) == 12 if "max_steps" in options else 27
+    assert left == [f"{len(left) - 1 - i:02d}" for i in range(len(left))]
+
+
+def test_rounds_of_unknown_length(tmp_path):
+    from flwr_datasets.partitioner import LinearPartitioner
+
+    from split_lightning.data import RoundRobinSchedule
+
+    schedule = RoundRobinSchedule(clients_per_round=2)
+    data = make_data(partitioner=LinearPartitioner, schedule=schedule)
+    lines = shown(tmp_path, 140, data=data)
+    assert lines[-1].startswith("Round 2/2 client ")
+
+
+def test_without_a_terminal_nothing_is_written(tmp_path, capfd):
+    file = io.StringIO()
+    bars = [RoundProgressBar(console_kwargs={"file": file}), RoundProgressBar()]
+    for bar in bars:
+        fit(tmp_path, [bar], enable_progress_bar=True)
+    assert file.getvalue() == ""
+    written = "".join(capfd.readouterr())
+    assert "\x1b" not in written
+    assert "\r" not in written
+    assert "Round" not in written
