@@ -30,6 +30,7 @@ from split_lightning.classifier import Classifier
 from split_lightning.config import check, summary
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.report import print_results
+from split_lightning.sweep import attempt, ending_with_comparison
 from split_lightning.user_errors import one_message, run_hydra
 
 
@@ -174,7 +175,7 @@ def _is_wanted(callback: pl.Callback, options: DictConfig, data: Any) -> bool:
 
 @hydra.main(version_base="1.3", config_path=_conf_folder(), config_name="train")
 def _hydra_main(cfg: DictConfig) -> float | None:
-    return main(cfg)
+    return attempt(main, cfg)
 
 
 def main(cfg: DictConfig | None = None) -> float | None:
@@ -188,7 +189,8 @@ def main(cfg: DictConfig | None = None) -> float | None:
         `None` where it was not measured, and from the command line.
     """
     if cfg is None:
-        run_hydra(_hydra_main, _conf_folder())
+        with ending_with_comparison():
+            run_hydra(_hydra_main, _conf_folder())
         return None
     with one_message():
         check(cfg, _typed())
@@ -212,4 +214,7 @@ def _typed() -> Sequence[str]:
 
 
 if __name__ == "__main__":
-    main()
+    # What a launcher sends to other processes must belong to a module with a name.
+    from split_lightning import train as module
+
+    module.main()

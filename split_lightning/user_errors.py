@@ -20,6 +20,7 @@ from hydra.errors import (
     InstantiationException,
     MissingConfigException,
 )
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -45,6 +46,18 @@ _SPOKEN = (
 )
 # What else a mistake can raise while a run is built or restored.
 _MISTAKES = (*_SPOKEN, LookupError, RuntimeError, TypeError, pickle.UnpicklingError)
+# What brings the options of Hydra's groups that are not its own.
+_PACKAGES = {
+    "hydra/sweeper=optuna": "split-lightning[sweep]",
+    "hydra/launcher=joblib": "split-lightning[sweep]",
+    "hydra/launcher=submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
+    "hydra/launcher=ray": "hydra-ray-launcher",
+}
+
+
+class UserMistake(Exception):
+    """A user's mistake in one run of a sweep; its text is the message."""
 
 
 @contextmanager
@@ -54,6 +67,9 @@ def one_message(applies: Callable[[], bool] = lambda: True) -> Iterator[None]:
     Args:
         applies: Tells, when something was raised, whether it can be a user's mistake.
             Lightning's complaints about a configuration always are.
+
+    Raises:
+        UserMistake: In a sweep, which goes on with its other runs.
     """
     try:
         yield
@@ -64,7 +80,11 @@ def one_message(applies: Callable[[], bool] = lambda: True) -> Iterator[None]:
         if not HydraConfig.initialized():
             stop(_message(error))
         hydra = HydraConfig.get()
-        stop(_message(error, as_typed(hydra.overrides.task), hydra.runtime.choices))
+        typed = as_typed(hydra.overrides.task)
+        message = _message(error, typed, hydra.runtime.choices)
+        if hydra.mode == RunMode.MULTIRUN:
+            raise UserMistake(message) from error
+        stop(message)
 
 
 def stop(message: str) -> None:
@@ -82,6 +102,8 @@ def run_hydra(main: Callable[[], Any], config_dir: str) -> None:
     typed = [word for word in sys.argv[1:] if not word.startswith("-")]
     try:
         main()
+    except UserMistake as error:  # a sweeper's rule has a failed run end the sweep
+        stop(str(error))
     except Exception as error:
         if _began(main, error):  # past `one_message`: a bug, to be traced
             raise
@@ -165,6 +187,9 @@ def _missing_option(error: MissingConfigException) -> str:
     if not error.options or not error.missing_cfg_file:
         return str(error).split("\nConfig search path:")[0]
     group, _, option = error.missing_cfg_file.rpartition("/")
+    package = _PACKAGES.get(f"{group}={option}")
+    if package is not None:
+        return f'`{group}={option}` is not installed: pip install "{package}".'
     return f"There is no `{group}={option}`. {_options_of(group, error.options)}"
 
 
