@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -94,7 +95,7 @@ def _check_finite(value: float | None, metric: str) -> None:
         )
 
 
-def _has_failure_rate(settings: DictConfig) -> bool:
+def _has_failure_rate(settings: HydraConf) -> bool:
     """Tells whether `max_failure_rate` was chosen; Optuna's own is 0."""
     typed = (word.partition("=")[0] for word in settings.overrides.hydra)
     is_typed = "hydra.sweeper.max_failure_rate" in typed

@@ -24,7 +24,7 @@ def draw_runs(runs: Sequence[RunFolder], labels: Sequence[str]) -> Figure | None
     """Returns a plot of runs, or `None` if none has anything to plot.
 
     Runs with a `history.csv` get a curve of validation accuracy by round, and by bytes
-    if anything travelled; where finished runs have none, all get a bar of test accuracy.
+    if anything travelled; where finished runs have none, all get bars of test accuracy.
 
     Args:
         runs: The runs.
@@ -44,7 +44,7 @@ def draw_runs(runs: Sequence[RunFolder], labels: Sequence[str]) -> Figure | None
         panels.append(lambda axes: _draw_bars(axes, bars))
     if not panels:
         return None
-    lines = [label.count("\n") + 1 for _, label in (bars if not curves else curves)]
+    lines = [label.count("\n") + 1 for _, label in curves or bars]
     columns = 2 if curves and sum(lines) > _TALL else 1
     size = (
         5.2 * len(panels) + 2.8 * columns,
@@ -58,8 +58,9 @@ def draw_runs(runs: Sequence[RunFolder], labels: Sequence[str]) -> Figure | None
         axes.set_axisbelow(True)
     if curves:  # the curves of the first panel stand for all
         handles = figure.axes[0].get_lines()
-        place = {"loc": "outside right upper", "ncols": columns, "fontsize": 8}
-        figure.legend(handles=handles, **place)
+        figure.legend(
+            handles=handles, loc="outside right upper", ncols=columns, fontsize=8
+        )
     return figure
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich import box, filesize
@@ -17,7 +17,7 @@ from split_lightning.comparison.settings import differing_settings, short_names,
 
 _SHORT = 6  # characters of a run's name that a legend has room for
 _STYLES = {"failed": "red", "unreadable": "red", "unfinished": "yellow"}
-_FIGURES = {
+_FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "test_accuracy": ("test\nacc.", "{:.4f}".format),
     "test_loss": ("test\nloss", "{:.4f}".format),
     "val_accuracy": ("val.\nacc.", "{:.4f}".format),

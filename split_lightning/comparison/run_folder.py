@@ -92,8 +92,9 @@ def find_runs(folders: Iterable[str | Path]) -> list[RunFolder]:
         paths = sorted(filter(_is_run, inside), key=_in_order)
         if not paths:
             raise ValueError(
-                f"Expected argument `folders` to hold runs (folders with a config.yaml, "
-                f"as split-lightning writes it), but found none in {str(folder)!r}."
+                f"Expected argument `folders` to hold runs (folders with a "
+                f"config.yaml, as split-lightning writes it), but found none in "
+                f"{str(folder)!r}."
             )
         found |= dict.fromkeys(path.resolve() for path in paths)
     return [

@@ -1,13 +1,13 @@
 """The settings of runs, flat, and which of them differ between runs.
 
-A setting is a key such as `optimizer.client.lr` with its resolved value. An object's own
-key (`data.partitioner`) has the name of its class or function as value.
+A setting is a key such as `optimizer.client.lr` with its resolved value. An object's
+own key (`data.partitioner`) has the name of its class or function as value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,7 +15,6 @@ from omegaconf.errors import OmegaConfBaseException
 # Where a run is and where it went on from; neither is a choice.
 _IGNORED = ("output_dir", "ckpt_path")
 _FOLDER = "OUTPUT_DIR"  # in the place of each run's own
-MISSING = "missing"
 
 
 class Target(str):
@@ -48,9 +47,7 @@ def flat_settings(cfg: DictConfig) -> dict[str, Setting]:
 
 
 def _walk(node: DictConfig, prefix: str) -> Iterator[tuple[str, Setting]]:
-    written = OmegaConf.to_container(node, resolve=False)
-    assert isinstance(written, dict)
-    for name, item in written.items():
+    for name, item in _written(node).items():
         key = f"{prefix}{name}"
         if isinstance(item, dict):
             if "_target_" in item:
@@ -67,8 +64,12 @@ def _resolved(node: DictConfig, name: Any) -> Any:
         if isinstance(value, DictConfig | ListConfig):
             value = OmegaConf.to_container(value, resolve=True)
     except OmegaConfBaseException:  # such as `${hydra:...}`, outside of Hydra
-        value = OmegaConf.to_container(node, resolve=False)[name]  # type: ignore[call-overload]
+        value = _written(node)[name]
     return str(value) if isinstance(value, dict | list) else value
+
+
+def _written(node: DictConfig) -> dict[str, Any]:
+    return cast("dict[str, Any]", OmegaConf.to_container(node, resolve=False))
 
 
 def differing_settings(runs: Sequence[Mapping[str, Setting]]) -> list[str]:
@@ -110,8 +111,8 @@ def _owners(key: str) -> set[str]:
 def short_names(keys: Sequence[str]) -> dict[str, str]:
     """Returns the shortest endings of keys that tell them apart.
 
-    >>> short_names(["seed", "optimizer.client.lr", "optimizer.server.lr"])
-    {'seed': 'seed', 'optimizer.client.lr': 'client.lr', 'optimizer.server.lr': 'server.lr'}
+    >>> short_names(["seed", "my.client.lr", "my.server.lr"])
+    {'seed': 'seed', 'my.client.lr': 'client.lr', 'my.server.lr': 'server.lr'}
     """
     names = {}
     for key in keys:
