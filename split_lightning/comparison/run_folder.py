@@ -133,11 +133,10 @@ def _is_run(folder: Path) -> bool:
     """Tells a run's folder from another that happens to hold a `config.yaml`."""
     if folder.name == ".hydra":
         return False
-    try:
-        cfg = _config(folder)
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
-        return True  # a broken file is shown, not passed over
-    return (folder / FAILURE).is_file() or (cfg is not None and "protocol" in cfg)
+    if any((folder / name).is_file() for name in (FAILURE, "results.json")):
+        return True
+    lines = (folder / "config.yaml").read_text(errors="replace").splitlines()
+    return any(line.startswith("protocol:") for line in lines)
 
 
 def _config(folder: Path) -> DictConfig | None:
