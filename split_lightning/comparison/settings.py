@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 # Where a run is and where it went on from; neither is a choice.
 _IGNORED = ("output_dir", "ckpt_path")
 _FOLDER = "OUTPUT_DIR"  # in the place of each run's own
+_NOTHING = (None, "", "[]", "{}")
 
 
 class Target(str):
@@ -77,7 +78,8 @@ def differing_settings(runs: Sequence[Mapping[str, Setting]]) -> list[str]:
 
     A key that passes on the same other key in all runs (`${seed}`) is left out, and so
     is one that a run lacks because the object that it belongs to is of another class.
-    A run without any settings is left out of account.
+    To lack a key is the same as to have nothing there (null, an empty list). A run
+    without any settings is left out of account.
 
     Args:
         runs: The settings of each run, from `flat_settings`.
@@ -93,8 +95,9 @@ def differing_settings(runs: Sequence[Mapping[str, Setting]]) -> list[str]:
         if len({repr(setting.value) for setting in found}) > 1:
             if not _is_alias(found):
                 differing.append(key)
-        elif len(found) < len(runs) and not _owners(key) & set(differing):
-            differing.append(key)
+        elif len(found) < len(runs) and found[0].value not in _NOTHING:
+            if not _owners(key) & set(differing):
+                differing.append(key)
     return differing
 
 

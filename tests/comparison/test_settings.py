@@ -60,6 +60,12 @@ def test_a_key_that_only_one_run_has_is_a_column():
     assert columns(flat(), flat(own=True)) == {"own": ["", "true"]}
 
 
+@pytest.mark.parametrize("nothing", [None, [], {}])
+def test_to_lack_a_key_is_to_have_nothing_there(nothing):
+    """A key that came with a later version is no difference while it is not used."""
+    assert columns(flat(), flat(own=nothing)) == {}
+
+
 @pytest.mark.parametrize("value", ["${hydra:runtime.output_dir}", "${nowhere}", "???"])
 def test_what_cannot_be_resolved_is_compared_as_written(value):
     assert columns(flat(own=value), flat(own=1)) == {"own": [value, "1"]}
