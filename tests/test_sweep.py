@@ -3,9 +3,8 @@
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
+import runpy
+import warnings
 from pathlib import Path
 
 import pytest
@@ -274,26 +273,21 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path, capsys):
     assert 'pip install "split-lightning[sweep]"' in capsys.readouterr().err
 
 
-def test_the_joblib_launcher_from_the_command_line(tmp_path):
-    """What goes to its processes must be found there by name."""
+def test_the_joblib_launcher_runs_in_other_processes(monkeypatch, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    overrides = [
-        "num_clients=-3,-4",
-        "hydra/launcher=joblib",
-        "hydra.launcher.n_jobs=2",
-    ]
-    typed = ["-m", "split_lightning.train", "-m", *overrides, *QUICK]
-    ended = subprocess.run(
-        [sys.executable, *typed, f"hydra.sweep.dir={tmp_path}/sweep"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert ended.returncode == 2, ended.stderr
-    rows = table(tmp_path / "sweep")
-    assert [row["num_clients"] for row in rows] == ["-3", "-4"]
-    assert all("Expected `num_clients` to be" in row["error"] for row in rows)
-    assert "failed: num_clients=-3" in ended.stderr
+    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    status, folder = sweep(monkeypatch, tmp_path, *joblib, "num_clients=-3")
+    assert status == 2
+    (row,) = table(folder)
+    assert row["status"] == "failed"
+    assert "Expected `num_clients` to be an integer" in row["error"]
+
+
+def test_what_launchers_send_to_other_processes_is_found_there_by_name(monkeypatch):
+    """With `python -m`, too: nothing of `__main__` can be pickled by name."""
+    sent = []
+    monkeypatch.setattr(train_module, "run_hydra", lambda main, *_: sent.append(main))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # it is imported already
+        runpy.run_module("split_lightning.train", run_name="__main__")
+    assert [task.__module__ for task in sent] == ["split_lightning.train"]

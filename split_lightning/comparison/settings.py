@@ -95,9 +95,10 @@ def differing_settings(runs: Sequence[Mapping[str, Setting]]) -> list[str]:
         if len({repr(setting.value) for setting in found}) > 1:
             if not _is_alias(found):
                 differing.append(key)
-        elif len(found) < len(runs) and found[0].value not in _NOTHING:
-            if not _owners(key) & set(differing):
-                differing.append(key)
+        elif len(found) == len(runs) or found[0].value in _NOTHING:
+            continue
+        elif not _owners(key) & set(differing):
+            differing.append(key)
     return differing
 
 
