@@ -171,12 +171,10 @@ def _cause(error: BaseException) -> str:
     """Returns the first line of what went wrong at the bottom."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    text = os.strerror(error.errno) if _has_number(error) else str(error)
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        text = os.strerror(error.errno)
     return text.splitlines()[0] if text else type(error).__name__
-
-
-def _has_number(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno is not None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -115,6 +115,18 @@ class TrainConfig:
 ConfigStore.instance().store(name="schema", node=TrainConfig)
 
 
+def direction_of(metric: str) -> str:
+    """Returns the direction in which a metric gets better: `${direction_of:...}`.
+
+    >>> direction_of("val/loss"), direction_of("val/accuracy")
+    ('minimize', 'maximize')
+    """
+    return "minimize" if metric.endswith("loss") else "maximize"
+
+
+OmegaConf.register_new_resolver("direction_of", direction_of, replace=True)
+
+
 def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Stops where a configuration is out of range, or would be ignored.
 

@@ -11,11 +11,11 @@ import torch
 
 def random_state() -> dict[str, Any]:
     """Returns the state of torch's, NumPy's and Python's random numbers."""
-    algorithm, keys, *rest = np.random.get_state(legacy=True)
+    algorithm, keys, *rest = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [algorithm, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "numpy": [algorithm, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
         "python": random.getstate(),
     }
 

@@ -34,6 +34,7 @@ from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.models.weights import load_weights
 from split_lightning.report import print_results
 from split_lightning.run_folder import no_folder_if_refused
+from split_lightning.sweep import attempt, ending_with_comparison
 from split_lightning.user_errors import KNOWN_WARNINGS, one_message, run_hydra
 
 
@@ -209,7 +210,7 @@ def _is_wanted(callback: pl.Callback, options: DictConfig, data: Any) -> bool:
 
 @hydra.main(version_base="1.3", config_path=_conf_folder(), config_name="train")
 def _hydra_main(cfg: DictConfig) -> float | None:
-    return main(cfg)
+    return attempt(main, cfg)
 
 
 def main(cfg: DictConfig | None = None) -> float | None:
@@ -223,7 +224,8 @@ def main(cfg: DictConfig | None = None) -> float | None:
         `None` where it was not measured, and from the command line.
     """
     if cfg is None:
-        run_hydra(_hydra_main, _conf_folder())
+        with ending_with_comparison():
+            run_hydra(_hydra_main, _conf_folder())
         return None
     with no_folder_if_refused():
         with one_message():
@@ -248,4 +250,7 @@ def _typed() -> Sequence[str]:
 
 
 if __name__ == "__main__":
-    main()
+    # What a launcher sends to other processes must belong to a module with a name.
+    from split_lightning import train as module
+
+    module.main()

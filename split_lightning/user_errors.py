@@ -21,6 +21,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -56,10 +57,22 @@ _NOT_WRITABLE = {
     errno.EPERM,
     errno.EROFS,
 }
+# What brings the options of Hydra's groups that are not its own.
+_PACKAGES = {
+    "hydra/sweeper=optuna": "split-lightning[sweep]",
+    "hydra/launcher=joblib": "split-lightning[sweep]",
+    "hydra/launcher=submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
+    "hydra/launcher=ray": "hydra-ray-launcher",
+}
 
 
 class Refused(SystemExit):
     """The end of a run that never began."""
+
+
+class UserMistake(Exception):
+    """A user's mistake in one run of a sweep; its text is the message."""
 
 
 @contextmanager
@@ -76,6 +89,9 @@ def one_message(
             what the system refuses (a full disk) is the user's to mend.
         remedy: Says what to do about that.
         typed: What was typed; `None`: as Hydra knows it.
+
+    Raises:
+        UserMistake: In a sweep, which goes on with its other runs.
     """
     try:
         yield
@@ -88,10 +104,16 @@ def one_message(
         message = _message(error, *(() if began else known))
         if began or _is_not_writable(error):
             message += f" {remedy()}"
+        if typed is None and _is_in_sweep():
+            raise UserMistake(message) from error
         if not began:
             refuse(message)
         _print_error(message)
         raise SystemExit(2) from error
+
+
+def _is_in_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _is_by_system(error: BaseException) -> bool:
@@ -134,6 +156,8 @@ def run_hydra(main: Callable[[], Any], config_dir: str) -> None:
     typed = [word for word in sys.argv[1:] if not word.startswith("-")]
     try:
         main()
+    except UserMistake as error:  # a sweeper's rule has a failed run end the sweep
+        refuse(str(error))
     except Exception as error:
         if _began(main, error):  # past `one_message`: a bug, to be traced
             raise
@@ -236,6 +260,9 @@ def _missing_option(error: MissingConfigException) -> str:
     if not error.options or not error.missing_cfg_file:
         return str(error).split("\nConfig search path:")[0]
     group, _, option = error.missing_cfg_file.rpartition("/")
+    package = _PACKAGES.get(f"{group}={option}")
+    if package is not None:
+        return f'`{group}={option}` is not installed: pip install "{package}".'
     return f"There is no `{group}={option}`. {_options_of(group, error.options)}"
 
 

@@ -286,11 +286,11 @@ def test_a_mistake_in_an_experiment_file(refused, tmp_path, lines, words):
         assert word in message
 
 
-def test_a_mistake_in_a_sweep_stops_the_sweep(refused, tmp_path):
-    message = refused("-m", "num_clients=-3,5", "rounds=1")
-    assert "-3" in message
-    assert not trained(tmp_path)
+def test_what_no_run_of_a_sweep_could_take_stops_the_sweep(refused, tmp_path):
     assert "`num_client=5,3`" in refused("-m", "num_client=5,3")
+    message = refused("-m", "model=digits_cnn,resnet81", "rounds=1")
+    assert "`model=resnet81`" in message
+    assert not trained(tmp_path)
 
 
 def test_a_mistake_late_in_a_sweep_has_no_stack_trace(monkeypatch, tmp_path, capsys):

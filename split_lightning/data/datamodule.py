@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -147,7 +147,8 @@ class SplitDataModule(pl.LightningDataModule):
             repeat_round=getattr(self.trainer, "overfit_batches", 0) > 0,
         )
         if self.trainer is not None:  # Lightning may fetch before it sets the round
-            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(progress.processed)
         train = self._need(self._train)
         return ClientLoader(train, sampler, self.normalize, self.augmentation)
 

@@ -1,0 +1,142 @@
+"""The settings of runs, flat, and which of them differ between runs.
+
+A setting is a key such as `optimizer.client.lr` with its resolved value. An object's
+own key (`data.partitioner`) has the name of its class or function as value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+# Where a run is and where it went on from; neither is a choice.
+_IGNORED = ("output_dir", "ckpt_path")
+_FOLDER = "OUTPUT_DIR"  # in the place of each run's own
+_NOTHING = (None, "", "[]", "{}")
+
+
+class Target(str):
+    """The `_target_` of an object."""
+
+    __slots__ = ()
+
+
+class Setting(NamedTuple):
+    """A value, and how it was written where that differs (`${seed}`)."""
+
+    value: Any
+    written: Any
+
+
+def flat_settings(cfg: DictConfig) -> dict[str, Setting]:
+    """Returns the settings of a run.
+
+    Args:
+        cfg: The run's configuration, with or without its interpolations.
+
+    >>> cfg = {"seed": 1, "data": {"_target_": "my.Data", "seed": "${seed}"}}
+    >>> {key: value for key, (value, _) in flat_settings(OmegaConf.create(cfg)).items()}
+    {'seed': 1, 'data': 'my.Data', 'data.seed': 1}
+    """
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    cfg.output_dir = _FOLDER
+    return {key: setting for key, setting in _walk(cfg, "") if key not in _IGNORED}
+
+
+def _walk(node: DictConfig, prefix: str) -> Iterator[tuple[str, Setting]]:
+    for name, item in _written(node).items():
+        key = f"{prefix}{name}"
+        if isinstance(item, dict):
+            if "_target_" in item:
+                yield key, Setting(Target(item["_target_"]), item["_target_"])
+            yield from _walk(node[name], f"{key}.")
+        elif name not in ("_target_", "_partial_", "_convert_", "_recursive_"):
+            yield key, Setting(_resolved(node, name), item)
+
+
+def _resolved(node: DictConfig, name: Any) -> Any:
+    """Returns a value without interpolations, or as it is written where one fails."""
+    try:
+        value = node[name]
+        if isinstance(value, DictConfig | ListConfig):
+            value = OmegaConf.to_container(value, resolve=True)
+    except OmegaConfBaseException:  # such as `${hydra:...}`, outside of Hydra
+        value = _written(node)[name]
+    return str(value) if isinstance(value, dict | list) else value
+
+
+def _written(node: DictConfig) -> dict[str, Any]:
+    return cast("dict[str, Any]", OmegaConf.to_container(node, resolve=False))
+
+
+def differing_settings(runs: Sequence[Mapping[str, Setting]]) -> list[str]:
+    """Returns the keys whose values differ between runs, in the order of the files.
+
+    A key that passes on the same other key in all runs (`${seed}`) is left out, and so
+    is one that a run lacks because the object that it belongs to is of another class.
+    To lack a key is the same as to have nothing there (null, an empty list). A run
+    without any settings is left out of account.
+
+    Args:
+        runs: The settings of each run, from `flat_settings`.
+
+    >>> runs = [{"seed": Setting(0, 0), "n": Setting(5, 5)}, {"seed": Setting(1, 1)}]
+    >>> differing_settings(runs)
+    ['seed', 'n']
+    """
+    runs = [run for run in runs if run]
+    differing: list[str] = []
+    for key in dict.fromkeys(key for run in runs for key in run):
+        found = [run[key] for run in runs if key in run]
+        if len({repr(setting.value) for setting in found}) > 1:
+            if not _is_alias(found):
+                differing.append(key)
+        elif len(found) == len(runs) or found[0].value in _NOTHING:
+            continue
+        elif not _owners(key) & set(differing):
+            differing.append(key)
+    return differing
+
+
+def _is_alias(found: Sequence[Setting]) -> bool:
+    """Tells whether all write the same interpolation."""
+    return "${" in str(found[0].written) and len({str(s.written) for s in found}) == 1
+
+
+def _owners(key: str) -> set[str]:
+    parts = key.split(".")
+    return {".".join(parts[:i]) for i in range(1, len(parts))}
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Returns the shortest endings of keys that tell them apart.
+
+    >>> short_names(["seed", "my.client.lr", "my.server.lr"])
+    {'seed': 'seed', 'my.client.lr': 'client.lr', 'my.server.lr': 'server.lr'}
+    """
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        endings = [".".join(parts[i:]) for i in reversed(range(len(parts)))]
+        others = [f".{other}" for other in keys if other != key]
+        alone = (e for e in endings if not any(o.endswith(f".{e}") for o in others))
+        names[key] = next(alone, key)
+    return names
+
+
+def shown(settings: Mapping[str, Setting], key: str) -> str:
+    """Returns a value as a table and a legend show it."""
+    if key not in settings:
+        return ""
+    value = settings[key].value
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value.rpartition(".")[2] if isinstance(value, Target) else str(value)

@@ -1,0 +1,86 @@
+"""Which settings differ between runs."""
+
+import pytest
+from made_up import config
+from omegaconf import OmegaConf
+
+from split_lightning.comparison import differing_settings
+from split_lightning.comparison.settings import flat_settings, short_names, shown
+
+
+def flat(**changes):
+    return flat_settings(OmegaConf.create(config("somewhere", **changes)))
+
+
+def columns(*runs):
+    keys = differing_settings(runs)
+    return {key: [shown(run, key) for run in runs] for key in keys}
+
+
+def test_a_key_that_passes_another_on_is_no_column():
+    assert columns(flat(lr=0.01), flat(lr=0.1)) == {
+        "optimizer.client.lr": ["0.01", "0.1"]
+    }
+
+
+def test_values_are_compared_resolved():
+    """`${seed}` in the one and 3 in the other are no difference; 4 is one."""
+    assert columns(flat(seed=3, own="${seed}"), flat(seed=3, own=3)) == {}
+    assert columns(flat(seed=3, own="${seed}"), flat(seed=3, own=4)) == {
+        "own": ["3", "4"]
+    }
+
+
+def test_where_a_run_is_and_went_on_from_is_no_setting():
+    one = config("one")
+    two = config("two", ckpt_path="x.ckpt")
+    runs = [flat_settings(OmegaConf.create(cfg)) for cfg in (one, two)]
+    assert differing_settings(runs) == []
+
+
+def test_an_object_is_one_column_and_its_own_options_none():
+    """Alpha belongs to the class; it is a column where it differs by itself."""
+    dirichlet = {"_target_": "flwr.DirichletPartitioner", "alpha": 0.5}
+    one, two = flat(), flat(data={"partitioner": dirichlet})
+    names = ["IidPartitioner", "DirichletPartitioner"]
+    assert columns(one, two) == {"data.partitioner": names}
+    three = flat(data={"partitioner": {**dirichlet, "alpha": 0.1}})
+    assert columns(one, two, three) == {
+        "data.partitioner": [*names, "DirichletPartitioner"],
+        "data.partitioner.alpha": ["", "0.5", "0.1"],
+    }
+
+
+def test_null_against_an_object():
+    scheduler = {"_target_": "torch.StepLR", "step_size": 3}
+    assert columns(flat(own=None), flat(own=scheduler)) == {"own": ["null", "StepLR"]}
+
+
+def test_a_key_that_only_one_run_has_is_a_column():
+    assert columns(flat(), flat(own=True)) == {"own": ["", "true"]}
+
+
+@pytest.mark.parametrize("nothing", [None, [], {}])
+def test_to_lack_a_key_is_to_have_nothing_there(nothing):
+    """A key that came with a later version is no difference while it is not used."""
+    assert columns(flat(), flat(own=nothing)) == {}
+
+
+@pytest.mark.parametrize("value", ["${hydra:runtime.output_dir}", "${nowhere}", "???"])
+def test_what_cannot_be_resolved_is_compared_as_written(value):
+    assert columns(flat(own=value), flat(own=1)) == {"own": [value, "1"]}
+
+
+def test_lists_and_numbers_are_compared_by_value():
+    assert columns(flat(own=[1, 2]), flat(own=[1, 3])) == {"own": ["[1, 2]", "[1, 3]"]}
+    close = columns(flat(lr=0.012345678), flat(lr=0.012345679))
+    assert list(close) == ["optimizer.client.lr"]  # though shown alike
+
+
+def test_a_run_without_configuration_is_left_out_of_account():
+    assert differing_settings([flat(), {}]) == []
+
+
+def test_short_names_tell_keys_apart():
+    keys = ["data.alpha", "a.lr", "b.a.lr", "lr"]
+    assert list(short_names(keys).values()) == ["alpha", "a.lr", "b.a.lr", "lr"]
