@@ -54,10 +54,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch wraps what `write` raises
             with contextlib.suppress(OSError):
                 unfinished.unlink(missing_ok=True)
-            good = _newest_whole(path.parent)
-            remedy = f" Go on from {good} once there is room." if good else ""
             raise CheckpointWriteError(
-                f"The checkpoint {path} could not be written ({_cause(error)}).{remedy}"
+                f"The checkpoint {path} could not be written ({_cause(error)}). What "
+                "was there before is as it was."
             ) from error
 
 
@@ -70,7 +69,7 @@ def keep_previous(path: Path) -> None:
         os.replace(beside, path.with_name(PREVIOUS))
 
 
-def find_checkpoint(ckpt_path: str, folder: Path, is_alone: bool = True) -> Path | None:
+def find_checkpoint(ckpt_path: str, folder: Path, is_alone: bool = True) -> str | None:
     """Returns the checkpoint that a user means, after a look that it is whole.
 
     Args:
@@ -81,11 +80,14 @@ def find_checkpoint(ckpt_path: str, folder: Path, is_alone: bool = True) -> Path
             a sweep they are not, and a run that has no checkpoint starts anew.
 
     Returns:
-        The file; `None` for `last` in a sweep's run that has none.
+        The file; `None` for `last` in a sweep's run that has none. What has a scheme,
+        such as `s3://`, is left to Lightning as it is.
 
     Raises:
         ValueError: If there is none, or it is torn; names the newest one that is whole.
     """
+    if "://" in ckpt_path:
+        return ckpt_path
     if ckpt_path == "last":
         path = _newest(folder, is_alone)
         if path is None:
@@ -98,7 +100,14 @@ def find_checkpoint(ckpt_path: str, folder: Path, is_alone: bool = True) -> Path
     else:
         path = _within(Path(ckpt_path).expanduser())
     _require_whole(path)
-    return path
+    return str(path)
+
+
+def next_step(path: str) -> int:
+    """Returns the first step (batch) that a run logs anew when it goes on from here."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    loop = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]
+    return int(loop["_batches_that_stepped"]) + 1
 
 
 def _newest(folder: Path, is_alone: bool) -> Path | None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
@@ -278,12 +276,6 @@ def _check_choices(cfg: DictConfig) -> None:
             raise ValueError(
                 f"Expected `{key}` to leave something to train, but got 0."
             )
-    path = cfg.ckpt_path
-    if path and "://" not in path and not zipfile.is_zipfile(Path(path).expanduser()):
-        raise ValueError(
-            f"Expected `ckpt_path` to be a checkpoint such as checkpoints/last.ckpt of "
-            f"a run's folder, but got {path!r}, which is none."
-        )
 
 
 def summary(cfg: DictConfig) -> dict[str, Any]:

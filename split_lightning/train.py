@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import json
+import shlex
+import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,19 +23,22 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 
 import split_lightning
 from split_lightning.artifacts import save_config, save_results, save_segment
 from split_lightning.callbacks.history import History
+from split_lightning.callbacks.resume_checkpoint import ResumeCheckpoint
 from split_lightning.callbacks.speed_monitor import SpeedMonitor
+from split_lightning.checkpoints import FOLDER, LAST, find_checkpoint, next_step
 from split_lightning.classifier import Classifier
 from split_lightning.config import check, summary
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.models.weights import load_weights
 from split_lightning.report import print_results
 from split_lightning.run_folder import no_folder_if_refused
+from split_lightning.signals import Interrupted
 from split_lightning.sweep import attempt, ending_with_comparison
 from split_lightning.user_errors import KNOWN_WARNINGS, one_message, run_hydra
 
@@ -52,10 +57,12 @@ class Run(NamedTuple):
     module: Classifier
     trainer: pl.Trainer
     speed: SpeedMonitor
+    checkpoint: str | None
 
 
 def build(cfg: DictConfig) -> Run:
     """Builds what a configuration names; data are loaded and dealt out."""
+    checkpoint = _checkpoint(cfg)
     data = instantiate(cfg.datamodule, _convert_="all")
     data.prepare_data()
     data.setup("fit")
@@ -69,12 +76,33 @@ def build(cfg: DictConfig) -> Run:
     trainer = instantiate(
         cfg.trainer,
         callbacks=[c for c in callbacks if _is_wanted(c, cfg.trainer, data)],
-        logger=instantiate(cfg.logger, _convert_="all") or False,
+        logger=_logger(cfg, checkpoint),
         _convert_="all",
     )
     module.verify(trainer, data)
     _probe(module, data)
-    return Run(data, module, trainer, speed)
+    return Run(data, module, trainer, speed, checkpoint)
+
+
+def _checkpoint(cfg: DictConfig) -> str | None:
+    """Returns the checkpoint that `ckpt_path` names, by itself or by its run."""
+    if not cfg.ckpt_path:
+        return None
+    return find_checkpoint(cfg.ckpt_path, Path(cfg.output_dir), not _is_in_sweep())
+
+
+def _is_in_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _logger(cfg: DictConfig, checkpoint: str | None) -> Any:
+    """Builds the logger; one that goes on hides what comes anew from TensorBoard."""
+    if cfg.logger is None:
+        return False
+    given: dict[str, Any] = {}
+    if checkpoint and cfg.logger["_target_"].endswith(".TensorBoardLogger"):
+        given["purge_step"] = next_step(checkpoint)
+    return instantiate(cfg.logger, _convert_="all", **given)
 
 
 def build_module(cfg: DictConfig) -> Classifier:
@@ -119,23 +147,42 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         run = build(cfg)
         folder.mkdir(parents=True, exist_ok=True)
         save_config(composed, folder / "config.yaml")
-    with one_message(lambda: run.speed.has_begun, lambda: _go_on(folder)):
-        return _fit_and_test(cfg, run)
+    try:
+        with one_message(lambda: run.speed.has_begun, lambda: _go_on(folder)):
+            return _fit_and_test(cfg, run)
+    except Interrupted as stopped:
+        print(f"\n{stopped}\nGo on with: {_command(folder)}", file=sys.stderr)
+        raise SystemExit(128 + stopped.signal) from stopped
+
+
+def _command(folder: Path) -> str:
+    """Returns the command that goes on with the run, or the sweep, of this process."""
+    if not HydraConfig.initialized():
+        return f"ckpt_path={folder}"
+    where = f"hydra.run.dir={folder}"
+    if _is_in_sweep():
+        where = f"hydra.sweep.dir={folder.parent}"
+    ours = ("ckpt_path=", "hydra.run.dir=", "hydra.sweep.dir=")
+    typed = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(ours)]
+    words = ["python", "-m", "split_lightning.train", *typed, where, "ckpt_path=last"]
+    return shlex.join(words)
 
 
 def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """Trains and tests what was built; returns and writes the results."""
     trainer, module = run.trainer, run.module
     start = time.perf_counter()
-    trainer.fit(module, datamodule=run.data, ckpt_path=cfg.ckpt_path)
+    trainer.fit(
+        module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True
+    )
     seconds = time.perf_counter() - start
-    metrics = dict(trainer.callback_metrics)
+    metrics = _kept(trainer) | _plain(trainer.callback_metrics)
     trainer.test(module, datamodule=run.data, verbose=False)
-    metrics.update(trainer.callback_metrics)
+    metrics |= _plain(trainer.callback_metrics)
 
     results = {
         **{
-            key.replace("/", "_"): value.item()
+            key.replace("/", "_"): value
             for key, value in metrics.items()
             if key.startswith(("test/", "val/")) or key == "train/loss"
         },
@@ -151,9 +198,21 @@ def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
     return results
 
 
+def _plain(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in metrics.items()}
+
+
+def _kept(trainer: pl.Trainer) -> dict[str, float]:
+    """Returns what a checkpoint kept, where there was nothing left to train."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ResumeCheckpoint):
+            return callback.metrics
+    return {}
+
+
 def _go_on(folder: Path) -> str:
     """Says how to go on with a run that the system stopped."""
-    last = folder / "checkpoints" / "last.ckpt"
+    last = folder / FOLDER / LAST
     where = f"(The run's folder is {folder}.)"
     if not last.is_file():
         return where
@@ -200,9 +259,10 @@ def _is_wanted(callback: pl.Callback, options: DictConfig, data: Any) -> bool:
     """Tells whether the Trainer's switches and the data leave work for a callback."""
     if isinstance(callback, ProgressBar):
         return options.enable_progress_bar is not False and not options.barebones
-    if isinstance(callback, ModelCheckpoint):
+    if isinstance(callback, Checkpoint):
         on = options.enable_checkpointing is not False and not options.barebones
-        by_validation = (callback.monitor or "").startswith("val/")
+        monitor = callback.monitor if isinstance(callback, ModelCheckpoint) else None
+        by_validation = (monitor or "").startswith("val/")
         validates = data.val_share > 0 and options.limit_val_batches != 0
         return on and (validates or not by_validation)
     return True
