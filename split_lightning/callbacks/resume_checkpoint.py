@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.loggers import TensorBoardLogger
 from typing_extensions import override
 
 from split_lightning.checkpoints import FOLDER, LAST, AtomicCheckpointIO, keep_previous
@@ -143,6 +144,9 @@ class ResumeCheckpoint(Checkpoint):
         self.metrics = {k: v.item() for k, v in trainer.callback_metrics.items()}
         if trainer.is_global_zero:
             keep_previous(path)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):  # what came before is not lost
+                logger.experiment.flush()
         trainer.save_checkpoint(path)
         self._written_at = time.monotonic()
         return path
