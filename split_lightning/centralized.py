@@ -18,6 +18,7 @@ from split_lightning.classifier import (
     make_scheduler,
 )
 from split_lightning.data.loader import ClientBatch
+from split_lightning.finite import NonFinitePolicy
 from split_lightning.support import require_one_device
 
 
@@ -34,6 +35,8 @@ class CentralizedLightningModule(Classifier):
         scheduler_interval: When the scheduler steps: each `batch`, or each `round`.
         criterion: The loss; `None`: cross-entropy.
         channels_last: Whether images and weights are laid out channels-last.
+        non_finite: Whether a batch whose loss or gradients are not finite is to `stop`
+            the run, or to be left out (`skip`).
     """
 
     def __init__(
@@ -45,8 +48,9 @@ class CentralizedLightningModule(Classifier):
         scheduler_interval: Literal["batch", "round"] = "round",
         criterion: nn.Module | None = None,
         channels_last: bool = False,
+        non_finite: NonFinitePolicy = "stop",
     ) -> None:
-        super().__init__(num_classes, criterion, channels_last)
+        super().__init__(num_classes, criterion, channels_last, non_finite)
         self.network = network.to(memory_format=self.memory_format)
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -78,8 +82,18 @@ class CentralizedLightningModule(Classifier):
         # Noted here: at the round's end Lightning has stepped the scheduler already.
         self._lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         loss: Tensor = self.criterion(self(batch.inputs), batch.targets)
-        self.end_of_step(batch.client_id, loss, len(batch.targets), batch_idx)
+        self._computed = (batch, batch_idx, loss.detach())
         return loss
+
+    @override
+    def on_after_backward(self) -> None:
+        batch, batch_idx, loss = self._computed
+        computed = {
+            "the loss": (loss,),
+            "the gradient": [p.grad for p in self.parameters()],
+        }
+        if self.accepts(batch, batch_idx, computed):
+            self.end_of_step(batch.client_id, loss, len(batch.targets), batch_idx)
 
     @override
     def is_accumulating(self) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -17,7 +18,10 @@ from typing_extensions import override
 
 from split_lightning.channel import Traffic
 from split_lightning.data.loader import ClientBatch, ClientLoader
+from split_lightning.finite import NonFiniteError, NonFinitePolicy, are_finite
 from split_lightning.random_state import random_state, set_random_state
+
+_logger = logging.getLogger(__name__)
 
 OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
@@ -31,12 +35,33 @@ class Classifier(pl.LightningModule):
         criterion: The loss of logits `(B, K)` and labels `(B,)`; `None`: cross-entropy.
         channels_last: Whether images and weights are laid out channels-last in memory
             (faster on most devices; the same results but for rounding).
+        non_finite: What becomes of a batch whose numbers are not finite: `stop` the
+            run with `NonFiniteError`, or `skip` it: no step, BatchNorm's statistics
+            as before, gradients that wait for the same step dropped with it.
+
+    Attributes:
+        skipped_batches: Number of batches that were skipped since the run's start.
+
+    Raises:
+        ValueError: If `non_finite` is neither.
     """
 
     def __init__(
-        self, num_classes: int, criterion: nn.Module | None, channels_last: bool
+        self,
+        num_classes: int,
+        criterion: nn.Module | None,
+        channels_last: bool,
+        non_finite: NonFinitePolicy,
     ) -> None:
         super().__init__()
+        if non_finite not in get_args(NonFinitePolicy):
+            raise ValueError(
+                "Expected argument `non_finite` to be one of "
+                f"{get_args(NonFinitePolicy)}, but got {non_finite!r}."
+            )
+        self.non_finite = non_finite
+        self.skipped_batches = 0
+        self._kept_buffers: list[tuple[Tensor, Tensor]] = []
         self.criterion = criterion or nn.CrossEntropyLoss()
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -108,13 +133,56 @@ class Classifier(pl.LightningModule):
             return inputs
         return inputs.contiguous(memory_format=self.memory_format)
 
+    @override
+    def on_train_batch_start(self, batch: ClientBatch, batch_idx: int) -> None:
+        if self.non_finite == "skip":
+            self._kept_buffers = [(b, b.clone()) for b in self.buffers()]
+
+    def accepts(
+        self, batch: ClientBatch, batch_idx: int, values: Mapping[str, Iterable[Any]]
+    ) -> bool:
+        """Tells whether a batch's numbers are finite, or else does what is to be done.
+
+        Args:
+            batch: The batch.
+            batch_idx: Its place in the round.
+            values: What training computed from it, before any step, by name.
+
+        Raises:
+            NonFiniteError: Names what is not finite and where, if a run is to stop.
+        """
+        if are_finite(v for tensors in values.values() for v in tensors):
+            return True
+        what = next(name for name, tensors in values.items() if not are_finite(tensors))
+        place = (
+            f"round {self.trainer.current_epoch + 1}, client {batch.client_id}, "
+            f"batch {batch_idx + 1} of the round"
+        )
+        if self.non_finite == "stop":
+            raise NonFiniteError(
+                f"Not finite in {place}: {what}. Lower the learning rate, limit the "
+                "gradient (`gradient_clip_val`), look at the client's data, or skip "
+                "such batches (`non_finite=skip`; `model.` before both in a "
+                "configuration)."
+            )
+        _logger.warning("Skipped %s: %s is not finite.", place, what)
+        for buffer, kept in self._kept_buffers:
+            buffer.copy_(kept)
+        self.zero_grad()
+        self.skipped_batches += 1
+        self._mark_trained(batch_idx)
+        return False
+
+    def _mark_trained(self, batch_idx: int) -> None:
+        loader = self.trainer.train_dataloader
+        if isinstance(loader, ClientLoader):
+            loader.mark_trained(batch_idx + 1)
+
     def end_of_step(
         self, client_id: int, loss: Tensor, batch_size: int, batch_idx: int
     ) -> None:
         """Logs a training batch's mean loss, and keeps it for the round's means."""
-        loader = self.trainer.train_dataloader
-        if isinstance(loader, ClientLoader):
-            loader.mark_trained(batch_idx + 1)
+        self._mark_trained(batch_idx)
         loss = loss.detach().float()
         self.log("train/batch_loss", loss, batch_size=batch_size, prog_bar=True)
         total, count = self._losses.get(client_id, (0.0, 0))
@@ -123,7 +191,7 @@ class Classifier(pl.LightningModule):
     @override
     def on_fit_start(self) -> None:
         if self.trainer.ckpt_path is None:
-            self._losses, self._resumed = {}, None
+            self._losses, self._resumed, self.skipped_batches = {}, None, 0
 
     @override
     def on_train_start(self) -> None:
@@ -144,6 +212,7 @@ class Classifier(pl.LightningModule):
         waiting = self.named_parameters() if self.is_accumulating() else ()
         checkpoint["round"] = {
             "losses": self._losses,
+            "skipped_batches": self.skipped_batches,
             "random_state": random_state(),
             "gradients": {n: p.grad for n, p in waiting if p.grad is not None},
         }
@@ -152,6 +221,7 @@ class Classifier(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint["round"]
         self._losses = checkpoint["round"]["losses"]
+        self.skipped_batches = checkpoint["round"]["skipped_batches"]
 
     def round_loss(self) -> Tensor | float:
         """Returns the mean training loss over the samples of the round so far."""

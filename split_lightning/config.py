@@ -59,6 +59,7 @@ class ModelConfig:
     weights_exclude: list[str] = field(default_factory=list)
     criterion: Any = None
     channels_last: bool = False
+    non_finite: str = "stop"
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: str = "norm"
     accumulate_grad_batches: int = 1

@@ -21,6 +21,7 @@ from split_lightning.classifier import (
 )
 from split_lightning.clients import ClientStates, OptimizerState
 from split_lightning.data.loader import ClientBatch
+from split_lightning.finite import NonFinitePolicy
 from split_lightning.models.split import split
 from split_lightning.support import (
     WEIGHT_PASSING_REMEDY,
@@ -38,6 +39,7 @@ _HYPERPARAMETERS = (
     "gradient_clip_algorithm",
     "accumulate_grad_batches",
     "channels_last",
+    "non_finite",
 )
 
 
@@ -73,6 +75,8 @@ class SplitLightningModule(Classifier):
             divided by this number. A turn's last step may have fewer (and be smaller,
             as in Lightning); nothing is carried into the next turn.
         channels_last: Whether images and weights are laid out channels-last.
+        non_finite: Whether a batch whose loss, smashed data or gradients are not
+            finite is to `stop` the run, or to be left out (`skip`).
 
     Attributes:
         client: The live client segment.
@@ -111,8 +115,9 @@ class SplitLightningModule(Classifier):
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
         accumulate_grad_batches: int = 1,
         channels_last: bool = False,
+        non_finite: NonFinitePolicy = "stop",
     ) -> None:
-        super().__init__(num_classes, criterion, channels_last)
+        super().__init__(num_classes, criterion, channels_last, non_finite)
         self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
         for name, value, choices in (
             ("scheduler_interval", scheduler_interval, ("batch", "round")),
@@ -177,6 +182,16 @@ class SplitLightningModule(Classifier):
         if returned:  # 2: on to the client, unless nothing of it trains
             torch.autograd.backward([a for a, _ in returned], [g for _, g in returned])
 
+        computed = {
+            "the smashed data": values_of(smashed),
+            "the loss": (loss,),
+            "the gradient of the smashed data": gradients,
+            "the server's gradient": [p.grad for p in self.server.parameters()],
+            "the client's gradient": [p.grad for p in self.client.parameters()],
+        }
+        if not self.accepts(batch, batch_idx, computed):
+            self._accumulated = 0
+            return loss.detach()
         self._accumulated += 1
         if self.scheduler_interval == "batch":
             self._log_learning_rates(on_step=True)

@@ -187,6 +187,11 @@ def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
             if key.startswith(("test/", "val/")) or key == "train/loss"
         },
         **module.totals(),
+        **(
+            {"skipped_batches": module.skipped_batches}
+            if module.non_finite == "skip"
+            else {}
+        ),
         "rounds": trainer.current_epoch,
         "images_per_second": run.speed.images_per_second,
         "seconds": seconds,

@@ -32,6 +32,7 @@ from omegaconf.errors import (
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from split_lightning.config_keys import as_typed, did_you_mean, is_within, keys_of
+from split_lightning.finite import NonFiniteError
 
 _FULL = "HYDRA_FULL_ERROR"
 _OURS = "SPLIT_LIGHTNING_SET_HYDRA_FULL_ERROR"
@@ -97,7 +98,8 @@ def one_message(
         yield
     except Exception as error:
         began = has_begun()
-        mistake = isinstance(error, MisconfigurationException) or _is_by_system(error)
+        spoken = isinstance(error, MisconfigurationException | NonFiniteError)
+        mistake = spoken or _is_by_system(error)
         if _wants_trace() or (began and not mistake):
             raise
         known = _typed() if typed is None else (typed, ())

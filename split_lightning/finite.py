@@ -1,0 +1,30 @@
+"""Finite numbers: what is done about a NaN or an infinity in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+NonFinitePolicy: TypeAlias = Literal["stop", "skip"]
+
+
+class NonFiniteError(RuntimeError):
+    """A number of training is not finite; no weights were changed by it."""
+
+
+def are_finite(values: Iterable[Any]) -> bool:
+    """Tells whether tensors hold no NaN and no infinity, in one pass for all.
+
+    >>> are_finite([torch.zeros(2), torch.tensor([1, 2]), None])
+    True
+    >>> are_finite([torch.zeros(2), torch.tensor(float("nan"))])
+    False
+    """
+    found = [v.detach() for v in values if isinstance(v, Tensor) and v.numel()]
+    real = [v for v in found if v.is_floating_point()]
+    largest = get_total_norm(real, norm_type=float("inf"))
+    return bool(torch.isfinite(largest))
