@@ -19,7 +19,7 @@ from split_lightning.classifier import (
 )
 from split_lightning.data.loader import ClientBatch
 from split_lightning.finite import NonFinitePolicy
-from split_lightning.support import require_one_device
+from split_lightning.support import require_processes
 
 
 class CentralizedLightningModule(Classifier):
@@ -69,7 +69,7 @@ class CentralizedLightningModule(Classifier):
 
     @override
     def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
-        require_one_device(trainer)
+        require_processes(trainer)
         num_clients = getattr(data, "num_clients", 1)
         if num_clients != 1:
             raise MisconfigurationException(
@@ -83,7 +83,8 @@ class CentralizedLightningModule(Classifier):
         self._lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         loss: Tensor = self.criterion(self(batch.inputs), batch.targets)
         self._computed = (batch, batch_idx, loss.detach())
-        return loss
+        # Lightning averages the gradients of several processes.
+        return loss * (batch.share * self.trainer.world_size)
 
     @override
     def on_after_backward(self) -> None:
@@ -93,7 +94,7 @@ class CentralizedLightningModule(Classifier):
             "the gradient": [p.grad for p in self.parameters()],
         }
         if self.accepts(batch, batch_idx, computed):
-            self.end_of_step(batch.client_id, loss, len(batch.targets), batch_idx)
+            self.end_of_step(batch, loss, batch_idx)
 
     @override
     def is_accumulating(self) -> bool:

@@ -54,6 +54,8 @@ class CutLayerChannel:
         traffic: Where the bytes are counted.
 
     Attributes:
+        is_counting: Whether what crosses is counted: not where a process computes with
+            samples that are another's.
         observers: Called with the name of the crossing (`uplink`, `targets`,
             `downlink`) and all values that cross, each time something does. They may
             look, and change nothing.
@@ -61,6 +63,7 @@ class CutLayerChannel:
 
     def __init__(self, traffic: Traffic) -> None:
         self.traffic = traffic
+        self.is_counting = True
         self.observers: list[Observer] = []
 
     def uplink(self, activations: Activations) -> Activations:
@@ -72,14 +75,14 @@ class CutLayerChannel:
         Returns:
             The same values as detached leaves of autograd: nothing else crosses.
         """
-        self.traffic.uplink_bytes += num_bytes(values_of(activations))
+        self.traffic.uplink_bytes += self._count(values_of(activations))
         smashed = tuple(map(_leaf, values_of(activations)))
         self._show("uplink", smashed)
         return smashed if isinstance(activations, tuple) else smashed[0]
 
     def uplink_targets(self, targets: Tensor) -> Tensor:
         """Sends the labels of a batch up to the server, which has the loss."""
-        self.traffic.uplink_bytes += num_bytes([targets])
+        self.traffic.uplink_bytes += self._count([targets])
         self._show("targets", (targets,))
         return targets
 
@@ -93,9 +96,14 @@ class CutLayerChannel:
             The gradient of each value, `None` where there is none.
         """
         gradients = tuple(getattr(v, "grad", None) for v in values_of(smashed))
-        self.traffic.downlink_bytes += num_bytes(g for g in gradients if g is not None)
+        self.traffic.downlink_bytes += self._count(
+            g for g in gradients if g is not None
+        )
         self._show("downlink", gradients)
         return gradients
+
+    def _count(self, values: Iterable[Any]) -> int:
+        return num_bytes(values) if self.is_counting else 0
 
     def _show(self, crossing: str, values: tuple[Any, ...]) -> None:
         for observer in self.observers:

@@ -13,6 +13,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
@@ -59,12 +60,18 @@ class Classifier(pl.LightningModule):
                 "Expected argument `non_finite` to be one of "
                 f"{get_args(NonFinitePolicy)}, but got {non_finite!r}."
             )
+        self.num_classes = num_classes
         self.non_finite = non_finite
         self.skipped_batches = 0
         self._kept_buffers: list[tuple[Tensor, Tensor]] = []
         self.criterion = criterion or nn.CrossEntropyLoss()
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self._metrics = {
+            "val": (self.val_loss, self.val_accuracy),
+            "test": (self.test_loss, self.test_accuracy),
+        }
         # Of the round: each client's sum of losses, and its number of samples;
         # of its own validation share: those that are right, and all.
         self._losses: dict[int, tuple[Tensor | float, int]] = {}
@@ -103,23 +110,27 @@ class Classifier(pl.LightningModule):
         return []
 
     @override
-    def validation_step(self, batch: ClientBatch, batch_idx: int) -> Tensor:
-        client_id, inputs, targets, _ = batch
-        logits = self._evaluate("val", self.val_accuracy, inputs, targets)
-        right, count = self._right.get(client_id, (0, 0))
-        right = right + (logits.argmax(dim=1) == targets).sum()
-        self._right[client_id] = (right, count + len(targets))
+    def validation_step(self, batch: ClientBatch, batch_idx: int) -> Tensor | None:
+        targets = batch.targets
+        logits = self._evaluate("val", batch.inputs, targets)
+        right, count = self._right.get(batch.client_id, (0, 0))
+        if logits is not None:
+            right = right + (logits.argmax(dim=1) == targets).sum()
+        self._right[batch.client_id] = (right, count + len(targets))
         return logits  # for callbacks
 
     @override
     def on_validation_epoch_end(self) -> None:
         right, self._right = self._right, {}
-        if not self.trainer.sanity_checking:
-            self._log_by_client("accuracy", {k: r / n for k, (r, n) in right.items()})
+        if right and not self.trainer.sanity_checking:
+            counts = [[int(r), n] for r, n in right.values()]
+            summed = self.summed(torch.tensor(counts)).tolist()
+            shares = {k: r / n for k, (r, n) in zip(right, summed, strict=True)}
+            self._log_by_client("accuracy", shares)
 
     @override
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._evaluate("test", self.test_accuracy, *batch)
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
+        return self._evaluate("test", *batch)
 
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -151,9 +162,10 @@ class Classifier(pl.LightningModule):
         Raises:
             NonFiniteError: Names what is not finite and where, if a run is to stop.
         """
-        if are_finite(v for tensors in values.values() for v in tensors):
+        if self.agree(are_finite(v for tensors in values.values() for v in tensors)):
             return True
-        what = next(name for name, tensors in values.items() if not are_finite(tensors))
+        unsound = (name for name, tensors in values.items() if not are_finite(tensors))
+        what = next(unsound, "what another process computed")
         place = (
             f"round {self.trainer.current_epoch + 1}, client {batch.client_id}, "
             f"batch {batch_idx + 1} of the round"
@@ -178,15 +190,46 @@ class Classifier(pl.LightningModule):
         if isinstance(loader, ClientLoader):
             loader.mark_trained(batch_idx + 1)
 
-    def end_of_step(
-        self, client_id: int, loss: Tensor, batch_size: int, batch_idx: int
-    ) -> None:
+    def agree(self, verdict: bool) -> bool:
+        """Tells whether all processes agree; each must ask."""
+        if self.trainer.world_size == 1:
+            return verdict
+        return self.trainer.strategy.reduce_boolean_decision(verdict, all=True)
+
+    def summed(self, values: Tensor) -> Tensor:
+        """Returns the sums of values over all processes; each must ask."""
+        if self.trainer.world_size == 1:
+            return values
+        reduced = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
+        assert isinstance(reduced, Tensor)
+        return reduced
+
+    def _gathered(self, own: Any) -> list[Any]:
+        """Returns what each process has, in the order of their ranks."""
+        everyones = [own]
+        if self.trainer.world_size > 1:
+            everyones *= self.trainer.world_size
+            torch.distributed.all_gather_object(everyones, own)
+        return everyones
+
+    @property
+    def has_totals(self) -> bool:
+        """Whether a checkpoint's sums over all processes are this one's to keep."""
+        return self._trainer is None or self._trainer.is_global_zero
+
+    def end_of_step(self, batch: ClientBatch, loss: Tensor, batch_idx: int) -> None:
         """Logs a training batch's mean loss, and keeps it for the round's means."""
         self._mark_trained(batch_idx)
-        loss = loss.detach().float()
-        self.log("train/batch_loss", loss, batch_size=batch_size, prog_bar=True)
-        total, count = self._losses.get(client_id, (0.0, 0))
-        self._losses[client_id] = (total + loss * batch_size, count + batch_size)
+        loss, own = loss.detach().float(), batch.num_samples
+        if self.trainer.world_size == 1:
+            self.log("train/batch_loss", loss, batch_size=own, prog_bar=True)
+        else:  # the mean over processes of this is the batch's mean
+            part = loss * (batch.share * self.trainer.world_size)
+            self.log(
+                "train/batch_loss", part, batch_size=1, prog_bar=True, sync_dist=True
+            )
+        total, count = self._losses.get(batch.client_id, (0.0, 0))
+        self._losses[batch.client_id] = (total + loss * own, count + own)
 
     @override
     def on_fit_start(self) -> None:
@@ -197,7 +240,8 @@ class Classifier(pl.LightningModule):
     def on_train_start(self) -> None:
         # After all that may draw random numbers, or clear gradients, before training.
         if self._resumed is not None:
-            set_random_state(self._resumed["random_state"])
+            states = self._resumed["random_states"]
+            set_random_state(states[self.trainer.global_rank % len(states)])
             parameters = dict(self.named_parameters())
             for name, gradient in self._resumed["gradients"].items():
                 parameters[name].grad = gradient.to(parameters[name].device)
@@ -211,22 +255,34 @@ class Classifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         waiting = self.named_parameters() if self.is_accumulating() else ()
         checkpoint["round"] = {
-            "losses": self._losses,
+            "losses": self._losses_of_all(),
             "skipped_batches": self.skipped_batches,
-            "random_state": random_state(),
+            "random_states": self._gathered(random_state()),
             "gradients": {n: p.grad for n, p in waiting if p.grad is not None},
         }
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint["round"]
-        self._losses = checkpoint["round"]["losses"]
+        self._losses = dict(checkpoint["round"]["losses"])
+        if not self.has_totals:
+            self._losses = dict.fromkeys(self._losses, (0.0, 0))
         self.skipped_batches = checkpoint["round"]["skipped_batches"]
 
     def round_loss(self) -> Tensor | float:
         """Returns the mean training loss over the samples of the round so far."""
-        total = sum(loss for loss, _ in self._losses.values())
-        return total / max(sum(count for _, count in self._losses.values()), 1)
+        losses = self._losses_of_all()
+        total = sum(loss for loss, _ in losses.values())
+        return total / max(sum(count for _, count in losses.values()), 1)
+
+    def _losses_of_all(self) -> dict[int, tuple[Tensor | float, int]]:
+        """Returns each client's sum of losses and number of samples in the round."""
+        if self.trainer.world_size == 1 or not self._losses:
+            return self._losses
+        sums = [[float(total), float(count)] for total, count in self._losses.values()]
+        summed = self.summed(torch.tensor(sums)).tolist()
+        pairs = zip(self._losses, summed, strict=True)
+        return {client_id: (total, int(count)) for client_id, (total, count) in pairs}
 
     @override
     def on_train_epoch_end(self) -> None:
@@ -234,7 +290,7 @@ class Classifier(pl.LightningModule):
         loader = self.trainer.train_dataloader
         if isinstance(loader, ClientLoader):
             loader.mark_round_done()
-        losses, self._losses = self._losses, {}
+        losses, self._losses = self._losses_of_all(), {}
         self._log_by_client("loss", {k: s / n for k, (s, n) in losses.items()})
 
     def _log_by_client(self, name: str, values: dict[int, Tensor | float]) -> None:
@@ -246,14 +302,17 @@ class Classifier(pl.LightningModule):
         for logger in self.loggers:
             logger.log_metrics(metrics, step)
 
-    def _evaluate(
-        self, part: str, accuracy: MulticlassAccuracy, inputs: Tensor, targets: Tensor
-    ) -> Tensor:
-        logits: Tensor = self(inputs)
-        accuracy.update(logits, targets)
-        loss = self.criterion(logits, targets)
-        self.log(f"{part}/loss", loss, batch_size=len(targets), prog_bar=part == "val")
-        self.log(f"{part}/accuracy", accuracy, batch_size=len(targets), prog_bar=True)
+    def _evaluate(self, part: str, inputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Returns the logits; `None` where this process has no share of the batch."""
+        loss, accuracy = self._metrics[part]
+        logits: Tensor | None = None
+        if len(targets):
+            logits = self(inputs)
+            accuracy.update(logits, targets)
+            loss.update(self.criterion(logits, targets), len(targets))
+        count = len(targets)
+        self.log(f"{part}/loss", loss, batch_size=count, prog_bar=part == "val")
+        self.log(f"{part}/accuracy", accuracy, batch_size=count, prog_bar=True)
         return logits
 
 

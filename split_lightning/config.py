@@ -259,13 +259,7 @@ def _check_choices(cfg: DictConfig) -> None:
             f"Expected `metric` to be one of {METRICS}, but got {cfg.metric!r}. (The "
             "test set is never used for choosing.)"
         )
-    devices = OmegaConf.select(cfg, "trainer.devices")
-    if len(devices) != 1 if OmegaConf.is_list(devices) else str(devices) != "1":
-        # More would start processes, each of which would train the whole run.
-        raise ValueError(
-            "Expected `trainer.devices` to be 1, or a list of one index such as [0], "
-            f"but got {devices}: a run trains on one device."
-        )
+    _check_processes(cfg)
     precision = OmegaConf.select(cfg, "trainer.precision")
     if str(precision) in ("16", "16-mixed"):  # Lightning turns it into bf16 on a CPU
         raise ValueError(
@@ -277,6 +271,18 @@ def _check_choices(cfg: DictConfig) -> None:
             raise ValueError(
                 f"Expected `{key}` to leave something to train, but got 0."
             )
+
+
+def _check_processes(cfg: DictConfig) -> None:
+    """Stops where Lightning would choose how several processes train together."""
+    devices = OmegaConf.select(cfg, "trainer.devices")
+    strategy = OmegaConf.select(cfg, "trainer.strategy")
+    is_one = len(devices) == 1 if OmegaConf.is_list(devices) else str(devices) == "1"
+    if not is_one and strategy in ("auto", None):
+        raise ValueError(
+            "Expected `trainer.strategy` to be ddp where `trainer.devices` asks for "
+            f"several ({devices}), but got {strategy}."
+        )
 
 
 def summary(cfg: DictConfig) -> dict[str, Any]:

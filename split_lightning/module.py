@@ -167,15 +167,18 @@ class SplitLightningModule(Classifier):
 
     @override
     def training_step(self, batch: ClientBatch, batch_idx: int) -> Tensor:
-        client_id, inputs, targets, ends_turn = batch
+        client_id, inputs, targets, ends_turn, share = batch
         self._check_turn(client_id)
+        self.channel.is_counting = share > 0
 
         activations = self.client(self.laid_out(inputs))  # the client's forward
         smashed = self.channel.uplink(activations)  # detached: nothing else crosses
         targets = self.channel.uplink_targets(targets)
         loss: Tensor = self.criterion(self.server(*values_of(smashed)), targets)
 
-        self.manual_backward(loss / self.accumulate_grad_batches)  # 1: down to the cut
+        # 1: down to the cut. Gradients of several processes are averaged.
+        weight = share * self.trainer.world_size
+        self.manual_backward(loss * weight / self.accumulate_grad_batches)
         gradients = self.channel.downlink(smashed)
         crossed = zip(values_of(activations), gradients, strict=True)
         returned = [(a, g) for a, g in crossed if g is not None]
@@ -207,7 +210,7 @@ class SplitLightningModule(Classifier):
             client_optimizer.optimizer.zero_grad()
             server_optimizer.zero_grad()
             self._after_step()
-        self.end_of_step(client_id, loss, len(targets), batch_idx)
+        self.end_of_step(batch, loss, batch_idx)
         return loss.detach()
 
     @override
@@ -265,8 +268,10 @@ class SplitLightningModule(Classifier):
     def hand_over(self, client_id: int) -> None:
         """Passes the active client's segment on to a client, and counts the bytes."""
         optimizer = self._both_optimizers()[0].optimizer
-        self.traffic.handoff_bytes += self.clients.hand_over(client_id, optimizer)
-        self.traffic.handoffs += 1
+        sent = self.clients.hand_over(client_id, optimizer)
+        if self.trainer.is_global_zero:  # all processes hand the same over
+            self.traffic.handoff_bytes += sent
+            self.traffic.handoffs += 1
 
     def switch_to(self, client_id: int) -> None:
         """Gives the turn to a client, which goes on from its own segment."""
@@ -279,7 +284,9 @@ class SplitLightningModule(Classifier):
 
     @override
     def totals(self) -> dict[str, int]:
-        return self.traffic.state_dict()
+        counts = self.traffic.state_dict()
+        summed = self.summed(torch.tensor(list(counts.values()), dtype=torch.int64))
+        return dict(zip(counts, summed.tolist(), strict=True))
 
     def _check_turn(self, client_id: int) -> None:
         if self.clients.active is None:
@@ -315,7 +322,7 @@ class SplitLightningModule(Classifier):
         super().on_save_checkpoint(checkpoint)
         checkpoint["accumulated"] = self._accumulated
         checkpoint["clients"] = self.clients.state_dict()
-        checkpoint["traffic"] = self.traffic.state_dict()
+        checkpoint["traffic"] = self.totals()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -328,7 +335,8 @@ class SplitLightningModule(Classifier):
         super().on_load_checkpoint(checkpoint)
         self._accumulated = checkpoint["accumulated"]
         self.clients.load_state_dict(checkpoint["clients"])
-        self.traffic.load_state_dict(checkpoint["traffic"])
+        if self.has_totals:
+            self.traffic.load_state_dict(checkpoint["traffic"])
 
 
 def _no_closure() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
+import psutil
 from hydra.core.hydra_config import HydraConfig
 
 from split_lightning.user_errors import Refused
@@ -23,14 +27,33 @@ def no_folder_if_refused() -> Iterator[None]:
         return
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    made_by_hydra = {hydra.output_subdir, f"{hydra.job.name}.log"}
-    is_new = {path.name for path in folder.iterdir()} <= made_by_hydra
+    is_new = all(
+        path.name == hydra.output_subdir or path.suffix == ".log"
+        for path in folder.iterdir()
+    )
     try:
         yield
     except Refused:
         if is_new:
             _remove(folder, Path(hydra.runtime.cwd))
         raise
+
+
+def one_folder_for_all_processes() -> None:
+    """Gives all processes that torchrun started one run's folder, by the command line.
+
+    Each composes the configuration by itself, at a time of its own; the time at which
+    their parent began is the same for all of a machine.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    if not any(word.startswith("hydra.run.dir=") for word in sys.argv):
+        began = datetime.fromtimestamp(psutil.Process(os.getppid()).create_time())
+        stamp = began.strftime("%Y-%m-%d_%H-%M-%S-%f")
+        sys.argv.append(f"hydra.run.dir=runs/${{name}}/{stamp}")
+    rank = os.environ["RANK"]
+    if rank != "0":
+        sys.argv += [f"hydra.job.name=train_rank_{rank}", "hydra.output_subdir=null"]
 
 
 def _remove(folder: Path, start: Path) -> None:

@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import (
     LearningRateFinder,
     StochasticWeightAveraging,
 )
-from pytorch_lightning.strategies import SingleDeviceStrategy
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from split_lightning.callbacks.weight_passing import WeightPassing
@@ -41,7 +41,7 @@ def refuse_unsupported(trainer: pl.Trainer) -> None:
             "nothing of turns. Use SplitLightningModule(accumulate_grad_batches=...), "
             "in a configuration `model.accumulate_grad_batches`."
         )
-    require_one_device(trainer)
+    require_processes(trainer)
     if trainer.precision not in _PRECISIONS:
         raise MisconfigurationException(
             f"Trainer(precision={trainer.precision!r}) would scale the client's "
@@ -55,16 +55,39 @@ def refuse_unsupported(trainer: pl.Trainer) -> None:
             )
 
 
+def require_processes(trainer: pl.Trainer) -> None:
+    """Stops where several processes would not train as one does.
+
+    Raises:
+        MisconfigurationException: Names the strategy, and what to use instead.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, SingleDeviceStrategy):
+        return
+    if not isinstance(strategy, DDPStrategy) or strategy._start_method != "popen":
+        raise MisconfigurationException(
+            f"{type(strategy).__name__} cannot train two segments with optimizers of "
+            "their own in several processes. Use Trainer(strategy='ddp'), or one "
+            "device: Trainer(devices=1, strategy='auto')."
+        )
+    if strategy._ddp_kwargs.get("find_unused_parameters"):
+        raise MisconfigurationException(
+            "DDPStrategy(find_unused_parameters=True) looks for parameters without a "
+            "gradient when the server's backward is done, and the client's is still to "
+            "come. Use Trainer(strategy='ddp')."
+        )
+
+
 def require_one_device(trainer: pl.Trainer) -> None:
-    """Stops where each of several processes would train on all batches.
+    """Stops where something is for one process alone.
 
     Raises:
         MisconfigurationException: Names the strategy, and what to use instead.
     """
     if not isinstance(trainer.strategy, SingleDeviceStrategy):
         raise MisconfigurationException(
-            f"{type(trainer.strategy).__name__} does not share a client's batches out. "
-            "Use one device: Trainer(devices=1, strategy='auto')."
+            f"{type(trainer.strategy).__name__} is for several processes. Use one "
+            "device: Trainer(devices=1, strategy='auto')."
         )
 
 

@@ -37,7 +37,10 @@ from split_lightning.config import check, summary
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.models.weights import load_weights
 from split_lightning.report import print_results
-from split_lightning.run_folder import no_folder_if_refused
+from split_lightning.run_folder import (
+    no_folder_if_refused,
+    one_folder_for_all_processes,
+)
 from split_lightning.signals import Interrupted
 from split_lightning.sweep import attempt, ending_with_comparison
 from split_lightning.user_errors import KNOWN_WARNINGS, one_message, run_hydra
@@ -79,6 +82,11 @@ def build(cfg: DictConfig) -> Run:
         logger=_logger(cfg, checkpoint),
         _convert_="all",
     )
+    if trainer.world_size > 1 and _is_in_sweep():
+        raise ValueError(
+            "Expected one process for each run of a sweep (`trainer.devices=1`), but "
+            f"got {trainer.world_size}: each would start the whole sweep again."
+        )
     module.verify(trainer, data)
     _probe(module, data)
     return Run(data, module, trainer, speed, checkpoint)
@@ -145,13 +153,15 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     with one_message(remedy=lambda: _go_on(folder)):
         composed = copy.deepcopy(cfg)  # `instantiate` resolves what it meets, in place
         run = build(cfg)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_config(composed, folder / "config.yaml")
+        if run.trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_config(composed, folder / "config.yaml")
     try:
         with one_message(lambda: run.speed.has_begun, lambda: _go_on(folder)):
             return _fit_and_test(cfg, run)
     except Interrupted as stopped:
-        print(f"\n{stopped}\nGo on with: {_command(folder)}", file=sys.stderr)
+        if run.trainer.is_global_zero:
+            print(f"\n{stopped}\nGo on with: {_command(folder)}", file=sys.stderr)
         raise SystemExit(128 + stopped.signal) from stopped
 
 
@@ -187,19 +197,16 @@ def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
             if key.startswith(("test/", "val/")) or key == "train/loss"
         },
         **module.totals(),
-        **(
-            {"skipped_batches": module.skipped_batches}
-            if module.non_finite == "skip"
-            else {}
-        ),
+        "skipped_batches": module.skipped_batches,
         "rounds": trainer.current_epoch,
         "images_per_second": run.speed.images_per_second,
         "seconds": seconds,
         "seed": cfg.seed,
         **_best(trainer),
     }
-    write(cfg, run, results)
-    print_results(results, Path(cfg.output_dir))
+    if trainer.is_global_zero:
+        write(cfg, run, results)
+        print_results(results, Path(cfg.output_dir))
     return results
 
 
@@ -290,6 +297,7 @@ def main(cfg: DictConfig | None = None) -> float | None:
     """
     if cfg is None:
         with ending_with_comparison():
+            one_folder_for_all_processes()
             run_hydra(_hydra_main, _conf_folder())
         return None
     with no_folder_if_refused():

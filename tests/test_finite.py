@@ -1,4 +1,4 @@
-"""A NaN in training stops the run and names its place, or is skipped without a trace."""
+"""A NaN in training stops the run and names its place, or is left out."""
 
 from functools import partial
 

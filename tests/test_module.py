@@ -65,7 +65,7 @@ def batches_of(data, rounds):
     loader = data.train_dataloader()
     for round_index in range(rounds):
         loader.sampler.set_epoch(round_index)
-        for client_id, inputs, targets, ends_turn in loader:
+        for client_id, inputs, targets, ends_turn, _ in loader:
             yield round_index, client_id, inputs, targets, ends_turn
 
 
@@ -401,13 +401,19 @@ def test_what_would_train_wrongly_is_refused(tmp_path, options, message):
         fit(make_module(), make_data(), tmp_path, **options)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true"])
-def test_strategies_of_several_processes_are_refused(strategy):
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        ("ddp_find_unused_parameters_true", r"find_unused_parameters.*strategy='ddp'"),
+        ("ddp_spawn", r"DDPStrategy cannot.*strategy='ddp'"),
+    ],
+)
+def test_strategies_that_would_not_train_as_one_process_are_refused(strategy, message):
     trainer = Trainer(accelerator="cpu", strategy=strategy, devices=2, logger=False)
-    with pytest.raises(MisconfigurationException, match=r"DDPStrategy.*one device"):
+    with pytest.raises(MisconfigurationException, match=message):
         make_module().verify(trainer, make_data())
     module = CentralizedLightningModule(seeded_network(), SGD, num_classes=3)
-    with pytest.raises(MisconfigurationException, match=r"DDPStrategy.*one device"):
+    with pytest.raises(MisconfigurationException, match=message):
         module.verify(trainer, make_data(1))
 
 

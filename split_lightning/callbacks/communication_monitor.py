@@ -13,7 +13,7 @@ class CommunicationMonitor(pl.Callback):
 
     `comm/uplink_bytes`, `comm/downlink_bytes`, `comm/handoff_bytes` and `comm/handoffs`
     are of the round, `comm/total_*` since the start of the run. Only training is
-    counted. Loggers store 32-bit floats; `module.traffic` has the exact integers.
+    counted. Loggers store 32-bit floats; `module.totals()` has the exact integers.
     """
 
     def __init__(self) -> None:
@@ -21,11 +21,11 @@ class CommunicationMonitor(pl.Callback):
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._before = pl_module.traffic.state_dict()
+        self._before = pl_module.totals()
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        total = pl_module.traffic.state_dict()
+        total = pl_module.totals()
         for name, count in total.items():
             in_round = float(count - self._before[name])
             pl_module.log(f"comm/{name}", in_round)

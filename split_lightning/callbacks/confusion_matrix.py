@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -19,10 +19,7 @@ from torchmetrics.classification import (
 )
 from typing_extensions import override
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_MOST_WITH_NUMBERS = 20  # classes whose counts can be read in a picture
+from split_lightning.callbacks.confusion_picture import draw_confusion
 
 
 class ClassFigures(NamedTuple):
@@ -81,7 +78,8 @@ class ConfusionMatrix(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert self._metrics is not None
-        self._metrics.update(outputs, batch[1])
+        if outputs is not None:  # else this process has no share of the batch
+            self._metrics.update(outputs, batch[1])
 
     @override
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -114,7 +112,7 @@ def write_class_figures(figures: ClassFigures, folder: Path) -> None:
     _write_csv(folder / "confusion.csv", rows)
     names = ("class", "images", "accuracy", "precision", "f1")
     _write_csv(folder / "classes.csv", [names, *by_class(figures)])
-    picture = draw_confusion(figures.confusion, figures.classes)
+    picture = draw_confusion(figures.confusion, figures.classes, "test")
     picture.savefig(folder / "confusion.png", dpi=120)
 
 
@@ -136,31 +134,3 @@ def by_class(figures: ClassFigures) -> list[tuple[str, int, Any, Any, Any]]:
 def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
-
-
-def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> Figure:
-    """Returns a picture of a confusion matrix, each true class's row summing to one.
-
-    Args:
-        confusion: Number of images by true class and predicted class, `(K, K)`.
-        classes: The classes' names.
-    """
-    from matplotlib.figure import Figure
-
-    num_classes = len(classes)
-    shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
-    size = min(3.0 + 0.5 * num_classes, 14.0)
-    figure = Figure(figsize=(size + 1.0, size), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(shares.tolist(), cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, label="share of the true class", shrink=0.8)
-    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
-    if num_classes > _MOST_WITH_NUMBERS:
-        return figure
-    axes.set_xticks(range(num_classes), classes, rotation=45, ha="right")
-    axes.set_yticks(range(num_classes), classes)
-    for true, row in enumerate(confusion.tolist()):
-        for told, count in enumerate(row):
-            color = "white" if shares[true, told] > 0.5 else "black"
-            axes.text(told, true, count, ha="center", va="center", color=color)
-    return figure

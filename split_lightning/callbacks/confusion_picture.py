@@ -35,7 +35,7 @@ class ConfusionPicture(pl.Callback):
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._counts = None
+        self._begin(pl_module)
 
     @override
     def on_validation_batch_end(
@@ -55,7 +55,7 @@ class ConfusionPicture(pl.Callback):
 
     @override
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._counts = None
+        self._begin(pl_module)
 
     @override
     def on_test_batch_end(
@@ -76,12 +76,14 @@ class ConfusionPicture(pl.Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
             figure.savefig(self.folder / "confusion.png", dpi=120)
 
-    def _count(self, logits: Tensor, targets: Tensor) -> None:
-        if self._counts is None:
-            num_classes = logits.shape[1]
-            counts = MulticlassConfusionMatrix(num_classes, validate_args=False)
-            self._counts = counts.to(logits.device)
-        self._counts.update(logits, targets)
+    def _begin(self, pl_module: Any) -> None:
+        counts = MulticlassConfusionMatrix(pl_module.num_classes, validate_args=False)
+        self._counts = counts.to(pl_module.device)
+
+    def _count(self, logits: Tensor | None, targets: Tensor) -> None:
+        if logits is not None:  # else this process has no share of the batch
+            assert self._counts is not None
+            self._counts.update(logits, targets)
 
     def _draw(self, trainer: pl.Trainer, part: str) -> Figure | None:
         metric, self._counts = self._counts, None

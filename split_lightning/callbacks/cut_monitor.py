@@ -49,8 +49,22 @@ class CutMonitor(pl.Callback):
         batch_idx: int,
     ) -> None:
         norms, self._norms, self._looks = self._norms, {}, False
-        if norms:
-            log_metrics(trainer, {name: norm.item() for name, norm in norms.items()})
+        if not norms:
+            return
+        if trainer.world_size > 1:
+            norms = self._of_all(trainer, pl_module, norms)
+        log_metrics(trainer, {name: norm.item() for name, norm in norms.items()})
+
+    @staticmethod
+    def _of_all(
+        trainer: pl.Trainer, pl_module: Any, norms: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Returns the norms of the whole batch, of which each process has a share."""
+        squares = torch.stack(list(norms.values())).square()
+        joint = dict(zip(norms, pl_module.summed(squares).sqrt(), strict=True))
+        # Each process's gradient is of its loss times their number, to be averaged.
+        joint[_NAMES["downlink"]] /= trainer.world_size
+        return joint
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:

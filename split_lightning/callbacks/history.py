@@ -89,7 +89,7 @@ class History(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self._images += len(batch.targets)
+        self._images += batch.num_samples_of_all
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

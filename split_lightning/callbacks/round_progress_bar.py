@@ -92,7 +92,7 @@ class RoundProgressBar(RichProgressBar):
     ) -> None:
         if self.is_disabled:
             return
-        self._images += len(batch.targets)
+        self._images += batch.num_samples_of_all
         self._figures = self._describe(trainer, pl_module, batch_idx + 1)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
@@ -101,10 +101,10 @@ class RoundProgressBar(RichProgressBar):
         now = time.perf_counter()
         speed = self._images / max(now - self._round_start, 1e-9)
         words = [f"{speed:,.0f} img/s"]
-        totals = pl_module.totals()
-        travelled = sum(n for name, n in totals.items() if name.endswith("_bytes"))
-        if travelled:
-            words.append(filesize.decimal(travelled))
+        if trainer.world_size == 1:  # to sum over processes all of them must ask
+            totals = pl_module.totals()
+            travelled = sum(n for name, n in totals.items() if name.endswith("_bytes"))
+            words += [filesize.decimal(travelled)] if travelled else []
         since, before = self._start
         done = _share_done(trainer, batches)
         if done > before:

@@ -51,7 +51,7 @@ class SpeedMonitor(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self._round_images += len(batch.targets)
+        self._round_images += batch.num_samples_of_all
         self._round_seconds = time.perf_counter() - self._round_start
 
     @override

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from split_lightning.data.loader import ClientLoader, EvaluationLoader, ValidationLoader
 from split_lightning.data.partition import label_counts, partition
+from split_lightning.data.processes import processes_of
 from split_lightning.data.sampler import ClientBatchSampler
 from split_lightning.data.schedule import RoundRobinSchedule
 from split_lightning.data.seeding import generator
@@ -61,8 +62,8 @@ class SplitDataModule(pl.LightningDataModule):
 
         data = SplitDataModule(DigitsImages(), num_clients=10, batch_size=32)
         data.setup("fit")
-        for client_id, inputs, targets, ends_turn in data.train_dataloader():
-            ...
+        for batch in data.train_dataloader():
+            print(batch.client_id, batch.inputs.shape, batch.targets)
     """
 
     def __init__(
@@ -150,19 +151,32 @@ class SplitDataModule(pl.LightningDataModule):
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(progress.processed)
         train = self._need(self._train)
-        return ClientLoader(train, sampler, self.normalize, self.augmentation)
+        return ClientLoader(
+            train,
+            sampler,
+            self.normalize,
+            self.augmentation,
+            processes_of(self.trainer),
+        )
 
     @override
     def val_dataloader(self) -> ValidationLoader | list[ValidationLoader]:
         train = self._need(self._train)
         if not any(map(len, self.val_parts)):
             return []
-        return ValidationLoader(train, self.val_parts, self.batch_size, self.normalize)
+        return ValidationLoader(
+            train,
+            self.val_parts,
+            self.batch_size,
+            self.normalize,
+            processes_of(self.trainer),
+        )
 
     @override
     def test_dataloader(self) -> EvaluationLoader:
         test = self._need(self._test)
-        return EvaluationLoader(test, self.batch_size, self.normalize)
+        processes = processes_of(self.trainer)
+        return EvaluationLoader(test, self.batch_size, self.normalize, processes)
 
     @override
     def predict_dataloader(self) -> EvaluationLoader:

@@ -9,24 +9,39 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from split_lightning.data.processes import ONE_PROCESS, Processes
 from split_lightning.data.sampler import ClientBatchSampler
 from split_lightning.data.sources import Images
 
 
 class ClientBatch(NamedTuple):
-    """A batch of one client.
+    """A batch of one client, or this process's share of it.
 
     Attributes:
         client_id: The client that owns the samples.
         inputs: Normalised images, float32 of shape `(B, C, H, W)`.
         targets: Labels, int64 of shape `(B,)`.
         ends_turn: Whether this is the last batch of the client's turn.
+        share: The part of the client's batch that this process has: 1 for one process.
+            0 where there are fewer samples than processes: then the samples are
+            another's, to compute with and not to count.
     """
 
     client_id: int
     inputs: Tensor
     targets: Tensor
     ends_turn: bool
+    share: float = 1.0
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples of the batch that are this process's own."""
+        return len(self.targets) if self.share else 0
+
+    @property
+    def num_samples_of_all(self) -> int:
+        """Number of samples of the whole batch, as far as this process can tell."""
+        return round(len(self.targets) / self.share) if self.share else 0
 
 
 class ClientLoader:
@@ -43,6 +58,7 @@ class ClientLoader:
         sampler: Plans the batches of a round.
         normalize: Turns uint8 pixels into the network's inputs.
         augmentation: Changes normalised images at random, each sample by itself.
+        processes: Among which processes each batch is shared out.
     """
 
     def __init__(
@@ -51,14 +67,17 @@ class ClientLoader:
         sampler: ClientBatchSampler,
         normalize: Callable[[Tensor], Tensor],
         augmentation: nn.Module | None = None,
+        processes: Processes = ONE_PROCESS,
     ) -> None:
         self.images = images
         self.sampler = sampler
         self.normalize = normalize
         self.augmentation = augmentation
+        self.processes = processes
         self._epoch = 0  # the round of the position, and the batches given out in it
         self._batches = 0
         self._resumes = False
+        self._done: int | None = None  # the round that was marked as done
 
     def __len__(self) -> int:
         """Returns the number of batches in a round.
@@ -80,7 +99,7 @@ class ClientLoader:
         # Runs at the first batch: Lightning chooses the round after it calls `iter`.
         if not (self._resumes and self._epoch == self.sampler.epoch):
             self._epoch, self._batches = self.sampler.epoch, 0
-        self._resumes = False
+        self._resumes, self._done = False, None
         first = self._batches
         for number, plan in enumerate(islice(self.sampler, first, None), first + 1):
             inputs = self.normalize(self.images.inputs[plan.indices])
@@ -90,12 +109,16 @@ class ClientLoader:
                     inputs = self.augmentation(inputs)
             targets = self.images.targets[plan.indices]
             self._batches = number
-            yield ClientBatch(plan.client_id, inputs, targets, plan.ends_turn)
+            own, share = self.processes.share_of(len(targets))
+            yield ClientBatch(
+                plan.client_id, inputs[own], targets[own], plan.ends_turn, share
+            )
 
     def state_dict(self) -> dict[str, int]:
         """Returns the position: the round and the batches given out in it."""
-        is_later = self._epoch > self.sampler.epoch  # a round was marked as done
-        epoch = self._epoch if is_later else self.sampler.epoch
+        epoch = self.sampler.epoch
+        if self._done == epoch:
+            return {"epoch": epoch + 1, "batches": 0}
         return {"epoch": epoch, "batches": self._batches if epoch == self._epoch else 0}
 
     def mark_trained(self, batches: int) -> None:
@@ -108,7 +131,7 @@ class ClientLoader:
 
     def mark_round_done(self) -> None:
         """Says that the round is over, however many of its batches were trained on."""
-        self._epoch, self._batches = self.sampler.epoch + 1, 0
+        self._done = self.sampler.epoch
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes to a position; the next iteration starts there."""
@@ -125,6 +148,7 @@ class ValidationLoader:
         parts: For each client the positions of the samples that it validates on.
         batch_size: Number of images in a batch; a client's last may be smaller.
         normalize: Turns uint8 pixels into the network's inputs.
+        processes: Among which processes each batch is shared out; a share may be empty.
     """
 
     def __init__(
@@ -133,11 +157,13 @@ class ValidationLoader:
         parts: list[Tensor],
         batch_size: int,
         normalize: Callable[[Tensor], Tensor],
+        processes: Processes = ONE_PROCESS,
     ) -> None:
         self.images = images
         self.parts = parts
         self.batch_size = batch_size
         self.normalize = normalize
+        self.processes = processes
 
     def __len__(self) -> int:
         """Returns the number of batches."""
@@ -148,9 +174,11 @@ class ValidationLoader:
         for client_id, part in enumerate(self.parts):
             batches = torch.split(part, self.batch_size) if len(part) else ()
             for number, chosen in enumerate(batches, start=1):
-                inputs = self.normalize(self.images.inputs[chosen])
-                targets = self.images.targets[chosen]
-                yield ClientBatch(client_id, inputs, targets, number == len(batches))
+                own = chosen[self.processes.own]
+                inputs = self.normalize(self.images.inputs[own])
+                targets, ends = self.images.targets[own], number == len(batches)
+                share = len(own) / len(chosen)
+                yield ClientBatch(client_id, inputs, targets, ends, share)
 
 
 class EvaluationLoader:
@@ -160,14 +188,20 @@ class EvaluationLoader:
         images: The images.
         batch_size: Number of images in a batch; the last may be smaller.
         normalize: Turns uint8 pixels into the network's inputs.
+        processes: Among which processes each batch is shared out; a share may be empty.
     """
 
     def __init__(
-        self, images: Images, batch_size: int, normalize: Callable[[Tensor], Tensor]
+        self,
+        images: Images,
+        batch_size: int,
+        normalize: Callable[[Tensor], Tensor],
+        processes: Processes = ONE_PROCESS,
     ) -> None:
         self.images = images
         self.batch_size = batch_size
         self.normalize = normalize
+        self.processes = processes
 
     def __len__(self) -> int:
         """Returns the number of batches."""
@@ -178,4 +212,5 @@ class EvaluationLoader:
         inputs = torch.split(self.images.inputs, self.batch_size)
         targets = torch.split(self.images.targets, self.batch_size)
         for pixels, labels in zip(inputs, targets, strict=True):
-            yield self.normalize(pixels), labels
+            own = self.processes.own
+            yield self.normalize(pixels[own]), labels[own]

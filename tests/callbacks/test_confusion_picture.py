@@ -33,7 +33,7 @@ def test_the_last_validation_and_the_test_are_drawn(tmp_path, monkeypatch):
     (part, counts, classes), fitted = drawn[-1], len(drawn)
     assert (part, fitted) == ("val", 1)
     assert classes == ["class 0", "class 1", "class 2"]
-    validated = [(x, y) for _, x, y, _ in data.val_dataloader()]
+    validated = [(x, y) for _, x, y, *_ in data.val_dataloader()]
     assert (counts == by_sklearn(module, validated)).all()
     assert counts.sum() == 12
 

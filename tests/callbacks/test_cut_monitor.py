@@ -28,7 +28,7 @@ def test_norms_are_those_of_a_plain_loop(tmp_path):
     net = network()
     optimizer = SGD(net.parameters())
     smashed_norms, gradient_norms = [], []
-    for _, (_, inputs, targets, _) in batches_of(make_data(1), rounds=2):
+    for _, (_, inputs, targets, *_) in batches_of(make_data(1), rounds=2):
         smashed = net[:2](inputs)
         smashed.retain_grad()
         optimizer.zero_grad()

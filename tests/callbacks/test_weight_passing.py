@@ -145,7 +145,7 @@ def test_clients_that_never_share_validate_their_own_weights(tmp_path, passing):
         with torch.no_grad():
             right = [
                 module(inputs).argmax(1) == targets
-                for owner, inputs, targets, _ in data.val_dataloader()
+                for owner, inputs, targets, *_ in data.val_dataloader()
                 if owner == client_id
             ]
         expected = torch.cat(right).float().mean().item()
