@@ -22,6 +22,9 @@ from split_lightning.data.loader import ClientBatch, ClientLoader
 from split_lightning.finite import NonFiniteError, NonFinitePolicy, are_finite
 from split_lightning.random_state import random_state, set_random_state
 
+# By client: the sum of its samples' losses, and their number.
+Losses: TypeAlias = dict[int, tuple[Tensor | float, int]]
+
 _logger = logging.getLogger(__name__)
 
 OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -74,7 +77,7 @@ class Classifier(pl.LightningModule):
         }
         # Of the round: each client's sum of losses, and its number of samples;
         # of its own validation share: those that are right, and all.
-        self._losses: dict[int, tuple[Tensor | float, int]] = {}
+        self._losses: Losses = {}
         self._right: dict[int, tuple[Tensor | int, int]] = {}
         self._resumed: dict[str, Any] | None = None  # waits for the training's start
         self.memory_format = (
@@ -240,8 +243,9 @@ class Classifier(pl.LightningModule):
     def on_train_start(self) -> None:
         # After all that may draw random numbers, or clear gradients, before training.
         if self._resumed is not None:
-            states = self._resumed["random_states"]
-            set_random_state(states[self.trainer.global_rank % len(states)])
+            states = self._resumed["processes"]
+            own = states[self.trainer.global_rank % len(states)]
+            set_random_state(own["random_state"])
             parameters = dict(self.named_parameters())
             for name, gradient in self._resumed["gradients"].items():
                 parameters[name].grad = gradient.to(parameters[name].device)
@@ -255,18 +259,18 @@ class Classifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         waiting = self.named_parameters() if self.is_accumulating() else ()
         checkpoint["round"] = {
-            "losses": self._losses_of_all(),
             "skipped_batches": self.skipped_batches,
-            "random_states": self._gathered(random_state()),
+            "processes": self._gathered(
+                {"losses": self._losses, "random_state": random_state()}
+            ),
             "gradients": {n: p.grad for n, p in waiting if p.grad is not None},
         }
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint["round"]
-        self._losses = dict(checkpoint["round"]["losses"])
-        if not self.has_totals:
-            self._losses = dict.fromkeys(self._losses, (0.0, 0))
+        losses = [process["losses"] for process in checkpoint["round"]["processes"]]
+        self._losses = self._own_losses(losses)
         self.skipped_batches = checkpoint["round"]["skipped_batches"]
 
     def round_loss(self) -> Tensor | float:
@@ -275,7 +279,22 @@ class Classifier(pl.LightningModule):
         total = sum(loss for loss, _ in losses.values())
         return total / max(sum(count for _, count in losses.values()), 1)
 
-    def _losses_of_all(self) -> dict[int, tuple[Tensor | float, int]]:
+    def _own_losses(self, losses: list[Losses]) -> Losses:
+        """Returns what each process had summed, or for another number of them all."""
+        world_size = 1 if self._trainer is None else self._trainer.world_size
+        if len(losses) == world_size:
+            return losses[0 if self._trainer is None else self._trainer.global_rank]
+        if not self.has_totals:
+            return dict.fromkeys(losses[0], (0.0, 0))
+        return {
+            client_id: (
+                sum(own[client_id][0] for own in losses),
+                sum(own[client_id][1] for own in losses),
+            )
+            for client_id in losses[0]
+        }
+
+    def _losses_of_all(self) -> Losses:
         """Returns each client's sum of losses and number of samples in the round."""
         if self.trainer.world_size == 1 or not self._losses:
             return self._losses

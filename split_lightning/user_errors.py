@@ -40,6 +40,7 @@ _OURS = "SPLIT_LIGHTNING_SET_HYDRA_FULL_ERROR"
 KNOWN_WARNINGS = (
     ".*LeafSpec.* is deprecated",  # Lightning 2.6 beside the newest torch
     "Total length of `list` across ranks is zero",  # data.val_share=0
+    "It is recommended to use `self.log.*sync_dist",  # what is logged is of all ranks
 )
 _LONGEST = 800  # characters of a message, but for what was typed
 # Raised on purpose, with a message for a user.

@@ -1,6 +1,7 @@
 """Small data and networks that the tests share."""
 
 import os
+import traceback
 
 import pytest
 import torch
@@ -80,3 +81,41 @@ class Recorder(Logger):
 
     def log_hyperparams(self, params, *args, **kwargs):
         pass
+
+
+def plain_network(num_classes=10, **options):
+    """A network for images of 8 x 8 without BatchNorm, so that samples do not mix."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, 32),
+        nn.ReLU(),
+        nn.Linear(32, num_classes),
+    )
+
+
+def begin_child(function):
+    """Runs a function in a process of its own; returns its number."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+        except SystemExit as stopped:
+            os._exit(stopped.code)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(99)
+        os._exit(0)
+    return pid
+
+
+def exit_code(pid):
+    """Waits for a child; returns its exit status, or the negative of a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def in_child(function):
+    """Runs a function in a process of its own; returns how that ended."""
+    return exit_code(begin_child(function))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import in_child
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import command
@@ -26,20 +27,6 @@ RUN = [
     "trainer.log_every_n_steps=1",
 ]
 PER_ROUND = 12  # batches: 431 samples of each client, 128 at a time
-
-
-def in_child(function):
-    """Runs a function in a process of its own; returns how that ended."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            function()
-        except SystemExit as stopped:
-            os._exit(stopped.code)
-        except BaseException:
-            os._exit(99)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def at_batch(number, signum):

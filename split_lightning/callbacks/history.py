@@ -116,7 +116,8 @@ class History(pl.Callback):
         if self.folder is not None and trainer.is_global_zero:
             _write(self.rows, self.folder / "history.csv")
         # Lightning's bars know whether they are disabled, their base class does not.
-        if getattr(trainer.progress_bar_callback, "is_disabled", True):
+        bar_is_off = getattr(trainer.progress_bar_callback, "is_disabled", True)
+        if bar_is_off and trainer.is_global_zero:
             _logger.info(_line(row, trainer.max_epochs))
 
     @override

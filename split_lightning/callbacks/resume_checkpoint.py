@@ -147,7 +147,7 @@ class ResumeCheckpoint(Checkpoint):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):  # what came before is not lost
                 logger.experiment.flush()
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)  # the whole state
         self._written_at = time.monotonic()
         return path
 
