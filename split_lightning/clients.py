@@ -75,28 +75,31 @@ class ClientStates:
     def switch(self, client_id: int, optimizer: Optimizer) -> None:
         """Lets a client go on from its own weights and its own optimizer state.
 
-        A client that never had a turn starts from the weights of the run's start.
+        A client that has none starts from the weights of the run's start, or, where
+        weights were handed over before, from those that were handed over last.
         """
         if self.active is None:
             self._initial = _cloned(self.segment.state_dict())
         else:
             self._weights[self.active] = _cloned(self.segment.state_dict())
             own = self._weights.pop(client_id, self._initial)
-            self.segment.load_state_dict(own)
+            if own:
+                self.segment.load_state_dict(own)
             self._swap_optimizer_state(client_id, optimizer)
         self.active = client_id
 
     def show(self, client_id: int) -> None:
         """Puts a client's own weights in place to be evaluated.
 
-        A client that never had a turn is shown with the weights of the run's start.
-        `show_active` ends it.
+        A client that has none is shown with the weights that it would start from (see
+        `switch`). `show_active` ends it.
         """
         if self.active is None or client_id == self._shown:
             return
         if self._shown is None:
             self._weights[self.active] = _cloned(self.segment.state_dict())
-        self.segment.load_state_dict(self._weights.get(client_id, self._initial))
+        own = self._weights.get(client_id, self._initial) or self._weights[self.active]
+        self.segment.load_state_dict(own)
         self._shown = client_id
 
     def show_active(self) -> None:

@@ -14,13 +14,12 @@ from typing import Any
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from split_lightning.comparison import RunFolder, compare, find_runs
 from split_lightning.comparison.run_folder import FAILURE
 from split_lightning.config import direction_of
-from split_lightning.user_errors import UserMistake, refuse
+from split_lightning.user_errors import UserMistake, is_in_sweep, refuse
 
 # The folders of the sweeps that this process has begun: Hydra builds the callback and
 # keeps it to itself, and tells it of no end but a good one.
@@ -69,7 +68,7 @@ def attempt(run: Callable[[DictConfig], float | None], cfg: DictConfig) -> float
         run: Returns the value to search by.
         cfg: The job's configuration.
     """
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+    if not is_in_sweep():
         return run(cfg)
     settings = HydraConfig.get()
     record = Path(settings.runtime.output_dir) / FAILURE

@@ -14,28 +14,23 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import hydra
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 
 import split_lightning
 from split_lightning.artifacts import save_config, save_results, save_segment
+from split_lightning.building import Run, build
 from split_lightning.callbacks.history import History
 from split_lightning.callbacks.resume_checkpoint import ResumeCheckpoint
-from split_lightning.callbacks.speed_monitor import SpeedMonitor
-from split_lightning.checkpoints import FOLDER, LAST, find_checkpoint, next_step
-from split_lightning.classifier import Classifier
+from split_lightning.checkpoints import FOLDER, LAST
 from split_lightning.config import check, summary
-from split_lightning.data.datamodule import SplitDataModule
-from split_lightning.models.weights import load_weights
 from split_lightning.report import print_results
 from split_lightning.run_folder import (
     no_folder_if_refused,
@@ -43,7 +38,12 @@ from split_lightning.run_folder import (
 )
 from split_lightning.signals import Interrupted
 from split_lightning.sweep import attempt, ending_with_comparison
-from split_lightning.user_errors import KNOWN_WARNINGS, one_message, run_hydra
+from split_lightning.user_errors import (
+    KNOWN_WARNINGS,
+    is_in_sweep,
+    one_message,
+    run_hydra,
+)
 
 
 def _conf_folder() -> str:
@@ -51,98 +51,6 @@ def _conf_folder() -> str:
     package = Path(__file__).resolve().parent
     inside = package / "conf"
     return str(inside if inside.is_dir() else package.parent / "conf")
-
-
-class Run(NamedTuple):
-    """All that a configuration names, built."""
-
-    data: SplitDataModule
-    module: Classifier
-    trainer: pl.Trainer
-    speed: SpeedMonitor
-    checkpoint: str | None
-
-
-def build(cfg: DictConfig) -> Run:
-    """Builds what a configuration names; data are loaded and dealt out."""
-    checkpoint = _checkpoint(cfg)
-    data = instantiate(cfg.datamodule, _convert_="all")
-    data.prepare_data()
-    data.setup("fit")
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    module = build_module(cfg)
-    module.configure_optimizers()  # a wrong option fails here, not in mid-run
-    speed = SpeedMonitor()
-    callbacks = [speed]
-    for group in (cfg.protocol.callbacks, cfg.callbacks):
-        callbacks += instantiate(group, _convert_="all").values()
-    trainer = instantiate(
-        cfg.trainer,
-        callbacks=[c for c in callbacks if _is_wanted(c, cfg.trainer, data)],
-        logger=_logger(cfg, checkpoint),
-        _convert_="all",
-    )
-    if trainer.world_size > 1 and _is_in_sweep():
-        raise ValueError(
-            "Expected one process for each run of a sweep (`trainer.devices=1`), but "
-            f"got {trainer.world_size}: each would start the whole sweep again."
-        )
-    module.verify(trainer, data)
-    _probe(module, data)
-    return Run(data, module, trainer, speed, checkpoint)
-
-
-def _checkpoint(cfg: DictConfig) -> str | None:
-    """Returns the checkpoint that `ckpt_path` names, by itself or by its run."""
-    if not cfg.ckpt_path:
-        return None
-    return find_checkpoint(cfg.ckpt_path, Path(cfg.output_dir), not _is_in_sweep())
-
-
-def _is_in_sweep() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def _logger(cfg: DictConfig, checkpoint: str | None) -> Any:
-    """Builds the logger; one that goes on hides what comes anew from TensorBoard."""
-    if cfg.logger is None:
-        return False
-    given: dict[str, Any] = {}
-    if checkpoint and cfg.logger["_target_"].endswith(".TensorBoardLogger"):
-        given["purge_step"] = next_step(checkpoint)
-    return instantiate(cfg.logger, _convert_="all", **given)
-
-
-def build_module(cfg: DictConfig) -> Classifier:
-    """Builds the module, from weights of elsewhere where the configuration says so."""
-    given = {}
-    if cfg.model.weights and not cfg.ckpt_path:  # a checkpoint has the weights
-        given["network"] = instantiate(cfg.model.network, _convert_="all")
-        weights, exclude = cfg.model.weights, list(cfg.model.weights_exclude)
-        load_weights(given["network"], weights, exclude)
-    module: Classifier = instantiate(cfg.protocol.module, _convert_="all", **given)
-    return module
-
-
-def _probe(module: Classifier, data: SplitDataModule) -> None:
-    """Stops where the network does not fit the data."""
-    image, num_classes = data.example(), len(data.source.classes)
-    shape = tuple(image.shape[1:])
-    try:
-        with torch.no_grad():
-            logits = module.eval()(image)
-    except (IndexError, RuntimeError) as error:
-        raise ValueError(
-            f"Expected the network (`model`) to take images of shape {shape}, as "
-            f"`data` has them, but: {error}"
-        ) from error
-    finally:
-        module.train()
-    if logits.shape != (1, num_classes):
-        raise ValueError(
-            f"Expected the network (`model.network`) to return {num_classes} logits, "
-            f"as many as `data` has classes, but got {tuple(logits.shape[1:])}."
-        )
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -170,7 +78,7 @@ def _command(folder: Path) -> str:
     if not HydraConfig.initialized():
         return f"ckpt_path={folder}"
     where = f"hydra.run.dir={folder}"
-    if _is_in_sweep():
+    if is_in_sweep():
         where = f"hydra.sweep.dir={folder.parent}"
     ours = ("ckpt_path=", "hydra.run.dir=", "hydra.sweep.dir=")
     typed = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(ours)]
@@ -265,19 +173,6 @@ def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
         else:
             logger.log_hyperparams(summary(cfg))
         logger.finalize("success")
-
-
-def _is_wanted(callback: pl.Callback, options: DictConfig, data: Any) -> bool:
-    """Tells whether the Trainer's switches and the data leave work for a callback."""
-    if isinstance(callback, ProgressBar):
-        return options.enable_progress_bar is not False and not options.barebones
-    if isinstance(callback, Checkpoint):
-        on = options.enable_checkpointing is not False and not options.barebones
-        monitor = callback.monitor if isinstance(callback, ModelCheckpoint) else None
-        by_validation = (monitor or "").startswith("val/")
-        validates = data.val_share > 0 and options.limit_val_batches != 0
-        return on and (validates or not by_validation)
-    return True
 
 
 @hydra.main(version_base="1.3", config_path=_conf_folder(), config_name="train")

@@ -107,7 +107,7 @@ def one_message(
         message = _message(error, *(() if began else known))
         if began or _is_not_writable(error):
             message += f" {remedy()}"
-        if typed is None and _is_in_sweep():
+        if typed is None and is_in_sweep():
             raise UserMistake(message) from error
         if not began:
             refuse(message)
@@ -115,7 +115,8 @@ def one_message(
         raise SystemExit(2) from error
 
 
-def _is_in_sweep() -> bool:
+def is_in_sweep() -> bool:
+    """Tells whether this process runs a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 

@@ -150,3 +150,18 @@ def test_clients_that_never_share_validate_their_own_weights(tmp_path, passing):
             ]
         expected = torch.cat(right).float().mean().item()
         assert logger.metrics[f"client_{client_id}/accuracy"] == pytest.approx(expected)
+
+
+def test_an_own_callback_may_hand_over_first_and_switch_later(tmp_path):
+    """Clients without weights of their own go on from those handed over last."""
+
+    class ThenApart(RoundRobinWeightPassing):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.enabled = trainer.current_epoch == 0
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    _, turns = run(tmp_path, ThenApart(), rounds=3, val_share=0.2)
+    first, second, third = turns[:3], turns[3:6], turns[6:]
+    assert same(second[0]["start"], first[2]["end"])
+    for before, after in zip(second, third, strict=True):
+        assert same(after["start"], before["end"])
