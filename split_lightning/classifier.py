@@ -20,10 +20,9 @@ from typing_extensions import override
 from split_lightning.channel import Traffic
 from split_lightning.data.loader import ClientBatch, ClientLoader
 from split_lightning.finite import NonFiniteError, NonFinitePolicy, are_finite
+from split_lightning.processes import all_agree, gathered, processes_of, summed
 from split_lightning.random_state import random_state, set_random_state
-
-# By client: the sum of its samples' losses, and their number.
-Losses: TypeAlias = dict[int, tuple[Tensor | float, int]]
+from split_lightning.round_losses import RoundLosses
 
 _logger = logging.getLogger(__name__)
 
@@ -75,9 +74,8 @@ class Classifier(pl.LightningModule):
             "val": (self.val_loss, self.val_accuracy),
             "test": (self.test_loss, self.test_accuracy),
         }
-        # Of the round: each client's sum of losses, and its number of samples;
-        # of its own validation share: those that are right, and all.
-        self._losses: Losses = {}
+        self._losses = RoundLosses()
+        # Of each client's own validation share: those that are right, and all.
         self._right: dict[int, tuple[Tensor | int, int]] = {}
         self._resumed: dict[str, Any] | None = None  # waits for the training's start
         self.memory_format = (
@@ -127,8 +125,8 @@ class Classifier(pl.LightningModule):
         right, self._right = self._right, {}
         if right and not self.trainer.sanity_checking:
             counts = [[int(r), n] for r, n in right.values()]
-            summed = self.summed(torch.tensor(counts)).tolist()
-            shares = {k: r / n for k, (r, n) in zip(right, summed, strict=True)}
+            of_all = summed(self.trainer, torch.tensor(counts)).tolist()
+            shares = {k: r / n for k, (r, n) in zip(right, of_all, strict=True)}
             self._log_by_client("accuracy", shares)
 
     @override
@@ -165,7 +163,8 @@ class Classifier(pl.LightningModule):
         Raises:
             NonFiniteError: Names what is not finite and where, if a run is to stop.
         """
-        if self.agree(are_finite(v for tensors in values.values() for v in tensors)):
+        sound = are_finite(v for tensors in values.values() for v in tensors)
+        if all_agree(self.trainer, sound):
             return True
         unsound = (name for name, tensors in values.items() if not are_finite(tensors))
         what = next(unsound, "what another process computed")
@@ -193,28 +192,6 @@ class Classifier(pl.LightningModule):
         if isinstance(loader, ClientLoader):
             loader.mark_trained(batch_idx + 1)
 
-    def agree(self, verdict: bool) -> bool:
-        """Tells whether all processes agree; each must ask."""
-        if self.trainer.world_size == 1:
-            return verdict
-        return self.trainer.strategy.reduce_boolean_decision(verdict, all=True)
-
-    def summed(self, values: Tensor) -> Tensor:
-        """Returns the sums of values over all processes; each must ask."""
-        if self.trainer.world_size == 1:
-            return values
-        reduced = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
-        assert isinstance(reduced, Tensor)
-        return reduced
-
-    def _gathered(self, own: Any) -> list[Any]:
-        """Returns what each process has, in the order of their ranks."""
-        everyones = [own]
-        if self.trainer.world_size > 1:
-            everyones *= self.trainer.world_size
-            torch.distributed.all_gather_object(everyones, own)
-        return everyones
-
     @property
     def has_totals(self) -> bool:
         """Whether a checkpoint's sums over all processes are this one's to keep."""
@@ -231,13 +208,13 @@ class Classifier(pl.LightningModule):
             self.log(
                 "train/batch_loss", part, batch_size=1, prog_bar=True, sync_dist=True
             )
-        total, count = self._losses.get(batch.client_id, (0.0, 0))
-        self._losses[batch.client_id] = (total + loss * own, count + own)
+        self._losses.add(batch.client_id, loss, own)
 
     @override
     def on_fit_start(self) -> None:
         if self.trainer.ckpt_path is None:
-            self._losses, self._resumed, self.skipped_batches = {}, None, 0
+            self._losses = RoundLosses()
+            self._resumed, self.skipped_batches = None, 0
 
     @override
     def on_train_start(self) -> None:
@@ -260,8 +237,9 @@ class Classifier(pl.LightningModule):
         waiting = self.named_parameters() if self.is_accumulating() else ()
         checkpoint["round"] = {
             "skipped_batches": self.skipped_batches,
-            "processes": self._gathered(
-                {"losses": self._losses, "random_state": random_state()}
+            "processes": gathered(
+                self.trainer,
+                {"losses": self._losses.sums, "random_state": random_state()},
             ),
             "gradients": {n: p.grad for n, p in waiting if p.grad is not None},
         }
@@ -270,38 +248,13 @@ class Classifier(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint["round"]
         losses = [process["losses"] for process in checkpoint["round"]["processes"]]
-        self._losses = self._own_losses(losses)
+        place = processes_of(self._trainer)
+        self._losses.take_over(losses, place.rank, place.world_size)
         self.skipped_batches = checkpoint["round"]["skipped_batches"]
 
     def round_loss(self) -> Tensor | float:
         """Returns the mean training loss over the samples of the round so far."""
-        losses = self._losses_of_all()
-        total = sum(loss for loss, _ in losses.values())
-        return total / max(sum(count for _, count in losses.values()), 1)
-
-    def _own_losses(self, losses: list[Losses]) -> Losses:
-        """Returns what each process had summed, or for another number of them all."""
-        world_size = 1 if self._trainer is None else self._trainer.world_size
-        if len(losses) == world_size:
-            return losses[0 if self._trainer is None else self._trainer.global_rank]
-        if not self.has_totals:
-            return dict.fromkeys(losses[0], (0.0, 0))
-        return {
-            client_id: (
-                sum(own[client_id][0] for own in losses),
-                sum(own[client_id][1] for own in losses),
-            )
-            for client_id in losses[0]
-        }
-
-    def _losses_of_all(self) -> Losses:
-        """Returns each client's sum of losses and number of samples in the round."""
-        if self.trainer.world_size == 1 or not self._losses:
-            return self._losses
-        sums = [[float(total), float(count)] for total, count in self._losses.values()]
-        summed = self.summed(torch.tensor(sums)).tolist()
-        pairs = zip(self._losses, summed, strict=True)
-        return {client_id: (total, int(count)) for client_id, (total, count) in pairs}
+        return self._losses.mean(self.trainer)
 
     @override
     def on_train_epoch_end(self) -> None:
@@ -309,8 +262,8 @@ class Classifier(pl.LightningModule):
         loader = self.trainer.train_dataloader
         if isinstance(loader, ClientLoader):
             loader.mark_round_done()
-        losses, self._losses = self._losses_of_all(), {}
-        self._log_by_client("loss", {k: s / n for k, (s, n) in losses.items()})
+        losses, self._losses = self._losses, RoundLosses()
+        self._log_by_client("loss", losses.by_client(self.trainer))
 
     def _log_by_client(self, name: str, values: dict[int, Tensor | float]) -> None:
         # Past `self.log`, which would look at each client's metric in each batch.

@@ -23,6 +23,7 @@ from split_lightning.clients import ClientStates, OptimizerState
 from split_lightning.data.loader import ClientBatch
 from split_lightning.finite import NonFinitePolicy
 from split_lightning.models.split import split
+from split_lightning.processes import summed
 from split_lightning.support import (
     WEIGHT_PASSING_REMEDY,
     refuse_unsupported,
@@ -285,8 +286,8 @@ class SplitLightningModule(Classifier):
     @override
     def totals(self) -> dict[str, int]:
         counts = self.traffic.state_dict()
-        summed = self.summed(torch.tensor(list(counts.values()), dtype=torch.int64))
-        return dict(zip(counts, summed.tolist(), strict=True))
+        of_all = summed(self.trainer, torch.tensor(list(counts.values())))
+        return dict(zip(counts, of_all.tolist(), strict=True))
 
     def _check_turn(self, client_id: int) -> None:
         if self.clients.active is None:

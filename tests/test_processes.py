@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from test_killed import assert_equal, at_batch, events_of
 from test_train import command
 
-from split_lightning.data.processes import Processes
+from split_lightning.processes import Processes
 
 # Of 479 samples 34 validate; 445 leave a last batch of one.
 RUN = [

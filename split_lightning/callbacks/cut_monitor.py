@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from split_lightning.callbacks.logs import is_logged, log_metrics
+from split_lightning.processes import summed
 
 _NAMES = {"uplink": "cut/smashed_norm", "downlink": "cut/gradient_norm"}
 
@@ -52,16 +53,16 @@ class CutMonitor(pl.Callback):
         if not norms:
             return
         if trainer.world_size > 1:
-            norms = self._of_all(trainer, pl_module, norms, is_own=batch.share > 0)
+            norms = self._of_all(trainer, norms, is_own=batch.share > 0)
         log_metrics(trainer, {name: norm.item() for name, norm in norms.items()})
 
     @staticmethod
     def _of_all(
-        trainer: pl.Trainer, pl_module: Any, norms: dict[str, Tensor], is_own: bool
+        trainer: pl.Trainer, norms: dict[str, Tensor], is_own: bool
     ) -> dict[str, Tensor]:
         """Returns the norms of the whole batch, of which each process has a share."""
         squares = torch.stack(list(norms.values())).square() * is_own
-        joint = dict(zip(norms, pl_module.summed(squares).sqrt(), strict=True))
+        joint = dict(zip(norms, summed(trainer, squares).sqrt(), strict=True))
         # Each process's gradient is of its loss times their number, to be averaged.
         joint[_NAMES["downlink"]] /= trainer.world_size
         return joint

@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from typing_extensions import override
 
 from split_lightning.checkpoints import FOLDER, LAST, AtomicCheckpointIO, keep_previous
+from split_lightning.processes import all_agree
 from split_lightning.signals import Interrupted, SignalCatcher
 
 
@@ -93,7 +94,7 @@ class ResumeCheckpoint(Checkpoint):
             return
         number = batch_idx + 1
         by_count = self.every_n_batches and number % self.every_n_batches == 0
-        if self._agree(trainer, bool(by_count) or self._is_late()):
+        if _wished(trainer, bool(by_count) or self._is_late()):
             self._write(trainer)
         place = f"after batch {number} of round {trainer.current_epoch + 1}"
         self._stop_if_asked(trainer, place)
@@ -131,7 +132,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def _stop_if_asked(self, trainer: pl.Trainer, place: str) -> None:
         received = self._signals.received
-        if not self._agree(trainer, received is not None):
+        if not _wished(trainer, received is not None):
             return
         path = self._write(trainer)
         raise Interrupted(received or signal.SIGTERM, path, place)  # or another's
@@ -151,9 +152,7 @@ class ResumeCheckpoint(Checkpoint):
         self._written_at = time.monotonic()
         return path
 
-    @staticmethod
-    def _agree(trainer: pl.Trainer, wish: bool) -> bool:
-        """Tells whether any process wishes it, so that all do the same."""
-        if trainer.world_size == 1:
-            return wish
-        return trainer.strategy.reduce_boolean_decision(wish, all=False)
+
+def _wished(trainer: pl.Trainer, wish: bool) -> bool:
+    """Tells whether any process wishes it, so that all do the same."""
+    return not all_agree(trainer, not wish)

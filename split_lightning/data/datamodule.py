@@ -16,11 +16,11 @@ from typing_extensions import override
 
 from split_lightning.data.loader import ClientLoader, EvaluationLoader, ValidationLoader
 from split_lightning.data.partition import label_counts, partition
-from split_lightning.data.processes import processes_of
 from split_lightning.data.sampler import ClientBatchSampler
 from split_lightning.data.schedule import RoundRobinSchedule
 from split_lightning.data.seeding import generator
 from split_lightning.data.sources import Images, ImageSource
+from split_lightning.processes import processes_of
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner

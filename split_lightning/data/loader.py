@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from split_lightning.data.processes import ONE_PROCESS, Processes
 from split_lightning.data.sampler import ClientBatchSampler
 from split_lightning.data.sources import Images
+from split_lightning.processes import ONE_PROCESS, Processes
 
 
 class ClientBatch(NamedTuple):

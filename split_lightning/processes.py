@@ -1,10 +1,12 @@
-"""Processes: among how many, and as which, a run's batches are shared out."""
+"""Processes: among how many, and as which, a run is shared out; what they agree on."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
+import torch
+from torch import Tensor
 
 
 class Processes(NamedTuple):
@@ -49,3 +51,28 @@ def processes_of(trainer: pl.Trainer | None) -> Processes:
     if trainer is None:
         return ONE_PROCESS
     return Processes(trainer.global_rank, trainer.world_size)
+
+
+def all_agree(trainer: pl.Trainer, verdict: bool) -> bool:
+    """Tells whether the verdict of each process is true; each must ask."""
+    if trainer.world_size == 1:
+        return verdict
+    return trainer.strategy.reduce_boolean_decision(verdict, all=True)
+
+
+def summed(trainer: pl.Trainer, values: Tensor) -> Tensor:
+    """Returns the sums of values over all processes; each must ask."""
+    if trainer.world_size == 1:
+        return values
+    own = values.to(trainer.strategy.root_device)
+    total: Tensor = trainer.strategy.reduce(own, reduce_op="sum")
+    return total
+
+
+def gathered(trainer: pl.Trainer, own: Any) -> list[Any]:
+    """Returns what each process has, in the order of their ranks; each must ask."""
+    everyones = [own]
+    if trainer.world_size > 1:
+        everyones *= trainer.world_size
+        torch.distributed.all_gather_object(everyones, own)
+    return everyones
