@@ -192,16 +192,23 @@ class SplitDataModule(pl.LightningDataModule):
             )
         drawn = torch.randperm(num_samples, generator=generator(self.seed, "deal out"))
         parts = partition(train.targets[drawn], self._make_partitioner())
-        owned = [drawn[part] for part in parts]  # in random order, as they were drawn
+        owned = [drawn[part] for part in parts]
         num_val = [min(round(len(o) * self.val_share), len(o) - 1) for o in owned]
         if self.val_share > 0 and not any(num_val):
             raise ValueError(
                 "Expected argument `val_share` to keep a sample of a client's "
                 f"{max(map(len, owned))}, or to be 0, but got {self.val_share}."
             )
-        cut = list(zip(owned, num_val, strict=True))
-        self.val_parts = [samples[:num].sort()[0] for samples, num in cut]
-        self.parts = [samples[num:] for samples, num in cut]
+        self.parts, self.val_parts = [], []
+        for client_id, (samples, num) in enumerate(zip(owned, num_val, strict=True)):
+            # Drawn: partitioners leave each class of a client in an order of theirs.
+            order = torch.randperm(
+                len(samples), generator=generator(self.seed, "validation", client_id)
+            )
+            is_val = torch.zeros(len(samples), dtype=torch.bool)
+            is_val[order[:num]] = True
+            self.val_parts.append(samples[is_val].sort()[0])
+            self.parts.append(samples[~is_val])
 
     def _make_partitioner(self) -> Partitioner:
         if self.partitioner is None:

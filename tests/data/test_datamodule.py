@@ -5,10 +5,15 @@ from functools import partial
 import pytest
 import torch
 from conftest import RandomImages
-from flwr_datasets.partitioner import DirichletPartitioner
+from flwr_datasets.partitioner import (
+    DirichletPartitioner,
+    LinearPartitioner,
+    PathologicalPartitioner,
+)
 from torch import nn
 
 from split_lightning.data import DigitsImages, RoundRobinSchedule, SplitDataModule
+from split_lightning.data.shards import EvenShardPartitioner
 
 
 def make(num_clients=4, **options):
@@ -43,6 +48,28 @@ def test_each_client_validates_on_a_share_of_its_own_part(alpha):
         assert [b.ends_turn for b in own] == [False] * (len(own) - 1) + [True] * (
             len(own) > 0
         )
+
+
+@pytest.mark.parametrize("name", ["dirichlet", "pathological", "shards", "linear"])
+def test_what_a_client_validates_on_is_like_what_it_trains_on(name):
+    """Class by class a random fifth: within five deviations, which none exceeds."""
+    made = {
+        "dirichlet": partial(DirichletPartitioner, partition_by="label", alpha=0.3),
+        "pathological": partial(
+            PathologicalPartitioner, partition_by="label", num_classes_per_partition=2
+        ),
+        "shards": partial(EvenShardPartitioner, num_shards_per_partition=2),
+        "linear": LinearPartitioner,
+    }
+    images = RandomImages(num_train=4000, num_classes=5)
+    data = SplitDataModule(images, 6, made[name], val_share=0.2)
+    data.setup("fit")
+    labels = data._train.targets
+    for kept, held_out in zip(data.parts, data.val_parts, strict=True):
+        val = torch.bincount(labels[held_out], minlength=5).double()
+        owned = torch.bincount(labels[kept], minlength=5) + val
+        deviation = (owned * 0.2 * 0.8).sqrt()
+        assert ((val - owned * 0.2).abs() <= 5 * deviation).all()
 
 
 def test_a_client_never_validates_on_all_that_it_has():
