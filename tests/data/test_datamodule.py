@@ -56,7 +56,10 @@ def test_what_a_client_validates_on_is_like_what_it_trains_on(name):
     made = {
         "dirichlet": partial(DirichletPartitioner, partition_by="label", alpha=0.3),
         "pathological": partial(
-            PathologicalPartitioner, partition_by="label", num_classes_per_partition=2
+            PathologicalPartitioner,
+            partition_by="label",
+            num_classes_per_partition=2,
+            class_assignment_mode="first-deterministic",
         ),
         "shards": partial(EvenShardPartitioner, num_shards_per_partition=2),
         "linear": LinearPartitioner,
