@@ -22,8 +22,6 @@ RUN = [
     "batch_size=128",
     "callbacks.last.every_n_batches=2",
     "logger.default_hp_metric=false",
-    "~callbacks.partition_picture",
-    "~callbacks.confusion_picture",
     "trainer.log_every_n_steps=1",
 ]
 PER_ROUND = 12  # batches: 431 samples of each client, 128 at a time
@@ -146,7 +144,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     (line,) = (line for line in message.splitlines() if line.startswith("Go on with"))
     assert "split_lightning.train rounds=3" in line
     assert line.endswith(f"hydra.run.dir={run} ckpt_path=last")
-    command(monkeypatch, tmp_path, *shlex.split(line)[6:])
+    command(monkeypatch, tmp_path, *shlex.split(line)[6:], pictures=True)
     assert_equal(run, whole)
 
 

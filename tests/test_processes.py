@@ -25,7 +25,6 @@ RUN = [
     "model.network._target_=conftest.plain_network",
     "data.val_share=0.07",
     "trainer.log_every_n_steps=1",
-    "~callbacks.partition_picture",
 ]
 CUT = "model.cut_layer=2"
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]

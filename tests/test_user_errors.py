@@ -94,7 +94,7 @@ MISTAKES = {
     "data.val_share=1.0": ["data.val_share", "1.0", "[0, 1)"],
     "data.val_share=-0.1": ["data.val_share", "-0.1", "[0, 1)"],
     "data.val_share=1.5": ["data.val_share", "1.5", "[0, 1)"],
-    "protocol.callbacks.drift.server=ture": ["drift.server", "'ture'", "true"],
+    "protocol.callbacks.drift.server=ture": ["drift.server", "'ture'", "bool"],
     "optimizer_state=kept": ["optimizer_state", "'kept'", "keep", "travel", "reset"],
     "optimizer.client.lr=-1": ["optimizer.client", "learning rate", "-1"],
     "optimizer.server.momentum=-0.5": ["optimizer.server", "momentum", "-0.5"],
@@ -148,7 +148,7 @@ MISTAKES = {
     "trainer.max_steps=0": ["trainer.max_steps", "0"],
     "trainer.precision=nonsense": ["trainer.precision", "'nonsense'", "bf16-mixed"],
     "trainer.accelerator=warp": ["trainer.accelerator=warp", "cpu"],
-    "trainer.devices=2": ["trainer.devices=2", "trainer.strategy", "ddp"],
+    "trainer.devices=2": ["trainer.devices", "(2)", "trainer.strategy", "ddp"],
     "trainer.strategy=ddp_spawn": ["trainer.strategy=ddp_spawn", "strategy='ddp'"],
     "trainer.check_val_every_n_epoch=0": ["check_val_every_n_epoch", "0", INTEGER],
     # What would be ignored
