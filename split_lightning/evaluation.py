@@ -20,7 +20,7 @@ from split_lightning.callbacks.confusion_matrix import (
 )
 from split_lightning.callbacks.round_progress_bar import RoundProgressBar
 from split_lightning.report import figures_table
-from split_lightning.runs import build_module, restore
+from split_lightning.runs import rebuild_module, restore
 from split_lightning.support import require_one_device
 
 # What of a run's Trainer has a meaning in a test.
@@ -62,7 +62,7 @@ def evaluate(
     confusion = ConfusionMatrix(folder)
     trainer = _trainer(cfg, confusion)
     data = instantiate(cfg.datamodule, _convert_="all")
-    module = build_module(cfg)
+    module = rebuild_module(cfg)
     # In the precision of the run first: weights of 64 bits are not to be rounded.
     trainer.precision_plugin.convert_module(module)
     restore(module, run, checkpoint)

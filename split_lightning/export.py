@@ -24,7 +24,7 @@ from split_lightning.artifacts import make_folder
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.exporting import TOLERANCE, Exporter, require_onnx
 from split_lightning.run_command import Command, compose_run, typed_words
-from split_lightning.runs import build_module, restore
+from split_lightning.runs import rebuild_module, restore
 from split_lightning.user_errors import KNOWN_WARNINGS, one_message
 
 FORMATS = ("safetensors", "torch", "onnx")
@@ -63,7 +63,7 @@ def export(
         ValueError: If something is missing or does not fit, or a check fails.
     """
     folder = make_folder(cfg.output_dir)
-    module = build_module(cfg)
+    module = rebuild_module(cfg)
     restore(module, run, checkpoint)
     data = instantiate(cfg.datamodule, _convert_="all")
     images = images_of_test(data)

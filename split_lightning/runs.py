@@ -70,13 +70,13 @@ def load_run(folder: str | Path, checkpoint: str | None = None) -> Classifier:
         module = load_run("runs/digits/2026-01-31_12-00-00-000000")
         logits = module(images)  # normalised as in training
     """
-    module = build_module(read_config(folder))
+    module = rebuild_module(read_config(folder))
     restore(module, folder, checkpoint)
     return module.eval()
 
 
-def build_module(cfg: DictConfig) -> Classifier:
-    """Builds the module that a run's configuration names, at a random start."""
+def rebuild_module(cfg: DictConfig) -> Classifier:
+    """Builds the module of a run again, at a random start."""
     module: Classifier = instantiate(cfg.protocol.module, _convert_="all")
     return module
 

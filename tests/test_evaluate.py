@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file, save_file
 
 from split_lightning import DigitsImages, train
+from split_lightning.building import build_module
 from split_lightning.evaluate import main
 from split_lightning.models import DigitsCNN
 from split_lightning.runs import load_run, read_config, read_results
@@ -289,7 +290,7 @@ def test_training_starts_from_the_weights_of_a_run(runs, tmp_path):
 def test_training_goes_on_from_the_same_logits(runs):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         words = [f"model.weights={runs['split']}", "output_dir=x"]
-        started = train.build_module(compose("train", words)).eval()
+        started = build_module(compose("train", words)).eval()
     images = torch.rand(5, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(started(images), load_run(runs["split"])(images))
