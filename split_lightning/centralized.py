@@ -94,7 +94,7 @@ class CentralizedLightningModule(Classifier):
             "the gradient": [p.grad for p in self.parameters()],
         }
         if self.accepts(batch, batch_idx, computed):
-            self.end_of_step(batch, loss, batch_idx)
+            self.end_of_step(batch, [loss], batch_idx)
 
     @override
     def is_accumulating(self) -> bool:

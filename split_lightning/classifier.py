@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, get_args
 
 import pytorch_lightning as pl
@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from split_lightning.channel import Traffic
-from split_lightning.data.loader import ClientBatch, ClientLoader
+from split_lightning.data.loader import ClientBatch, ClientLoader, StepBatch
 from split_lightning.finite import NonFiniteError, NonFinitePolicy, are_finite
 from split_lightning.processes import all_agree, gathered, processes_of, summed
 from split_lightning.random_state import random_state, set_random_state
@@ -110,8 +110,15 @@ class Classifier(pl.LightningModule):
             self.verify(self.trainer, getattr(self.trainer, "datamodule", None))
         return []
 
+    def show(self, client_id: int) -> None:
+        """Puts a client's network in place to be evaluated; `show_live` ends it."""
+
+    def show_live(self) -> None:
+        """Puts the network of those who train back in place."""
+
     @override
     def validation_step(self, batch: ClientBatch, batch_idx: int) -> Tensor | None:
+        self.show(batch.client_id)  # each client validates its own
         targets = batch.targets
         logits = self._evaluate("val", batch.inputs, targets)
         right, count = self._right.get(batch.client_id, (0, 0))
@@ -122,6 +129,7 @@ class Classifier(pl.LightningModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
+        self.show_live()
         right, self._right = self._right, {}
         if right and not self.trainer.sanity_checking:
             counts = [[int(r), n] for r, n in right.values()]
@@ -146,12 +154,12 @@ class Classifier(pl.LightningModule):
         return inputs.contiguous(memory_format=self.memory_format)
 
     @override
-    def on_train_batch_start(self, batch: ClientBatch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: StepBatch, batch_idx: int) -> None:
         if self.non_finite == "skip":
             self._kept_buffers = [(b, b.clone()) for b in self.buffers()]
 
     def accepts(
-        self, batch: ClientBatch, batch_idx: int, values: Mapping[str, Iterable[Any]]
+        self, batch: StepBatch, batch_idx: int, values: Mapping[str, Iterable[Any]]
     ) -> bool:
         """Tells whether a batch's numbers are finite, or else does what is to be done.
 
@@ -168,8 +176,9 @@ class Classifier(pl.LightningModule):
             return True
         unsound = (name for name, tensors in values.items() if not are_finite(tensors))
         what = next(unsound, "what another process computed")
+        clients = ", ".join(str(part.client_id) for part in batch.parts)
         place = (
-            f"round {self.trainer.current_epoch + 1}, client {batch.client_id}, "
+            f"round {self.trainer.current_epoch + 1}, client {clients}, "
             f"batch {batch_idx + 1} of the round"
         )
         if self.non_finite == "stop":
@@ -197,10 +206,24 @@ class Classifier(pl.LightningModule):
         """Whether a checkpoint's sums over all processes are this one's to keep."""
         return self._trainer is None or self._trainer.is_global_zero
 
-    def end_of_step(self, batch: ClientBatch, loss: Tensor, batch_idx: int) -> None:
-        """Logs a training batch's mean loss, and keeps it for the round's means."""
+    def end_of_step(
+        self, batch: StepBatch, losses: Sequence[Tensor], batch_idx: int
+    ) -> None:
+        """Logs a step's mean loss, and keeps each client's for the round's means.
+
+        Args:
+            batch: What was trained on.
+            losses: The mean loss of each of its parts.
+            batch_idx: Its place in the round.
+        """
         self._mark_trained(batch_idx)
-        loss, own = loss.detach().float(), batch.num_samples
+        own = batch.num_samples
+        found = [loss.detach().float() for loss in losses]
+        counts = [part.num_samples for part in batch.parts]
+        loss = found[0]
+        if len(found) > 1:
+            weighted = zip(found, counts, strict=True)
+            loss = torch.stack([mean * (n / own) for mean, n in weighted]).sum()
         if self.trainer.world_size == 1:
             self.log("train/batch_loss", loss, batch_size=own, prog_bar=True)
         else:  # the mean over processes of this is the batch's mean
@@ -208,7 +231,8 @@ class Classifier(pl.LightningModule):
             self.log(
                 "train/batch_loss", part, batch_size=1, prog_bar=True, sync_dist=True
             )
-        self._losses.add(batch.client_id, loss, own)
+        for own_part, mean, count in zip(batch.parts, found, counts, strict=True):
+            self._losses.add(own_part.client_id, mean, count)
 
     @override
     def on_fit_start(self) -> None:

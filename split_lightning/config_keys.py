@@ -100,8 +100,8 @@ def options_of(target: str) -> list[str] | None:
     Raises:
         AttributeError, ImportError, ValueError: If it cannot be imported.
 
-    >>> options_of("split_lightning.data.RoundRobinSchedule")
-    ['shuffle', 'clients_per_round']
+    >>> options_of("split_lightning.data.ParallelSchedule")
+    ['clients_per_round', 'draw']
     """
     found = pkgutil.resolve_name(target)
     try:

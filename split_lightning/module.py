@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from split_lightning.channel import CutLayerChannel, Traffic, values_of
+from split_lightning.callbacks.weight_passing import WeightPassing
+from split_lightning.channel import Activations, CutLayerChannel, Traffic, values_of
 from split_lightning.classifier import (
     Classifier,
     OptimizerFactory,
@@ -19,11 +22,13 @@ from split_lightning.classifier import (
     make_optimizer,
     make_scheduler,
 )
-from split_lightning.clients import ClientStates, OptimizerState
-from split_lightning.data.loader import ClientBatch
+from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.data.loader import StepBatch
 from split_lightning.finite import NonFinitePolicy
 from split_lightning.models.split import split
 from split_lightning.processes import summed
+from split_lightning.replicas import SHARED, OptimizerState, Replicas
+from split_lightning.server_map import ServerMap
 from split_lightning.support import (
     WEIGHT_PASSING_REMEDY,
     refuse_unsupported,
@@ -52,9 +57,12 @@ class SplitLightningModule(Classifier):
     network and the loss, and sends the gradient at the cut back. Both step after both
     backward passes. The numbers are those of the unsplit network, bit for bit.
 
-    Batches are `ClientBatch`es. One live client segment serves all clients in turn;
-    who passes weights on to whom is the business of a callback, such as
-    `RoundRobinWeightPassing`.
+    A step is that of one client (`ClientBatch`), or of several together
+    (`JointBatch`), whose smashed data the server sees as one batch (Jeon and Kim 2020):
+    it takes one step on their mean loss, and each gets its slice of the gradient.
+
+    Live are the segments of those who act. Who passes weights on to whom is the
+    business of a callback, such as `RoundRobinWeightPassing`.
 
     Args:
         network: The unsplit network: images `(B, C, H, W)` to logits `(B, K)`.
@@ -78,10 +86,14 @@ class SplitLightningModule(Classifier):
         channels_last: Whether images and weights are laid out channels-last.
         non_finite: Whether a batch whose loss, smashed data or gradients are not
             finite is to `stop` the run, or to be left out (`skip`).
+        server_map: Which server serves which client; `None`: one for all.
+        server_optimizer_state: The same for several servers.
 
     Attributes:
-        client: The live client segment.
-        server: The server segment.
+        client: The live client segment, the first where there are several.
+        server: The live server segment.
+        clients: The clients' segments, those that wait among them.
+        servers: The replicas of the server segment.
         traffic: The bytes that would have travelled so far.
 
     Raises:
@@ -117,6 +129,8 @@ class SplitLightningModule(Classifier):
         accumulate_grad_batches: int = 1,
         channels_last: bool = False,
         non_finite: NonFinitePolicy = "stop",
+        server_map: ServerMap | None = None,
+        server_optimizer_state: OptimizerState = "keep",
     ) -> None:
         super().__init__(num_classes, criterion, channels_last, non_finite)
         self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
@@ -151,7 +165,10 @@ class SplitLightningModule(Classifier):
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.accumulate_grad_batches = accumulate_grad_batches
-        self.clients = ClientStates(self.client, optimizer_state)
+        self.server_map = server_map or ServerMap()
+        self.clients = Replicas(self.client, optimizer_state)
+        self.servers = Replicas(self.server, server_optimizer_state)
+        self.more_clients = nn.ModuleList()  # live at once with the first
         self.traffic = Traffic()
         self.channel = CutLayerChannel(self.traffic)
         self._accumulated = 0
@@ -167,31 +184,37 @@ class SplitLightningModule(Classifier):
         return logits
 
     @override
-    def training_step(self, batch: ClientBatch, batch_idx: int) -> Tensor:
-        client_id, inputs, targets, ends_turn, share = batch
-        self._check_turn(client_id)
-        self.channel.is_counting = share > 0
+    def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
+        self._check_turn(batch)
+        self.channel.is_counting = batch.share > 0
 
-        activations = self.client(self.laid_out(inputs))  # the client's forward
-        smashed = self.channel.uplink(activations)  # detached: nothing else crosses
-        targets = self.channel.uplink_targets(targets)
-        loss: Tensor = self.criterion(self.server(*values_of(smashed)), targets)
+        activations = [  # each client's forward
+            self.clients.seat_of(client_id)(self.laid_out(inputs))
+            for client_id, inputs, *_ in batch.parts
+        ]
+        smashed = [self.channel.uplink(a) for a in activations]  # detached
+        targets = self.channel.uplink_targets(batch.targets)
+        logits = self.server(*joined(smashed))  # the server's forward, on all at once
+        loss: Tensor = self.criterion(logits, targets)
 
         # 1: down to the cut. Gradients of several processes are averaged.
-        weight = share * self.trainer.world_size
+        weight = batch.share * self.trainer.world_size
         self.manual_backward(loss * weight / self.accumulate_grad_batches)
-        gradients = self.channel.downlink(smashed)
-        crossed = zip(values_of(activations), gradients, strict=True)
-        returned = [(a, g) for a, g in crossed if g is not None]
-        if returned:  # 2: on to the client, unless nothing of it trains
+        gradients = [g for s in smashed for g in self.channel.downlink(s)]
+        values = [value for a in activations for value in values_of(a)]
+        returned = [
+            (a, g) for a, g in zip(values, gradients, strict=True) if g is not None
+        ]
+        if returned:  # 2: on to the clients, unless nothing of them trains
             torch.autograd.backward([a for a, _ in returned], [g for _, g in returned])
 
+        acting = self.clients.acting()
         computed = {
-            "the smashed data": values_of(smashed),
+            "the smashed data": [value for s in smashed for value in values_of(s)],
             "the loss": (loss,),
             "the gradient of the smashed data": gradients,
             "the server's gradient": [p.grad for p in self.server.parameters()],
-            "the client's gradient": [p.grad for p in self.client.parameters()],
+            "the client's gradient": [p.grad for c in acting for p in c.parameters()],
         }
         if not self.accepts(batch, batch_idx, computed):
             self._accumulated = 0
@@ -199,10 +222,10 @@ class SplitLightningModule(Classifier):
         self._accumulated += 1
         if self.scheduler_interval == "batch":
             self._log_learning_rates(on_step=True)
-        if self._is_time_to_step(ends_turn):
+        if self._is_time_to_step(batch.ends_turn):
             client_optimizer, server_optimizer = self._both_optimizers()
-            self._clip(self.client)
-            self._clip(self.server)
+            for segment in (*acting, self.server):
+                self._clip(segment)
             # Only the server's step ticks `trainer.global_step`: one tick a step, so
             # that `max_steps` counts steps as it does for an unsplit network.
             client_step = self.trainer.strategy.optimizer_step
@@ -211,8 +234,18 @@ class SplitLightningModule(Classifier):
             client_optimizer.optimizer.zero_grad()
             server_optimizer.zero_grad()
             self._after_step()
-        self.end_of_step(batch, loss, batch_idx)
+        self.end_of_step(batch, self._losses_of(batch, loss, logits), batch_idx)
         return loss.detach()
+
+    def _losses_of(
+        self, batch: StepBatch, loss: Tensor, logits: Tensor
+    ) -> list[Tensor]:
+        """Returns the mean loss of each client that took part."""
+        if len(batch.parts) == 1:
+            return [loss]
+        sizes = [len(part.targets) for part in batch.parts]
+        pairs = zip(torch.split(logits.detach(), sizes), batch.parts, strict=True)
+        return [self.criterion(own, part.targets) for own, part in pairs]
 
     @override
     def is_accumulating(self) -> bool:
@@ -257,6 +290,7 @@ class SplitLightningModule(Classifier):
         if self.trainer.ckpt_path is None:  # a run of its own, not the last one's rest
             self._accumulated = 0
             self.clients.forget()
+            self.servers.forget()
             self.traffic.load_state_dict(Traffic().state_dict())
 
     @override
@@ -267,17 +301,66 @@ class SplitLightningModule(Classifier):
             self._step_schedulers()
 
     def hand_over(self, client_id: int) -> None:
-        """Passes the active client's segment on to a client, and counts the bytes."""
-        optimizer = self._both_optimizers()[0].optimizer
-        sent = self.clients.hand_over(client_id, optimizer)
-        if self.trainer.is_global_zero:  # all processes hand the same over
-            self.traffic.handoff_bytes += sent
-            self.traffic.handoffs += 1
+        """Gives the turn to a client, which goes on from the last one's weights.
 
-    def switch_to(self, client_id: int) -> None:
-        """Gives the turn to a client, which goes on from its own segment."""
-        optimizer = self._both_optimizers()[0].optimizer
-        self.clients.switch(client_id, optimizer)
+        The last one is that of the same server. The bytes are counted.
+        """
+        self._enter({client_id: self._shared_line(client_id)})
+
+    def switch_to(self, *client_ids: int) -> None:
+        """Gives the turn to clients, each of which goes on from its own weights."""
+        self._enter({client_id: client_id for client_id in client_ids})
+
+    def _shared_line(self, client_id: int) -> int:
+        """Returns the line of weights that the clients of a server share."""
+        return SHARED - self._server_of(client_id)
+
+    def _server_of(self, client_id: int) -> int:
+        if self.server_map.is_single:
+            return 0
+        data = getattr(self.trainer, "datamodule", None)
+        num_clients = getattr(data, "num_clients", client_id + 1)
+        return self.server_map.server_of(client_id, num_clients)
+
+    def _enter(self, lines: dict[int, int]) -> None:
+        client_optimizer, server_optimizer = self._both_optimizers()
+        sent = self.clients.enter(lines, client_optimizer.optimizer)
+        if self.trainer.is_global_zero:  # all processes hand the same over
+            self.traffic.handoff_bytes += sum(sent)
+            self.traffic.handoffs += len(sent)
+        if not self.server_map.is_single:
+            (server,) = {self._server_of(client_id) for client_id in lines}
+            self.servers.enter({server: server}, server_optimizer.optimizer)
+
+    @override
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            more = self._num_seats() - len(self.clients.seats)
+            copies = [copy.deepcopy(self.client) for _ in range(more)]
+            self.more_clients.extend(copies)
+            self.clients.add_seats(copies)
+
+    def _num_seats(self) -> int:
+        """Returns how many client segments must be live at once."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, SplitDataModule):
+            return 1
+        together = data.schedule.most_together(data.num_clients)
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        passing = [c for c in callbacks if isinstance(c, WeightPassing)]
+        return min([together, *(c.num_seats or together for c in passing)])
+
+    @override
+    def show(self, client_id: int) -> None:
+        self.clients.show(client_id)
+        if not self.server_map.is_single:
+            self.servers.show(self._server_of(client_id))
+
+    @override
+    def show_live(self) -> None:
+        self.clients.show_live()
+        self.servers.show_live()
 
     @override
     def segments(self) -> dict[str, nn.Module]:
@@ -289,19 +372,21 @@ class SplitLightningModule(Classifier):
         of_all = summed(self.trainer, torch.tensor(list(counts.values())))
         return dict(zip(counts, of_all.tolist(), strict=True))
 
-    def _check_turn(self, client_id: int) -> None:
-        if self.clients.active is None:
-            self.clients.active = client_id
-        if self.clients.active != client_id:
-            raise RuntimeError(
-                f"It is the turn of client {client_id}, but client "
-                f"{self.clients.active} is active: nothing has passed the weights on. "
-                f"{WEIGHT_PASSING_REMEDY}"
-            )
+    def _check_turn(self, batch: StepBatch) -> None:
+        if self.clients.active is None and len(batch.parts) == 1:
+            self.hand_over(batch.parts[0].client_id)
+        for part in batch.parts:
+            if part.client_id not in self.clients.seated:
+                raise RuntimeError(
+                    f"It is the turn of client {part.client_id}, but client "
+                    f"{self.clients.active} is active: nothing has passed the weights "
+                    f"on. {WEIGHT_PASSING_REMEDY}"
+                )
 
     @override
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
-        client = make_optimizer("client", self.client_optimizer, self.client)
+        live = nn.ModuleList(self.clients.seats)
+        client = make_optimizer("client", self.client_optimizer, live)
         server = make_optimizer("server", self.server_optimizer, self.server)
         schedulers = [
             {"scheduler": make_scheduler(make, optimizer), "name": f"lr/{party}"}
@@ -323,6 +408,7 @@ class SplitLightningModule(Classifier):
         super().on_save_checkpoint(checkpoint)
         checkpoint["accumulated"] = self._accumulated
         checkpoint["clients"] = self.clients.state_dict()
+        checkpoint["servers"] = self.servers.state_dict()
         checkpoint["traffic"] = self.totals()
 
     @override
@@ -336,8 +422,27 @@ class SplitLightningModule(Classifier):
         super().on_load_checkpoint(checkpoint)
         self._accumulated = checkpoint["accumulated"]
         self.clients.load_state_dict(checkpoint["clients"])
+        self.servers.load_state_dict(checkpoint["servers"])
         if self.has_totals:
             self.traffic.load_state_dict(checkpoint["traffic"])
+
+
+def joined(smashed: Sequence[Activations]) -> tuple[Any, ...]:
+    """Returns what several clients sent up as one batch; of one client as it is.
+
+    Raises:
+        ValueError: If numbers cross the cut that may depend on a client's batch.
+    """
+    if len(smashed) == 1:
+        return values_of(smashed[0])
+    values = list(zip(*map(values_of, smashed), strict=True))
+    if not all(isinstance(value, Tensor) for several in values for value in several):
+        raise ValueError(
+            "Expected only tensors to cross the cut where clients act together, but "
+            "the server segment takes sizes, too, which are those of one client's "
+            "batch. Cut after another layer."
+        )
+    return tuple(torch.cat(several) for several in values)
 
 
 def _no_closure() -> None:

@@ -12,16 +12,21 @@ if TYPE_CHECKING:
 
 
 class WeightPassing(pl.Callback):
-    """Base of all callbacks that give the turn to a client.
+    """Base of all callbacks that give the turn to clients.
 
-    They call `module.hand_over(client_id)`, so that the client goes on from the last
-    one's weights, or `module.switch_to(client_id)`, so that it goes on from its own.
+    Before a step they call one of the module's `hand_over(client_id)`, so that the
+    client goes on from the last one's weights, `switch_to(*client_ids)`, so that each
+    goes on from its own, or `share(*client_ids)`, so that they act on the same weights
+    together.
 
     Attributes:
         enabled: Whether weights are handed over.
+        num_seats: For how many clients of a step weights of their own must be live;
+            `None`: for all of them.
     """
 
     enabled: bool = True
+    num_seats: int | None = 1
 
 
 class RoundRobinWeightPassing(WeightPassing):
@@ -30,7 +35,8 @@ class RoundRobinWeightPassing(WeightPassing):
     The next client gets the whole state of the last one's segment, parameters and
     buffers (BatchNorm statistics); what becomes of the optimizer's state is the
     module's `optimizer_state`. The first client of a round takes over from the last
-    one of the round before.
+    one of the round before. Where there are several servers, it is passed on among
+    the clients of each.
 
     Args:
         enabled: `False` is the baseline without weight passing: each client goes on
@@ -50,25 +56,7 @@ class RoundRobinWeightPassing(WeightPassing):
         self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         module: SplitLightningModule = pl_module
-        if module.clients.active == batch.client_id:
-            return
-        if not self.enabled:
-            module.switch_to(batch.client_id)
-        elif module.clients.active is not None:
+        if self.enabled:
             module.hand_over(batch.client_id)
-
-    @override
-    def on_validation_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if not self.enabled:  # each client validates its own weights
-            pl_module.clients.show(batch.client_id)
-
-    @override
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        pl_module.clients.show_active()
+        else:
+            module.switch_to(batch.client_id)

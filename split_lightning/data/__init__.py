@@ -5,11 +5,19 @@ from split_lightning.data.loader import (
     ClientBatch,
     ClientLoader,
     EvaluationLoader,
+    JointBatch,
+    StepBatch,
     ValidationLoader,
 )
 from split_lightning.data.partition import label_counts, partition
 from split_lightning.data.sampler import BatchPlan, ClientBatchSampler
-from split_lightning.data.schedule import RoundRobinSchedule
+from split_lightning.data.schedule import (
+    Draw,
+    ParallelSchedule,
+    PooledSchedule,
+    RoundRobinSchedule,
+    Schedule,
+)
 from split_lightning.data.sources import (
     DigitsImages,
     Images,
@@ -23,11 +31,17 @@ __all__ = [
     "ClientBatchSampler",
     "ClientLoader",
     "DigitsImages",
+    "Draw",
     "EvaluationLoader",
     "ImageSource",
     "Images",
+    "JointBatch",
+    "ParallelSchedule",
+    "PooledSchedule",
     "RoundRobinSchedule",
+    "Schedule",
     "SplitDataModule",
+    "StepBatch",
     "TorchvisionImages",
     "ValidationLoader",
     "label_counts",

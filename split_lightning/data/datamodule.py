@@ -17,10 +17,11 @@ from typing_extensions import override
 from split_lightning.data.loader import ClientLoader, EvaluationLoader, ValidationLoader
 from split_lightning.data.partition import label_counts, partition
 from split_lightning.data.sampler import ClientBatchSampler
-from split_lightning.data.schedule import RoundRobinSchedule
+from split_lightning.data.schedule import RoundRobinSchedule, Schedule
 from split_lightning.data.seeding import generator
 from split_lightning.data.sources import Images, ImageSource
 from split_lightning.processes import processes_of
+from split_lightning.server_map import ServerMap
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -39,7 +40,8 @@ class SplitDataModule(pl.LightningDataModule):
         partitioner: Makes one of `flwr_datasets.partitioner`, given `num_partitions`,
             such as `partial(DirichletPartitioner, partition_by="label", alpha=0.5)`;
             `None`: IID.
-        schedule: Who takes part in a round, and in which order.
+        schedule: Who takes part in a round, in which order, in which steps; `None`:
+            a round robin.
         batch_size: Number of samples in a batch.
         local_epochs: Number of passes over its partition in a client's turn.
         val_share: Share of its samples that each client keeps for validation, in
@@ -49,6 +51,7 @@ class SplitDataModule(pl.LightningDataModule):
         augmentation: Changes normalised training images at random, each sample by
             itself, such as one of `kornia.augmentation`; drawn anew for each batch.
         seed: The run's seed.
+        servers: Which server serves which client; `None`: one for all.
 
     Attributes:
         parts: For each client the positions in the training set of the samples that
@@ -71,7 +74,7 @@ class SplitDataModule(pl.LightningDataModule):
         source: ImageSource,
         num_clients: int,
         partitioner: Callable[..., Partitioner] | None = None,
-        schedule: RoundRobinSchedule | None = None,
+        schedule: Schedule | None = None,
         batch_size: int = 128,
         local_epochs: int = 1,
         val_share: float = 0.1,
@@ -79,6 +82,7 @@ class SplitDataModule(pl.LightningDataModule):
         std: Sequence[float] = (0.5,),
         augmentation: nn.Module | None = None,
         seed: int = 0,
+        servers: ServerMap | None = None,
     ) -> None:
         super().__init__()
         counts = {
@@ -110,6 +114,7 @@ class SplitDataModule(pl.LightningDataModule):
         self.normalize = partial(_normalize, mean=list(mean), std=list(std))
         self.augmentation = augmentation
         self.seed = seed
+        self.servers = servers or ServerMap()
         self.parts: list[Tensor] = []
         self.val_parts: list[Tensor] = []
         self._train: Images | None = None
@@ -140,12 +145,13 @@ class SplitDataModule(pl.LightningDataModule):
     @override
     def train_dataloader(self) -> ClientLoader:
         sampler = ClientBatchSampler(
-            self.parts,
+            self.schedule.regroup(self.parts),
             self.schedule,
             self.batch_size,
             self.local_epochs,
             self.seed,
             repeat_round=getattr(self.trainer, "overfit_batches", 0) > 0,
+            servers=self.servers,
         )
         if self.trainer is not None:  # Lightning may fetch before it sets the round
             progress: Any = self.trainer.fit_loop.epoch_progress.current

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from split_lightning.data.sampler import ClientBatchSampler
+from split_lightning.data.sampler import BatchPlan, ClientBatchSampler
 from split_lightning.data.sources import Images
 from split_lightning.processes import ONE_PROCESS, Processes
 
@@ -34,6 +34,11 @@ class ClientBatch(NamedTuple):
     share: float = 1.0
 
     @property
+    def parts(self) -> tuple[ClientBatch, ...]:
+        """The batches of the clients that take part in the step: this one alone."""
+        return (self,)
+
+    @property
     def num_samples(self) -> int:
         """Number of samples of the batch that are this process's own."""
         return len(self.targets) if self.share else 0
@@ -44,8 +49,47 @@ class ClientBatch(NamedTuple):
         return round(len(self.targets) / self.share) if self.share else 0
 
 
+class JointBatch(NamedTuple):
+    """The batches of several clients that take part in a step together.
+
+    Attributes:
+        parts: One batch of each client.
+    """
+
+    parts: tuple[ClientBatch, ...]
+
+    @property
+    def targets(self) -> Tensor:
+        """Labels of all parts, int64 of shape `(B,)`."""
+        return torch.cat([part.targets for part in self.parts])
+
+    @property
+    def ends_turn(self) -> bool:
+        """Whether other clients act in the next step."""
+        return self.parts[0].ends_turn
+
+    @property
+    def share(self) -> float:
+        """The part of the batch that this process has: all of it."""
+        return 1.0
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples of all parts."""
+        return sum(part.num_samples for part in self.parts)
+
+    @property
+    def num_samples_of_all(self) -> int:
+        """Number of samples of all parts."""
+        return self.num_samples
+
+
+# What a training step gets: both have `parts`, and the sums over them.
+StepBatch: TypeAlias = ClientBatch | JointBatch
+
+
 class ClientLoader:
-    """Loads the batches of a round; each carries the client that owns it.
+    """Loads the batches of a round, step by step; each carries the client that owns it.
 
     Its whole state is a position (round, batches given out), so that a run that resumes
     in mid-round goes on with the next batch.
@@ -89,30 +133,35 @@ class ClientLoader:
             raise TypeError("The number of batches differs from round to round.")
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[ClientBatch]:
-        """Yields the batches of the sampler's round."""
+    def __iter__(self) -> Iterator[StepBatch]:
+        """Yields what each step of the sampler's round gets."""
         if not self._resumes:
             self._batches = 0
         return self._generate()
 
-    def _generate(self) -> Iterator[ClientBatch]:
+    def _generate(self) -> Iterator[StepBatch]:
         # Runs at the first batch: Lightning chooses the round after it calls `iter`.
         if not (self._resumes and self._epoch == self.sampler.epoch):
             self._epoch, self._batches = self.sampler.epoch, 0
         self._resumes, self._done = False, None
         first = self._batches
-        for number, plan in enumerate(islice(self.sampler, first, None), first + 1):
-            inputs = self.normalize(self.images.inputs[plan.indices])
-            if self.augmentation is not None:
-                with torch.random.fork_rng(devices=[]):
-                    torch.default_generator.manual_seed(plan.seed)
-                    inputs = self.augmentation(inputs)
-            targets = self.images.targets[plan.indices]
+        steps = islice(self.sampler.plans(), first, None)
+        for number, step in enumerate(steps, first + 1):
+            parts = tuple(map(self._load, step))
             self._batches = number
-            own, share = self.processes.share_of(len(targets))
-            yield ClientBatch(
-                plan.client_id, inputs[own], targets[own], plan.ends_turn, share
-            )
+            yield parts[0] if len(parts) == 1 else JointBatch(parts)
+
+    def _load(self, plan: BatchPlan) -> ClientBatch:
+        inputs = self.normalize(self.images.inputs[plan.indices])
+        if self.augmentation is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(plan.seed)
+                inputs = self.augmentation(inputs)
+        targets = self.images.targets[plan.indices]
+        own, share = self.processes.share_of(len(targets))
+        return ClientBatch(
+            plan.client_id, inputs[own], targets[own], plan.ends_turn, share
+        )
 
     def state_dict(self) -> dict[str, int]:
         """Returns the position: the round and the batches given out in it."""

@@ -1,15 +1,17 @@
-"""Sampler: the batches of a round, each of one client."""
+"""Sampler: the batches of a round, each of one client, step by step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from split_lightning.data.schedule import RoundRobinSchedule
+from split_lightning.data.schedule import Draw, Schedule
 from split_lightning.data.seeding import derive_seed, generator
+from split_lightning.server_map import ServerMap
 
 
 class BatchPlan(NamedTuple):
@@ -18,7 +20,7 @@ class BatchPlan(NamedTuple):
     Attributes:
         client_id: The client that owns them.
         indices: Their positions in the data set, of shape `(B,)`.
-        ends_turn: Whether this is the last batch of the client's turn.
+        ends_turn: Whether other clients act in the next step.
         seed: Seeds whatever is drawn for this batch.
     """
 
@@ -29,29 +31,33 @@ class BatchPlan(NamedTuple):
 
 
 class ClientBatchSampler:
-    """Plans the batches of a round: each client's turn, in the schedule's order.
+    """Plans the batches of a round, in the schedule's steps.
 
-    In a turn a client passes `local_epochs` times over its partition, each time in a
+    In a round a client passes `local_epochs` times over its partition, each time in a
     new order. All orders are functions of (seed, round, client), so that a position is
-    all there is to resume. The last batch of a pass may be smaller.
+    all there is to resume. The last batch of a pass may be smaller. Clients of
+    different servers do not meet within a round: one server's clients follow the
+    other's.
 
     Args:
         partition: For each client the positions of its samples.
-        schedule: Who takes part in a round, and in which order.
+        schedule: Who takes part in a round, in which order, in which steps.
         batch_size: Number of samples in a batch.
-        local_epochs: Number of passes in a turn.
+        local_epochs: Number of passes in a round.
         seed: The run's seed.
         repeat_round: Whether every round is the first one again (to overfit batches).
+        servers: Which server serves which client; `None`: one for all.
     """
 
     def __init__(
         self,
         partition: list[Tensor],
-        schedule: RoundRobinSchedule,
+        schedule: Schedule,
         batch_size: int,
         local_epochs: int = 1,
         seed: int = 0,
         repeat_round: bool = False,
+        servers: ServerMap | None = None,
     ) -> None:
         self.partition = partition
         self.schedule = schedule
@@ -59,6 +65,7 @@ class ClientBatchSampler:
         self.local_epochs = local_epochs
         self.seed = seed
         self.repeat_round = repeat_round
+        self.servers = servers or ServerMap()
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -74,35 +81,73 @@ class ClientBatchSampler:
         """Returns the clients of the round in the order of their turns."""
         return self.schedule.turns(len(self.partition), self.round_index, self.seed)
 
-    def batches_per_turn(self, client_id: int) -> int:
-        """Returns the number of batches in a client's turn."""
-        per_pass = -(-len(self.partition[client_id]) // self.batch_size)
-        return per_pass * self.local_epochs
+    def steps(self) -> Iterator[list[Draw]]:
+        """Yields who takes part in each step of the round, with how many samples."""
+        groups: dict[int, dict[int, int]] = {}
+        for client_id in self.turns():
+            server = self.servers.server_of(client_id, len(self.partition))
+            size = len(self.partition[client_id])
+            groups.setdefault(server, {})[client_id] = size
+        drawn = generator(self.seed, "steps", self.round_index)
+        for sizes in groups.values():
+            yield from self.schedule.steps(
+                sizes, self.batch_size, self.local_epochs, drawn
+            )
 
     def __len__(self) -> int:
-        """Returns the number of batches in the round."""
-        return sum(self.batches_per_turn(client_id) for client_id in self.turns())
+        """Returns the number of steps in the round."""
+        return sum(1 for _ in self.steps())
 
     @property
     def rounds_are_equal(self) -> bool:
-        """Whether every round has the same number of batches."""
-        sizes = {self.batches_per_turn(k) for k in range(len(self.partition))}
+        """Whether every round has the same number of steps."""
+        loads = {
+            self.schedule.load_of(len(part), self.batch_size) for part in self.partition
+        }
         everyone = self.schedule.clients_per_round in (None, len(self.partition))
-        return everyone or len(sizes) == 1 or self.repeat_round
+        same_groups = len(loads) == 1 and self.servers.is_single
+        return everyone or same_groups or self.repeat_round
 
     def __iter__(self) -> Iterator[BatchPlan]:
-        """Yields the batches of the round."""
-        for client_id in self.turns():
-            yield from self._turn(client_id)
+        """Yields the batches of the round, step after step."""
+        for step in self.plans():
+            yield from step
 
-    def _turn(self, client_id: int) -> Iterator[BatchPlan]:
-        indices, place = self.partition[client_id], (self.round_index, client_id)
-        last = self.batches_per_turn(client_id) - 1
-        number = 0
-        for local_epoch in range(self.local_epochs):
-            drawn = generator(self.seed, "order", *place, local_epoch)
-            order = indices[torch.randperm(len(indices), generator=drawn)]
-            for chosen in torch.split(order, self.batch_size):
-                seed = derive_seed(self.seed, "batch", *place, number)
-                yield BatchPlan(client_id, chosen, number == last, seed)
-                number += 1
+    def plans(self) -> Iterator[list[BatchPlan]]:
+        """Yields the batches of each step of the round, one of each client in it."""
+        place = (self.seed, self.round_index)
+        passes = {k: _Passes(self.partition[k], *place, k) for k in self.turns()}
+        for step, following in pairwise([*self.steps(), []]):
+            ends_turn = {k for k, _ in step} != {k for k, _ in following}
+            yield [
+                BatchPlan(k, passes[k].take(n), ends_turn, passes[k].batch_seed())
+                for k, n in step
+            ]
+
+
+class _Passes:
+    """A client's samples, pass after pass, each in an order of its own."""
+
+    def __init__(
+        self, indices: Tensor, seed: int, round_index: int, client_id: int
+    ) -> None:
+        self.indices = indices
+        self.seed, self.place = seed, (round_index, client_id)
+        self._order = indices[:0]  # the rest of the pass
+        self._passes = self._batches = 0
+
+    def take(self, count: int) -> Tensor:
+        """Returns the next samples of the pass."""
+        if len(self._order) == 0:
+            drawn = generator(self.seed, "order", *self.place, self._passes)
+            self._order = self.indices[
+                torch.randperm(len(self.indices), generator=drawn)
+            ]
+            self._passes += 1
+        self._batches += 1
+        taken, self._order = self._order[:count], self._order[count:]
+        return taken
+
+    def batch_seed(self) -> int:
+        """Returns the seed of the batch that was taken last."""
+        return derive_seed(self.seed, "batch", *self.place, self._batches - 1)
