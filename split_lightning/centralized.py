@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from split_lightning.classifier import (
@@ -19,7 +19,13 @@ from split_lightning.classifier import (
 )
 from split_lightning.data.loader import ClientBatch
 from split_lightning.finite import NonFinitePolicy
-from split_lightning.support import require_processes
+from split_lightning.parties import Parties
+from split_lightning.replicas import Buffers, OptimizerState, Replicas
+from split_lightning.support import (
+    require_one_process,
+    require_processes,
+    require_weight_passing,
+)
 
 
 class CentralizedLightningModule(Classifier):
@@ -37,6 +43,10 @@ class CentralizedLightningModule(Classifier):
         channels_last: Whether images and weights are laid out channels-last.
         non_finite: Whether a batch whose loss or gradients are not finite is to `stop`
             the run, or to be left out (`skip`).
+        optimizer_state: What becomes of the optimizer's state when weights come from
+            elsewhere: `keep` (each client has its own), `travel` or `reset`.
+        buffers: Whether averaging takes buffers (BatchNorm's statistics) along
+            (`average`), or each client has its own (`keep`).
     """
 
     def __init__(
@@ -49,8 +59,11 @@ class CentralizedLightningModule(Classifier):
         criterion: nn.Module | None = None,
         channels_last: bool = False,
         non_finite: NonFinitePolicy = "stop",
+        optimizer_state: OptimizerState = "keep",
+        buffers: Buffers = "average",
     ) -> None:
-        super().__init__(num_classes, criterion, channels_last, non_finite)
+        parties = Parties(Replicas(network, optimizer_state, buffers))
+        super().__init__(num_classes, criterion, channels_last, non_finite, parties)
         self.network = network.to(memory_format=self.memory_format)
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -70,15 +83,12 @@ class CentralizedLightningModule(Classifier):
     @override
     def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
         require_processes(trainer)
-        num_clients = getattr(data, "num_clients", 1)
-        if num_clients != 1:
-            raise MisconfigurationException(
-                "The unsplit network is trained by one party on all samples: set "
-                f"num_clients=1 (got {num_clients})."
-            )
+        require_one_process(trainer, data)
+        require_weight_passing(trainer, data, self.clients.optimizer_state)
 
     @override
     def training_step(self, batch: ClientBatch, batch_idx: int) -> Tensor:
+        self.check_turn(batch)
         # Noted here: at the round's end Lightning has stepped the scheduler already.
         self._lr = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         loss: Tensor = self.criterion(self(batch.inputs), batch.targets)
@@ -95,6 +105,10 @@ class CentralizedLightningModule(Classifier):
         }
         if self.accepts(batch, batch_idx, computed):
             self.end_of_step(batch, [loss], batch_idx)
+
+    @override
+    def optimizers_of(self) -> dict[str, Optimizer]:
+        return {"client": self.trainer.optimizers[0]}
 
     @override
     def is_accumulating(self) -> bool:

@@ -27,12 +27,18 @@ class Traffic:
         handoff_bytes: Client segments (and optimizer states, where they travel too),
             from client to client.
         handoffs: Number of hand-offs.
+        averaging_bytes: Client segments (and optimizer states, where they travel too,
+            or gradients, where those are averaged), from clients to where they are
+            averaged and back.
+        server_averaging_bytes: Server segments, between servers, in the same way.
     """
 
     uplink_bytes: int = 0
     downlink_bytes: int = 0
     handoff_bytes: int = 0
     handoffs: int = 0
+    averaging_bytes: int = 0
+    server_averaging_bytes: int = 0
 
     def state_dict(self) -> dict[str, int]:
         """Returns the counts."""

@@ -20,9 +20,12 @@ from typing_extensions import override
 from split_lightning.channel import Traffic
 from split_lightning.data.loader import ClientBatch, ClientLoader, StepBatch
 from split_lightning.finite import NonFiniteError, NonFinitePolicy, are_finite
+from split_lightning.parties import Parties, Party
 from split_lightning.processes import all_agree, gathered, processes_of, summed
 from split_lightning.random_state import random_state, set_random_state
+from split_lightning.replicas import Replicas
 from split_lightning.round_losses import RoundLosses
+from split_lightning.support import WEIGHT_PASSING_REMEDY
 
 _logger = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ class Classifier(pl.LightningModule):
         non_finite: What becomes of a batch whose numbers are not finite: `stop` the
             run with `NonFiniteError`, or `skip` it: no step, BatchNorm's statistics
             as before, gradients that wait for the same step dropped with it.
+        parties: Who holds which weights.
 
     Attributes:
         skipped_batches: Number of batches that were skipped since the run's start.
@@ -55,6 +59,7 @@ class Classifier(pl.LightningModule):
         criterion: nn.Module | None,
         channels_last: bool,
         non_finite: NonFinitePolicy,
+        parties: Parties,
     ) -> None:
         super().__init__()
         if non_finite not in get_args(NonFinitePolicy):
@@ -63,6 +68,7 @@ class Classifier(pl.LightningModule):
                 f"{get_args(NonFinitePolicy)}, but got {non_finite!r}."
             )
         self.num_classes = num_classes
+        self.parties = parties
         self.non_finite = non_finite
         self.skipped_batches = 0
         self._kept_buffers: list[tuple[Tensor, Tensor]] = []
@@ -86,6 +92,16 @@ class Classifier(pl.LightningModule):
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the logits `(B, K)` of images `(B, C, H, W)`."""
 
+    @property
+    def clients(self) -> Replicas:
+        """The clients' segments, those that wait among them."""
+        return self.parties.clients
+
+    @property
+    def traffic(self) -> Traffic:
+        """The bytes that would have travelled so far, as this process counts them."""
+        return self.parties.traffic
+
     @abstractmethod
     def segments(self) -> dict[str, nn.Module]:
         """Returns the parts of the network, by the party that holds them."""
@@ -98,9 +114,51 @@ class Classifier(pl.LightningModule):
             MisconfigurationException: Says what to change.
         """
 
+    @abstractmethod
+    def optimizers_of(self) -> dict[str, Optimizer]:
+        """Returns each party's optimizer."""
+
     def totals(self) -> dict[str, int]:
         """Returns what was counted since the start of the run (bytes)."""
-        return Traffic().state_dict()
+        counts = self.parties.traffic.state_dict()
+        of_all = summed(self.trainer, torch.tensor(list(counts.values())))
+        return dict(zip(counts, of_all.tolist(), strict=True))
+
+    def hand_over(self, client_id: int) -> None:
+        """Gives the turn to a client, which goes on from the last one's weights.
+
+        The last one is that of the same server. The bytes are counted.
+        """
+        self.parties.hand_over(client_id, self.optimizers_of())
+
+    def switch_to(self, *client_ids: int) -> None:
+        """Gives the turn to clients, each of which goes on from its own weights."""
+        self.parties.switch_to(list(client_ids), self.optimizers_of())
+
+    def share(self, *client_ids: int) -> None:
+        """Gives the turn to clients that act on the same weights together.
+
+        Their gradients are averaged at each step.
+        """
+        self.parties.share(list(client_ids), self.optimizers_of())
+
+    def collect(self, party: Party, *client_ids: int) -> None:
+        """Takes clients that are done for a round into account for `average`.
+
+        What they alone hold of a party need not be remembered then.
+        """
+        self.parties.collect(party, list(client_ids), self.optimizers_of())
+
+    def average(self, party: Party) -> int:
+        """Lets all go on from the mean of a party's segments.
+
+        The mean is weighted by the samples that each was trained on since the last.
+
+        Returns:
+            The bytes that would travel, from all that were trained to where the mean
+            is made, and back.
+        """
+        return self.parties.average(party, self.optimizers_of())
 
     @override
     def configure_callbacks(self) -> list[pl.Callback]:
@@ -110,15 +168,9 @@ class Classifier(pl.LightningModule):
             self.verify(self.trainer, getattr(self.trainer, "datamodule", None))
         return []
 
-    def show(self, client_id: int) -> None:
-        """Puts a client's network in place to be evaluated; `show_live` ends it."""
-
-    def show_live(self) -> None:
-        """Puts the network of those who train back in place."""
-
     @override
     def validation_step(self, batch: ClientBatch, batch_idx: int) -> Tensor | None:
-        self.show(batch.client_id)  # each client validates its own
+        self.parties.show(batch.client_id)  # each client validates its own
         targets = batch.targets
         logits = self._evaluate("val", batch.inputs, targets)
         right, count = self._right.get(batch.client_id, (0, 0))
@@ -129,7 +181,7 @@ class Classifier(pl.LightningModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
-        self.show_live()
+        self.parties.show_live()
         right, self._right = self._right, {}
         if right and not self.trainer.sanity_checking:
             counts = [[int(r), n] for r, n in right.values()]
@@ -139,7 +191,24 @@ class Classifier(pl.LightningModule):
 
     @override
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
-        return self._evaluate("test", *batch)
+        """Tests the network; where clients differ each one's, for the mean over them.
+
+        Returns:
+            The logits of each network in turn, `(networks * B, K)`.
+        """
+        clients = self.parties.representatives()
+        if not clients:
+            return self._evaluate("test", *batch)
+        found = []
+        for client_id in clients:
+            self.parties.show(client_id)
+            found.append(self._evaluate("test", *batch))
+        logits = [own for own in found if own is not None]
+        return torch.cat(logits) if logits else None
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self.parties.show_live()
 
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -196,6 +265,23 @@ class Classifier(pl.LightningModule):
         self._mark_trained(batch_idx)
         return False
 
+    def check_turn(self, batch: StepBatch) -> None:
+        """Stops where others are to act than those whose weights are live.
+
+        Raises:
+            RuntimeError: Says what to add.
+        """
+        first = batch.parts[0].client_id
+        if self.clients.active is None and len(batch.parts) == 1:
+            self.hand_over(first)  # the first of all
+        strangers = {p.client_id for p in batch.parts} - self.clients.seated.keys()
+        if strangers:
+            raise RuntimeError(
+                f"It is the turn of client {min(strangers)}, but client "
+                f"{self.clients.active} is active: nothing has passed the weights on. "
+                f"{WEIGHT_PASSING_REMEDY}"
+            )
+
     def _mark_trained(self, batch_idx: int) -> None:
         loader = self.trainer.train_dataloader
         if isinstance(loader, ClientLoader):
@@ -233,10 +319,18 @@ class Classifier(pl.LightningModule):
             )
         for own_part, mean, count in zip(batch.parts, found, counts, strict=True):
             self._losses.add(own_part.client_id, mean, count)
+        self.parties.trained(batch)
+
+    @override
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        self.parties.num_clients = getattr(data, "num_clients", 1)
+        self.parties.is_counting = self.trainer.is_global_zero
 
     @override
     def on_fit_start(self) -> None:
-        if self.trainer.ckpt_path is None:
+        if self.trainer.ckpt_path is None:  # a run of its own, not the last one's rest
+            self.parties.forget()
             self._losses = RoundLosses()
             self._resumed, self.skipped_batches = None, 0
 
@@ -259,6 +353,8 @@ class Classifier(pl.LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         waiting = self.named_parameters() if self.is_accumulating() else ()
+        checkpoint["parties"] = self.parties.state_dict()
+        checkpoint["traffic"] = self.totals()
         checkpoint["round"] = {
             "skipped_batches": self.skipped_batches,
             "processes": gathered(
@@ -271,6 +367,9 @@ class Classifier(pl.LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint["round"]
+        self.parties.load_state_dict(checkpoint["parties"])
+        if self.has_totals:
+            self.parties.traffic.load_state_dict(checkpoint["traffic"])
         losses = [process["losses"] for process in checkpoint["round"]["processes"]]
         place = processes_of(self._trainer)
         self._losses.take_over(losses, place.rank, place.world_size)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from split_lightning.callbacks.weight_passing import WeightPassing
-from split_lightning.channel import Activations, CutLayerChannel, Traffic, values_of
+from split_lightning.channel import Activations, CutLayerChannel, values_of
 from split_lightning.classifier import (
     Classifier,
     OptimizerFactory,
@@ -26,12 +27,13 @@ from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import StepBatch
 from split_lightning.finite import NonFinitePolicy
 from split_lightning.models.split import split
-from split_lightning.processes import summed
-from split_lightning.replicas import SHARED, OptimizerState, Replicas
+from split_lightning.parties import Parties
+from split_lightning.replicas import Buffers, OptimizerState, Replicas
+from split_lightning.running_mean import RunningMean
 from split_lightning.server_map import ServerMap
 from split_lightning.support import (
-    WEIGHT_PASSING_REMEDY,
     refuse_unsupported,
+    require_one_process,
     require_weight_passing,
 )
 
@@ -46,6 +48,11 @@ _HYPERPARAMETERS = (
     "accumulate_grad_batches",
     "channels_last",
     "non_finite",
+    "server_optimizer_state",
+    "buffers",
+    "cut_gradient",
+    "server_lr_exponent",
+    "average_cut_gradients",
 )
 
 
@@ -88,13 +95,26 @@ class SplitLightningModule(Classifier):
             finite is to `stop` the run, or to be left out (`skip`).
         server_map: Which server serves which client; `None`: one for all.
         server_optimizer_state: The same for several servers.
+        buffers: Whether averaging takes buffers (BatchNorm's statistics) along
+            (`average`), or each party has its own (`keep`).
+        cut_gradient: Of which mean loss the gradient at the cut is where several
+            clients take part in a step: of the `joint` batch of B samples, so that
+            each client's is a slice of one gradient; or of the client's `own` b
+            samples, which is B / b times as large. With clients that are averaged at
+            each step `own` is what makes them the unsplit network: the mean of their
+            gradients, weighted by b / B, is then the sum of the slices.
+        server_lr_exponent: The server's learning rate is multiplied by K to this power,
+            where K clients take part in a step (SGLR, Pal et al. 2021,
+            https://arxiv.org/abs/2112.05929).
+        average_cut_gradients: So many clients of a step, the first, get the mean of
+            their gradients at the cut in the place of their own, position by position
+            in their batches (SGLR; there the subset is drawn). Batches of different
+            sizes are left as they are. `None`: none.
 
     Attributes:
         client: The live client segment, the first where there are several.
         server: The live server segment.
-        clients: The clients' segments, those that wait among them.
-        servers: The replicas of the server segment.
-        traffic: The bytes that would have travelled so far.
+        channel: What carries all that crosses the cut.
 
     Raises:
         ValueError: If an argument is out of range, or the network cannot be cut there.
@@ -131,12 +151,21 @@ class SplitLightningModule(Classifier):
         non_finite: NonFinitePolicy = "stop",
         server_map: ServerMap | None = None,
         server_optimizer_state: OptimizerState = "keep",
+        buffers: Buffers = "average",
+        cut_gradient: Literal["joint", "own"] = "joint",
+        server_lr_exponent: float = 0.0,
+        average_cut_gradients: int | None = None,
     ) -> None:
-        super().__init__(num_classes, criterion, channels_last, non_finite)
+        client, server = split(network, cut_layer)
+        clients = Replicas(client, optimizer_state, buffers)
+        servers = Replicas(server, server_optimizer_state, buffers)
+        parties = Parties(clients, servers, server_map)
+        super().__init__(num_classes, criterion, channels_last, non_finite, parties)
         self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
         for name, value, choices in (
             ("scheduler_interval", scheduler_interval, ("batch", "round")),
             ("gradient_clip_algorithm", gradient_clip_algorithm, ("norm", "value")),
+            ("cut_gradient", cut_gradient, ("joint", "own")),
         ):
             if value not in choices:
                 raise ValueError(
@@ -153,8 +182,12 @@ class SplitLightningModule(Classifier):
                 "Expected argument `accumulate_grad_batches` to be a positive integer, "
                 f"but got {accumulate_grad_batches}."
             )
+        if average_cut_gradients is not None and average_cut_gradients < 2:
+            raise ValueError(
+                "Expected argument `average_cut_gradients` to be at least 2 clients, "
+                f"or null for none, but got {average_cut_gradients}."
+            )
         self.automatic_optimization = False
-        client, server = split(network, cut_layer)
         self.client = client.to(memory_format=self.memory_format)
         self.server = server.to(memory_format=self.memory_format)
         self.client_optimizer = client_optimizer
@@ -165,11 +198,10 @@ class SplitLightningModule(Classifier):
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.accumulate_grad_batches = accumulate_grad_batches
-        self.server_map = server_map or ServerMap()
-        self.clients = Replicas(self.client, optimizer_state)
-        self.servers = Replicas(self.server, server_optimizer_state)
+        self.cut_gradient = cut_gradient
+        self.server_lr_exponent = server_lr_exponent
+        self.average_cut_gradients = average_cut_gradients
         self.more_clients = nn.ModuleList()  # live at once with the first
-        self.traffic = Traffic()
         self.channel = CutLayerChannel(self.traffic)
         self._accumulated = 0
 
@@ -185,13 +217,10 @@ class SplitLightningModule(Classifier):
 
     @override
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
-        self._check_turn(batch)
+        self.check_turn(batch)
         self.channel.is_counting = batch.share > 0
 
-        activations = [  # each client's forward
-            self.clients.seat_of(client_id)(self.laid_out(inputs))
-            for client_id, inputs, *_ in batch.parts
-        ]
+        activations = self._forward(batch)  # the clients' forward
         smashed = [self.channel.uplink(a) for a in activations]  # detached
         targets = self.channel.uplink_targets(batch.targets)
         logits = self.server(*joined(smashed))  # the server's forward, on all at once
@@ -200,6 +229,8 @@ class SplitLightningModule(Classifier):
         # 1: down to the cut. Gradients of several processes are averaged.
         weight = batch.share * self.trainer.world_size
         self.manual_backward(loss * weight / self.accumulate_grad_batches)
+        self._scale(batch, smashed)
+        self._average_cut_gradients(smashed)
         gradients = [g for s in smashed for g in self.channel.downlink(s)]
         values = [value for a in activations for value in values_of(a)]
         returned = [
@@ -236,6 +267,63 @@ class SplitLightningModule(Classifier):
             self._after_step()
         self.end_of_step(batch, self._losses_of(batch, loss, logits), batch_idx)
         return loss.detach()
+
+    def _forward(self, batch: StepBatch) -> list[Activations]:
+        """Returns what each client computes, or all at once where that is the same.
+
+        That is so where they share their weights, and no layer mixes samples.
+        """
+        pairs = [(self.clients.seat_of(p.client_id), p.inputs) for p in batch.parts]
+        acting = self.clients.acting()
+        if len(pairs) > 1 and len(acting) == 1:
+            if not mixes_samples(acting[0]):
+                joint = torch.cat([inputs for _, inputs in pairs])
+                return [acting[0](self.laid_out(joint))]
+            return self._forward_with_mean_buffers(acting[0], batch)
+        return [segment(self.laid_out(inputs)) for segment, inputs in pairs]
+
+    def _forward_with_mean_buffers(
+        self, segment: nn.Module, batch: StepBatch
+    ) -> list[Activations]:
+        """Returns what clients compute that share their weights, each by itself.
+
+        Each begins with the same buffers (BatchNorm's statistics); they end with the
+        mean of them all, weighted by samples.
+        """
+        buffers = dict(segment.named_buffers())
+        before = {name: buffer.clone() for name, buffer in buffers.items()}
+        mean, activations = RunningMean(), []
+        for part in batch.parts:
+            _copy(before, buffers)
+            activations.append(segment(self.laid_out(part.inputs)))
+            mean.add(buffers, part.num_samples)
+        _copy(mean.state(), buffers)
+        return activations
+
+    def _scale(self, batch: StepBatch, smashed: Sequence[Activations]) -> None:
+        """Scales each client's gradient at the cut as the module's arguments say."""
+        shared = len(self.clients.acting()) == 1
+        if len(batch.parts) == 1 or shared == (self.cut_gradient == "own"):
+            return  # B / b of `own` and b / B of the mean over clients are 1 together
+        sizes = torch.tensor([len(part.targets) for part in batch.parts])
+        factors = sizes / sizes.sum() if shared else sizes.sum() / sizes
+        of_samples = factors.repeat_interleave(sizes)
+        lengths = [len(values_of(several)[0]) for several in smashed]
+        for several, own in zip(smashed, torch.split(of_samples, lengths), strict=True):
+            for gradient in (value.grad for value in values_of(several)):
+                if gradient is not None:
+                    shape = (-1, *[1] * (gradient.ndim - 1))
+                    gradient.mul_(own.to(gradient).reshape(shape))
+
+    def _average_cut_gradients(self, smashed: Sequence[Activations]) -> None:
+        """Gives several clients of a step the mean of their gradients at the cut."""
+        chosen = [values_of(s) for s in smashed[: self.average_cut_gradients or 0]]
+        for several in zip(*chosen, strict=True):
+            gradients = [value.grad for value in several]
+            if len({gradient.shape for gradient in gradients}) == 1:
+                mean = torch.stack(gradients).mean(dim=0)
+                for gradient in gradients:
+                    gradient.copy_(mean)
 
     def _losses_of(
         self, batch: StepBatch, loss: Tensor, logits: Tensor
@@ -287,11 +375,8 @@ class SplitLightningModule(Classifier):
     @override
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.trainer.ckpt_path is None:  # a run of its own, not the last one's rest
+        if self.trainer.ckpt_path is None:
             self._accumulated = 0
-            self.clients.forget()
-            self.servers.forget()
-            self.traffic.load_state_dict(Traffic().state_dict())
 
     @override
     def on_train_epoch_end(self) -> None:
@@ -300,37 +385,10 @@ class SplitLightningModule(Classifier):
             self._log_learning_rates(on_step=False)
             self._step_schedulers()
 
-    def hand_over(self, client_id: int) -> None:
-        """Gives the turn to a client, which goes on from the last one's weights.
-
-        The last one is that of the same server. The bytes are counted.
-        """
-        self._enter({client_id: self._shared_line(client_id)})
-
-    def switch_to(self, *client_ids: int) -> None:
-        """Gives the turn to clients, each of which goes on from its own weights."""
-        self._enter({client_id: client_id for client_id in client_ids})
-
-    def _shared_line(self, client_id: int) -> int:
-        """Returns the line of weights that the clients of a server share."""
-        return SHARED - self._server_of(client_id)
-
-    def _server_of(self, client_id: int) -> int:
-        if self.server_map.is_single:
-            return 0
-        data = getattr(self.trainer, "datamodule", None)
-        num_clients = getattr(data, "num_clients", client_id + 1)
-        return self.server_map.server_of(client_id, num_clients)
-
-    def _enter(self, lines: dict[int, int]) -> None:
-        client_optimizer, server_optimizer = self._both_optimizers()
-        sent = self.clients.enter(lines, client_optimizer.optimizer)
-        if self.trainer.is_global_zero:  # all processes hand the same over
-            self.traffic.handoff_bytes += sum(sent)
-            self.traffic.handoffs += len(sent)
-        if not self.server_map.is_single:
-            (server,) = {self._server_of(client_id) for client_id in lines}
-            self.servers.enter({server: server}, server_optimizer.optimizer)
+    @override
+    def optimizers_of(self) -> dict[str, Optimizer]:
+        client, server = self._both_optimizers()
+        return {"client": client.optimizer, "server": server.optimizer}
 
     @override
     def setup(self, stage: str) -> None:
@@ -341,53 +399,31 @@ class SplitLightningModule(Classifier):
             self.more_clients.extend(copies)
             self.clients.add_seats(copies)
 
-    def _num_seats(self) -> int:
-        """Returns how many client segments must be live at once."""
-        data = getattr(self.trainer, "datamodule", None)
+    def _num_together(self) -> int:
+        """Returns how many clients may take part in a step."""
+        data = getattr(self._trainer, "datamodule", None)
         if not isinstance(data, SplitDataModule):
             return 1
-        together = data.schedule.most_together(data.num_clients)
+        return data.schedule.most_together(data.num_clients)
+
+    def _num_seats(self) -> int:
+        """Returns how many client segments must be live at once."""
+        together = self._num_together()
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         passing = [c for c in callbacks if isinstance(c, WeightPassing)]
         return min([together, *(c.num_seats or together for c in passing)])
-
-    @override
-    def show(self, client_id: int) -> None:
-        self.clients.show(client_id)
-        if not self.server_map.is_single:
-            self.servers.show(self._server_of(client_id))
-
-    @override
-    def show_live(self) -> None:
-        self.clients.show_live()
-        self.servers.show_live()
 
     @override
     def segments(self) -> dict[str, nn.Module]:
         return {"client": self.client, "server": self.server}
 
     @override
-    def totals(self) -> dict[str, int]:
-        counts = self.traffic.state_dict()
-        of_all = summed(self.trainer, torch.tensor(list(counts.values())))
-        return dict(zip(counts, of_all.tolist(), strict=True))
-
-    def _check_turn(self, batch: StepBatch) -> None:
-        if self.clients.active is None and len(batch.parts) == 1:
-            self.hand_over(batch.parts[0].client_id)
-        for part in batch.parts:
-            if part.client_id not in self.clients.seated:
-                raise RuntimeError(
-                    f"It is the turn of client {part.client_id}, but client "
-                    f"{self.clients.active} is active: nothing has passed the weights "
-                    f"on. {WEIGHT_PASSING_REMEDY}"
-                )
-
-    @override
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
         live = nn.ModuleList(self.clients.seats)
         client = make_optimizer("client", self.client_optimizer, live)
         server = make_optimizer("server", self.server_optimizer, self.server)
+        for group in server.param_groups:
+            group["lr"] *= self._num_together() ** self.server_lr_exponent
         schedulers = [
             {"scheduler": make_scheduler(make, optimizer), "name": f"lr/{party}"}
             for party, make, optimizer in (
@@ -401,15 +437,13 @@ class SplitLightningModule(Classifier):
     @override
     def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
         refuse_unsupported(trainer)
+        require_one_process(trainer, data)
         require_weight_passing(trainer, data, self.clients.optimizer_state)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["accumulated"] = self._accumulated
-        checkpoint["clients"] = self.clients.state_dict()
-        checkpoint["servers"] = self.servers.state_dict()
-        checkpoint["traffic"] = self.totals()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -421,10 +455,6 @@ class SplitLightningModule(Classifier):
             )
         super().on_load_checkpoint(checkpoint)
         self._accumulated = checkpoint["accumulated"]
-        self.clients.load_state_dict(checkpoint["clients"])
-        self.servers.load_state_dict(checkpoint["servers"])
-        if self.has_totals:
-            self.traffic.load_state_dict(checkpoint["traffic"])
 
 
 def joined(smashed: Sequence[Activations]) -> tuple[Any, ...]:
@@ -443,6 +473,22 @@ def joined(smashed: Sequence[Activations]) -> tuple[Any, ...]:
             "batch. Cut after another layer."
         )
     return tuple(torch.cat(several) for several in values)
+
+
+def mixes_samples(segment: nn.Module) -> bool:
+    """Tells whether what a segment computes of a sample depends on the others.
+
+    BatchNorm does so, and whatever else keeps statistics in buffers may.
+    """
+    normalised = any(isinstance(m, _BatchNorm) for m in segment.modules())
+    return normalised or next(segment.buffers(), None) is not None
+
+
+def _copy(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+    for name, buffer in buffers.items():
+        # Past autograd, which would refuse to go back through BatchNorm: in training
+        # its backward has no use for the statistics that change here.
+        buffer.data.copy_(state[name])
 
 
 def _no_closure() -> None:

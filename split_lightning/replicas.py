@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from split_lightning.channel import num_bytes
+from split_lightning.running_mean import RunningMean
 
 OptimizerState: TypeAlias = Literal["keep", "travel", "reset"]
+Buffers: TypeAlias = Literal["average", "keep"]
 State: TypeAlias = dict[str, Tensor]
 OptimizerStates: TypeAlias = dict[str, dict[str, Any]]  # by parameter
 
@@ -28,27 +30,43 @@ class Replicas:
     nothing else: nothing at all where all share one line and the optimizer's state
     travels with it or is reset.
 
+    Lines may be averaged: each that is done (`collect`) is added to a running mean, and
+    all begin anew from it (`spread`), weighted by the samples they were trained on.
+
     Args:
         segment: The first live segment.
         optimizer_state: What becomes of the optimizer's state (momentum) when weights
-            come from another party. `keep`: each party has its own; `travel`: it goes
-            along with the weights; `reset`: it is cleared.
+            come from elsewhere, handed over or averaged. `keep`: each party has its
+            own; `travel`: it goes along with the weights, or is averaged with them;
+            `reset`: it is cleared.
+        buffers: Whether buffers (BatchNorm's statistics) are averaged with the
+            parameters (`average`), or each line has its own (`keep`).
 
     Attributes:
         seats: The live segments.
         seated: The seat of each party that acts now.
 
     Raises:
-        ValueError: If `optimizer_state` is none of these.
+        ValueError: If `optimizer_state` or `buffers` is none of these.
     """
 
-    def __init__(self, segment: nn.Module, optimizer_state: OptimizerState) -> None:
-        if optimizer_state not in get_args(OptimizerState):
-            raise ValueError(
-                "Expected argument `optimizer_state` to be one of "
-                f"{get_args(OptimizerState)}, but got {optimizer_state!r}."
-            )
+    def __init__(
+        self,
+        segment: nn.Module,
+        optimizer_state: OptimizerState,
+        buffers: Buffers = "average",
+    ) -> None:
+        for name, value, choices in (
+            ("optimizer_state", optimizer_state, get_args(OptimizerState)),
+            ("buffers", buffers, get_args(Buffers)),
+        ):
+            if value not in choices:
+                raise ValueError(
+                    f"Expected argument `{name}` to be one of {choices}, but got "
+                    f"{value!r}."
+                )
         self.optimizer_state = optimizer_state
+        self.buffers = buffers
         self.seats = [segment]
         self.forget()
 
@@ -58,9 +76,15 @@ class Replicas:
         self._lines: list[int | None] = [None] * len(self.seats)
         self._owners: list[int | None] = [None] * len(self.seats)
         self._line_of: dict[int, int] = {}  # of each party that ever acted
+        self._last_owner: dict[int, int] = {}  # of each line
         self._weights: dict[int, State] = {}  # of lines that wait
+        self._own_buffers: dict[int, State] = {}  # of lines that begin anew
         self._initial: State = {}  # where a line without weights of its own begins
+        self._initial_optimizer: OptimizerStates = {}  # where such a one's travels
         self._optimizer_states: dict[int, OptimizerStates] = {}  # of parties that wait
+        self._samples: dict[int, int] = {}  # of each line, since the last averaging
+        self._collected: set[int] = set()
+        self._mean, self._optimizer_mean = RunningMean(), RunningMean()
         self._hidden: State = {}  # of the first seat, while another line is shown
         self._shown: int | None = None
 
@@ -103,18 +127,17 @@ class Replicas:
             segment's parameters and buffers, and the optimizer's state where it
             travels too.
         """
-        lines = set(parties.values())
-        sent = []
+        lines, sent = set(parties.values()), []
         for party, line in parties.items():
             owner = line if together else party
-            if line in self._lines:
-                seat = self._lines.index(line)
-                if self._owners[seat] != owner:
-                    sent.append(self._hand_over(seat, owner, optimizer))
-            else:
+            if line not in self._lines:
                 seat = self._free_seat(lines)
                 self._leave(seat, optimizer)
-                self._arrive(seat, line, owner, optimizer)
+                self._arrive(seat, line, self._last_owner.get(line, owner), optimizer)
+            seat = self._lines.index(line)
+            if self._owners[seat] != owner:
+                sent.append(self._hand_over(seat, owner, optimizer))
+            self._last_owner[line] = owner
         self.seated = {k: self._lines.index(line) for k, line in parties.items()}
         self._line_of |= parties
         return sent
@@ -143,30 +166,106 @@ class Replicas:
         line, owner, segment = self._lines[seat], self._owners[seat], self.seats[seat]
         if line is None or owner is None:
             return
-        self._weights[line] = _cloned(segment.state_dict())
-        self._optimizer_states[owner] = _take_out(segment, optimizer)
+        states = _take_out(segment, optimizer)
+        if line not in self._collected:
+            self._weights[line] = _cloned(segment.state_dict())
+            self._optimizer_states[owner] = states
+        else:
+            if self.buffers == "keep":
+                self._own_buffers[line] = _cloned(_buffers_of(segment))
+            if self.optimizer_state == "keep":
+                self._optimizer_states[owner] = states
         self._lines[seat] = self._owners[seat] = None
 
     def _arrive(self, seat: int, line: int, owner: int, optimizer: Optimizer) -> None:
         """Puts a line's weights in place, and a party's optimizer state.
 
-        A line that has no weights of its own begins with those of the run's start, or,
-        where another was shared before, with those that were handed over last.
+        A line that has no weights of its own begins with those that were averaged
+        last, or else with those of the run's start, or, where another was shared
+        before, with those that were handed over last.
         """
         segment = self.seats[seat]
         if not self._initial and line != SHARED:
             self._initial = self._weights.get(SHARED) or _cloned(segment.state_dict())
-        own = self._weights.pop(line, self._initial)
+        states = self._optimizer_states.pop(owner, {})
+        if line not in self._weights and self.optimizer_state == "travel":
+            states = _copied(self._initial_optimizer)
+        begins = {**self._initial, **self._own_buffers.pop(line, {})}
+        own = self._weights.pop(line, begins)
         if own:
             segment.load_state_dict(own)
-        _put_in(segment, optimizer, self._optimizer_states.pop(owner, {}))
+        _put_in(segment, optimizer, states)
         self._lines[seat], self._owners[seat] = line, owner
+
+    def trained(self, samples: Mapping[int, int]) -> None:
+        """Notes on how many samples parties that act were trained."""
+        for party, count in samples.items():
+            line = self._line_of[party]
+            self._samples[line] = self._samples.get(line, 0) + count
+
+    def collect(self, lines: Iterable[int], optimizer: Optimizer) -> None:
+        """Adds lines to the running mean that act no more before it is spread."""
+        for line in lines:
+            weight = self._samples.pop(line, 0)
+            if line in self._collected or weight == 0:
+                continue
+            self._collected.add(line)
+            if line in self._lines:
+                segment = self.seats[self._lines.index(line)]
+                state, states = segment.state_dict(), _states_of(segment, optimizer)
+            else:
+                state = self._weights[line]
+                states = self._optimizer_states.get(self._last_owner[line], {})
+            if self.buffers == "keep":
+                state = {k: v for k, v in state.items() if k not in self._buffer_names}
+            self._mean.add(state, weight)
+            if self.optimizer_state == "travel":
+                self._optimizer_mean.add(_flat(states), weight)
+
+    def spread(self, optimizer: Optimizer) -> int:
+        """Lets all lines begin anew from the mean of those that were trained.
+
+        Returns:
+            The bytes that would travel, from each line to where the mean is made and
+            back.
+        """
+        live = [line for line in self._lines if line is not None]
+        self.collect([*self._weights, *live], optimizer)
+        if not self._collected:
+            return 0
+        mean = self._mean.state()
+        self._initial = {**self._initial, **mean}
+        self._initial_optimizer = _nested(self._optimizer_mean.state())
+        count = len(self._collected)
+        travels = [*mean.values(), *_flat(self._initial_optimizer).values()]
+        for line, state in self._weights.items():
+            if self.buffers == "keep":
+                names = self._buffer_names & state.keys()
+                self._own_buffers[line] = {name: state[name] for name in names}
+        for seat, segment in enumerate(self.seats):
+            self._leave(seat, optimizer)
+            segment.load_state_dict(self._initial)
+        self._weights, self._samples, self.seated = {}, {}, {}
+        self._collected, self._last_owner = set(), {}
+        self._mean, self._optimizer_mean = RunningMean(), RunningMean()
+        if self.optimizer_state != "keep":
+            self._optimizer_states = {}
+        return 2 * count * num_bytes(travels)
+
+    @property
+    def _buffer_names(self) -> set[str]:
+        return set(_buffers_of(self.seats[0]))
 
     @property
     def are_apart(self) -> bool:
         """Whether the parties' weights may differ from each other's."""
         live = {line for line in self._lines if line is not None}
-        return bool(self._weights) or len(live) > 1 or bool(live and self._initial)
+        waiting = bool(self._weights or self._own_buffers)
+        return waiting or len(live) > 1 or bool(live and self._initial)
+
+    def known(self) -> list[int]:
+        """Returns the parties that ever acted."""
+        return sorted(self._line_of)
 
     def line_of(self, party: int) -> int | None:
         """Returns the line of a party; `None` where it never acted, or all are one."""
@@ -198,7 +297,8 @@ class Replicas:
         if line in self._weights:
             return self._weights[line]
         if line is None or line not in self._lines:
-            return self._initial or self._hidden
+            begins = self._initial or self._hidden
+            return {**begins, **self._own_buffers.get(line or 0, {})}
         seat = self._lines.index(line)
         return self.seats[seat].state_dict() if seat else self._hidden
 
@@ -209,17 +309,31 @@ class Replicas:
             "lines": self._lines,
             "owners": self._owners,
             "line_of": self._line_of,
+            "last_owner": self._last_owner,
             "weights": self._weights,
+            "own_buffers": self._own_buffers,
             "initial": self._initial,
+            "initial_optimizer": self._initial_optimizer,
             "optimizer_states": self._optimizer_states,
+            "samples": self._samples,
+            "collected": list(self._collected),
+            "mean": self._mean.state_dict(),
+            "optimizer_mean": self._optimizer_mean.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what `state_dict` returned."""
+        device = next(self.seats[0].parameters(), torch.empty(0)).device
         self.seated, self._line_of = state["seated"], state["line_of"]
         self._lines, self._owners = state["lines"], state["owners"]
+        self._last_owner, self._samples = state["last_owner"], state["samples"]
         self._weights, self._initial = state["weights"], state["initial"]
+        self._own_buffers = state["own_buffers"]
+        self._initial_optimizer = state["initial_optimizer"]
         self._optimizer_states = state["optimizer_states"]
+        self._collected = set(state["collected"])
+        self._mean.load_state_dict(state["mean"], device)
+        self._optimizer_mean.load_state_dict(state["optimizer_mean"], device)
 
 
 def _take_out(segment: nn.Module, optimizer: Optimizer) -> OptimizerStates:
@@ -249,6 +363,51 @@ def _put_in(
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 state[key] = value.to(parameter.device)
         optimizer.state[parameter] = state
+
+
+def _states_of(segment: nn.Module, optimizer: Optimizer) -> OptimizerStates:
+    """Returns the state of a segment's parameters in an optimizer."""
+    return {
+        name: optimizer.state[parameter]
+        for name, parameter in segment.named_parameters()
+        if parameter in optimizer.state
+    }
+
+
+def _buffers_of(segment: nn.Module) -> State:
+    """Returns those entries of a segment's state that are no parameters."""
+    trained = {name for name, _ in segment.named_parameters(remove_duplicate=False)}
+    return {k: v for k, v in segment.state_dict().items() if k not in trained}
+
+
+def _flat(states: OptimizerStates) -> State:
+    """Returns the tensors of optimizer states, by parameter and name in one.
+
+    >>> _flat({"0.weight": {"step": torch.tensor(3.0), "momentum_buffer": None}})
+    {'0.weight/step': tensor(3.)}
+    """
+    return {
+        f"{parameter}/{name}": value
+        for parameter, state in states.items()
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _nested(flat: State) -> OptimizerStates:
+    """Returns what `_flat` made flat."""
+    states: OptimizerStates = {}
+    for key, value in flat.items():
+        parameter, _, name = key.rpartition("/")
+        states.setdefault(parameter, {})[name] = value
+    return states
+
+
+def _copied(states: OptimizerStates) -> OptimizerStates:
+    return {
+        parameter: {name: value.clone() for name, value in state.items()}
+        for parameter, state in states.items()
+    }
 
 
 def _cloned(state: Mapping[str, Tensor]) -> State:

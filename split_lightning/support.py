@@ -78,6 +78,23 @@ def require_processes(trainer: pl.Trainer) -> None:
         )
 
 
+def require_one_process(
+    trainer: pl.Trainer, data: pl.LightningDataModule | None
+) -> None:
+    """Stops where several processes would share out steps of several clients.
+
+    Raises:
+        MisconfigurationException: Says what to set.
+    """
+    together = isinstance(data, SplitDataModule) and data.schedule.acts_together
+    if together and trainer.world_size > 1:
+        raise MisconfigurationException(
+            f"{trainer.world_size} processes share out the batches of clients that "
+            "act one at a time, and here several take part in a step. Use one device: "
+            "Trainer(devices=1, strategy='auto')."
+        )
+
+
 def require_one_device(trainer: pl.Trainer) -> None:
     """Stops where something is for one process alone.
 
@@ -101,13 +118,17 @@ def require_weight_passing(
     """
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     passing = [c for c in callbacks if isinstance(c, WeightPassing)]
-    if not passing and isinstance(data, SplitDataModule) and data.num_clients > 1:
+    parties = 1
+    if isinstance(data, SplitDataModule):
+        parties = data.schedule.num_parties(data.num_clients)
+    if not passing and parties > 1:
         raise MisconfigurationException(
-            f"{data.num_clients} clients take turns, and nothing passes the weights "
+            f"{parties} clients take turns, and nothing passes the weights "
             f"on. {WEIGHT_PASSING_REMEDY}"
         )
     if optimizer_state != "keep" and not all(callback.enabled for callback in passing):
         raise MisconfigurationException(
-            f"`optimizer_state={optimizer_state}` is a policy for hand-offs, and "
-            "RoundRobinWeightPassing(enabled=False) makes none. Leave it at `keep`."
+            f"`optimizer_state={optimizer_state}` is a policy for weights that come "
+            "from elsewhere, and with RoundRobinWeightPassing(enabled=False) or "
+            "ClientAveraging(every=None) none do. Leave it at `keep`."
         )

@@ -1,5 +1,6 @@
 """Callbacks: weight passing, monitors, pictures, progress."""
 
+from split_lightning.callbacks.averaging import ClientAveraging, ServerAveraging
 from split_lightning.callbacks.communication_monitor import CommunicationMonitor
 from split_lightning.callbacks.confusion_matrix import ConfusionMatrix
 from split_lightning.callbacks.confusion_picture import (
@@ -26,6 +27,7 @@ from split_lightning.callbacks.weight_passing import (
 )
 
 __all__ = [
+    "ClientAveraging",
     "CommunicationMonitor",
     "ConfusionMatrix",
     "ConfusionPicture",
@@ -38,6 +40,7 @@ __all__ = [
     "ResumeCheckpoint",
     "RoundProgressBar",
     "RoundRobinWeightPassing",
+    "ServerAveraging",
     "SpeedMonitor",
     "TensorBoardLayout",
     "WeightPassing",

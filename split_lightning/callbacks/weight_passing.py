@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 from typing_extensions import override
 
+from split_lightning.callbacks.intervals import average_if_due, check_rounds
+
 if TYPE_CHECKING:
     from split_lightning.module import SplitLightningModule
 
@@ -42,14 +44,22 @@ class RoundRobinWeightPassing(WeightPassing):
         enabled: `False` is the baseline without weight passing: each client goes on
             from its own weights, with its own optimizer state, and only the server
             sees all.
+        average_every: With several servers: whether the segments that each server's
+            clients pass on are averaged at the end of every so-many-th round; `None`:
+            never.
+
+    Raises:
+        ValueError: If `average_every` is not a positive number of rounds.
 
     Example::
 
         trainer = Trainer(callbacks=[RoundRobinWeightPassing()])
     """
 
-    def __init__(self, enabled: bool = True) -> None:
+    def __init__(self, enabled: bool = True, average_every: int | None = None) -> None:
+        check_rounds("average_every", average_every, "or null for never")
         self.enabled = enabled
+        self.average_every = average_every
 
     @override
     def on_train_batch_start(
@@ -60,3 +70,18 @@ class RoundRobinWeightPassing(WeightPassing):
             module.hand_over(batch.client_id)
         else:
             module.switch_to(batch.client_id)
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if self.average_every is not None:
+            sent = average_if_due(
+                "client", self.average_every, trainer, pl_module, batch
+            )
+            pl_module.traffic.averaging_bytes += sent

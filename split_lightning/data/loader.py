@@ -21,10 +21,12 @@ class ClientBatch(NamedTuple):
         client_id: The client that owns the samples.
         inputs: Normalised images, float32 of shape `(B, C, H, W)`.
         targets: Labels, int64 of shape `(B,)`.
-        ends_turn: Whether this is the last batch of the client's turn.
+        ends_turn: Whether this is the last batch of the client's turn: other clients
+            act in the next step.
         share: The part of the client's batch that this process has: 1 for one process.
             0 where there are fewer samples than processes: then the samples are
             another's, to compute with and not to count.
+        ends_round: Whether this is the client's last batch of the round.
     """
 
     client_id: int
@@ -32,6 +34,7 @@ class ClientBatch(NamedTuple):
     targets: Tensor
     ends_turn: bool
     share: float = 1.0
+    ends_round: bool = True
 
     @property
     def parts(self) -> tuple[ClientBatch, ...]:
@@ -160,7 +163,12 @@ class ClientLoader:
         targets = self.images.targets[plan.indices]
         own, share = self.processes.share_of(len(targets))
         return ClientBatch(
-            plan.client_id, inputs[own], targets[own], plan.ends_turn, share
+            plan.client_id,
+            inputs[own],
+            targets[own],
+            plan.ends_turn,
+            share,
+            plan.ends_round,
         )
 
     def state_dict(self) -> dict[str, int]:

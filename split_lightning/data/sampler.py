@@ -22,12 +22,14 @@ class BatchPlan(NamedTuple):
         indices: Their positions in the data set, of shape `(B,)`.
         ends_turn: Whether other clients act in the next step.
         seed: Seeds whatever is drawn for this batch.
+        ends_round: Whether this is the client's last batch of the round.
     """
 
     client_id: int
     indices: Tensor
     ends_turn: bool
     seed: int
+    ends_round: bool
 
 
 class ClientBatchSampler:
@@ -115,39 +117,41 @@ class ClientBatchSampler:
 
     def plans(self) -> Iterator[list[BatchPlan]]:
         """Yields the batches of each step of the round, one of each client in it."""
-        place = (self.seed, self.round_index)
-        passes = {k: _Passes(self.partition[k], *place, k) for k in self.turns()}
+        place, epochs = (self.seed, self.round_index), self.local_epochs
+        passes = {
+            k: _Passes(self.partition[k], epochs, *place, k) for k in self.turns()
+        }
         for step, following in pairwise([*self.steps(), []]):
             ends_turn = {k for k, _ in step} != {k for k, _ in following}
-            yield [
-                BatchPlan(k, passes[k].take(n), ends_turn, passes[k].batch_seed())
-                for k, n in step
-            ]
+            yield [passes[k].plan(k, n, ends_turn) for k, n in step]
 
 
 class _Passes:
     """A client's samples, pass after pass, each in an order of its own."""
 
     def __init__(
-        self, indices: Tensor, seed: int, round_index: int, client_id: int
+        self,
+        indices: Tensor,
+        num_passes: int,
+        seed: int,
+        round_index: int,
+        client_id: int,
     ) -> None:
         self.indices = indices
         self.seed, self.place = seed, (round_index, client_id)
         self._order = indices[:0]  # the rest of the pass
         self._passes = self._batches = 0
+        self._left = num_passes * len(indices)
 
-    def take(self, count: int) -> Tensor:
-        """Returns the next samples of the pass."""
+    def plan(self, client_id: int, count: int, ends_turn: bool) -> BatchPlan:
+        """Returns the next batch, of so many samples."""
         if len(self._order) == 0:
             drawn = generator(self.seed, "order", *self.place, self._passes)
-            self._order = self.indices[
-                torch.randperm(len(self.indices), generator=drawn)
-            ]
+            places = torch.randperm(len(self.indices), generator=drawn)
+            self._order = self.indices[places]
             self._passes += 1
-        self._batches += 1
+        seed = derive_seed(self.seed, "batch", *self.place, self._batches)
         taken, self._order = self._order[:count], self._order[count:]
-        return taken
-
-    def batch_seed(self) -> int:
-        """Returns the seed of the batch that was taken last."""
-        return derive_seed(self.seed, "batch", *self.place, self._batches - 1)
+        self._batches += 1
+        self._left -= count
+        return BatchPlan(client_id, taken, ends_turn, seed, self._left == 0)

@@ -80,6 +80,8 @@ class Schedule(ABC):
             for count in batches_of(size, batch_size, local_epochs):
                 yield [Draw(client_id, count)]
 
+    acts_together = False  # whether several clients may take part in a step
+
     def most_together(self, num_clients: int) -> int:
         """Returns the largest number of clients that take part in one step."""
         return 1
@@ -87,6 +89,10 @@ class Schedule(ABC):
     def regroup(self, parts: list[Tensor]) -> list[Tensor]:
         """Returns who holds which samples in training: the clients, as a rule."""
         return parts
+
+    def num_parties(self, num_clients: int) -> int:
+        """Returns the number of those who hold samples in training."""
+        return num_clients
 
     def load_of(self, size: int, batch_size: int) -> int:
         """Returns what of a client decides on the number of steps of a round."""
@@ -198,6 +204,8 @@ class ParallelSchedule(Schedule):
         ValueError: If `clients_per_round` is not positive, or `draw` is none of these.
     """
 
+    acts_together = True
+
     def __init__(
         self, clients_per_round: int | None = None, draw: Draws = "equal"
     ) -> None:
@@ -257,6 +265,10 @@ class PooledSchedule(Schedule):
     def regroup(self, parts: list[Tensor]) -> list[Tensor]:
         """Returns all samples as those of one party."""
         return [torch.cat(parts)]
+
+    def num_parties(self, num_clients: int) -> int:
+        """Returns 1."""
+        return 1
 
 
 def batches_of(size: int, batch_size: int, num_passes: int) -> list[int]:

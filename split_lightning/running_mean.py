@@ -1,0 +1,60 @@
+"""`RunningMean`: a weighted mean of states, of which one is in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RunningMean:
+    """Sums weighted states up, in float64, so that the mean of one state is that state.
+
+    Attributes:
+        weight: The sum of the weights so far.
+
+    >>> mean = RunningMean()
+    >>> mean.add({"w": torch.tensor([1.0])}, weight=3)
+    >>> mean.add({"w": torch.tensor([5.0])}, weight=1)
+    >>> mean.state()
+    {'w': tensor([2.])}
+    """
+
+    def __init__(self) -> None:
+        self.weight = 0
+        self._sums: dict[str, Tensor] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+
+    def add(self, state: Mapping[str, Tensor], weight: int) -> None:
+        """Adds a state with a weight, such as its number of samples."""
+        self.weight += weight
+        for name, tensor in state.items():
+            # Apple's GPUs have no float64.
+            wide = torch.float32 if tensor.device.type == "mps" else torch.float64
+            weighted = tensor.detach().to(wide) * weight
+            if name in self._sums:
+                self._sums[name] += weighted
+            else:
+                self._sums[name] = weighted
+                self._dtypes[name] = tensor.dtype
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns the mean; whole numbers (BatchNorm's count of batches) rounded."""
+        means = {name: total / self.weight for name, total in self._sums.items()}
+        return {
+            name: (mean if self._dtypes[name].is_floating_point else mean.round()).to(
+                self._dtypes[name]
+            )
+            for name, mean in means.items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the sums, in plain containers and tensors."""
+        return {"weight": self.weight, "sums": self._sums, "dtypes": self._dtypes}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Takes over what `state_dict` returned."""
+        self.weight, self._dtypes = state["weight"], state["dtypes"]
+        self._sums = {name: total.to(device) for name, total in state["sums"].items()}

@@ -1,0 +1,116 @@
+"""Small protocols built in Python, and plain loops to hold them against."""
+
+import copy
+from functools import partial
+
+import torch
+from conftest import RandomImages
+from pytorch_lightning import Trainer
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from split_lightning import (
+    CentralizedLightningModule,
+    SplitDataModule,
+    SplitLightningModule,
+)
+
+SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+ADAM = partial(torch.optim.Adam, lr=0.01)
+ROUNDS = 3
+CUTS = {"conv": 1, "relu": 3, "flat": 5}
+
+
+def network(norm=True):
+    """A network with BatchNorm on both sides of most cuts (or none), no dropout."""
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4) if norm else nn.GroupNorm(2, 4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(36, 8),
+        nn.BatchNorm1d(8) if norm else nn.Tanh(),
+        nn.Linear(8, 3),
+    )
+
+
+def make_data(num_clients=3, **options):
+    options = {"batch_size": 6, "val_share": 0.2, "seed": 3} | options
+    return SplitDataModule(RandomImages(), num_clients, **options)
+
+
+def make_split(cut_layer=2, net=None, optimizer=SGD, **options):
+    net = network() if net is None else net
+    return SplitLightningModule(net, cut_layer, optimizer, optimizer, 3, **options)
+
+
+def make_unsplit(net=None, optimizer=SGD, **options):
+    net = network() if net is None else net
+    return CentralizedLightningModule(net, optimizer, 3, **options)
+
+
+def fit(folder, module, data, callbacks, rounds=ROUNDS, **options):
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=rounds,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=callbacks,
+        **options,
+    )
+    trainer.fit(module, datamodule=data)
+    return trainer
+
+
+def batches_of(data, round_index):
+    """Returns the steps of a round: lists of (client, inputs, targets)."""
+    data.setup("fit")
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(round_index)
+    return [[(p.client_id, p.inputs, p.targets) for p in b.parts] for b in loader]
+
+
+def step(optimizers, loss):
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def mean_state(states, weights):
+    """The mean of state dicts, written out."""
+    total = sum(weights)
+    mean = {}
+    for name, first in states[0].items():
+        summed = sum(s[name].double() * w for s, w in zip(states, weights, strict=True))
+        value = summed / total
+        mean[name] = (value if first.is_floating_point() else value.round()).to(
+            first.dtype
+        )
+    return mean
+
+
+def assert_close(state, expected):
+    assert state.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def assert_equal(state, expected):
+    assert state.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(state[name], tensor), name
+
+
+def loss_of(net, inputs, targets):
+    return cross_entropy(net(inputs), targets)
+
+
+def clone(module):
+    return copy.deepcopy(module)

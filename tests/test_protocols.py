@@ -1,0 +1,386 @@
+"""Each protocol against a plain loop with no code of the library's protocols."""
+
+from collections import Counter
+from functools import partial
+
+import pytest
+import torch
+from flwr_datasets.partitioner import LinearPartitioner
+from protocols import (
+    ADAM,
+    CUTS,
+    ROUNDS,
+    SGD,
+    assert_close,
+    assert_equal,
+    batches_of,
+    clone,
+    fit,
+    loss_of,
+    make_data,
+    make_split,
+    make_unsplit,
+    mean_state,
+    network,
+    step,
+)
+
+from split_lightning import RoundRobinWeightPassing, merge
+from split_lightning.callbacks import ClientAveraging, ServerAveraging
+from split_lightning.data import ParallelSchedule, PooledSchedule, RoundRobinSchedule
+from split_lightning.server_map import ServerMap
+
+SKEWED = {"partitioner": LinearPartitioner}  # clients of 8, 16 and 24 images
+EACH = ServerMap(None)
+
+
+def merged(module):
+    return merge(module.client, module.server)
+
+
+def plain_fedavg(data, optimizer=SGD, policy="keep", rounds=ROUNDS):
+    """Federated averaging of the unsplit network: whole copies in a list."""
+    whole = network()
+    common = whole.state_dict()
+    states = {}
+    for round_index in range(rounds):
+        ends, samples = {}, Counter()
+        for ((client, inputs, targets),) in batches_of(data, round_index):
+            if client not in ends:
+                net = clone(whole)
+                net.load_state_dict(common)
+                own = optimizer(net.parameters())
+                if client in states and policy == "keep":
+                    own.load_state_dict(states[client])
+                ends[client] = (net, own)
+            net, own = ends[client]
+            step([own], loss_of(net, inputs, targets))
+            samples[client] += len(targets)
+        for client, (_, own) in ends.items():
+            states[client] = own.state_dict()
+        nets = [net.state_dict() for net, _ in ends.values()]
+        common = mean_state(nets, [samples[client] for client in ends])
+    return common
+
+
+SCHEDULES = {
+    "all": {},
+    "two of three, shuffled": {
+        "schedule": RoundRobinSchedule(shuffle=True, clients_per_round=2)
+    },
+    "several turns in a round": {"schedule": RoundRobinSchedule(local_steps=1)},
+    "two passes": {"local_epochs": 2},
+}
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_fedavg_equals_a_plain_loop(tmp_path, schedule, optimizer):
+    options = SKEWED | SCHEDULES[schedule]
+    module = make_unsplit(optimizer=optimizer)
+    fit(tmp_path, module, make_data(**options), [ClientAveraging()])
+    assert_close(
+        module.network.state_dict(), plain_fedavg(make_data(**options), optimizer)
+    )
+
+
+@pytest.mark.parametrize("policy", ["keep", "reset"])
+@pytest.mark.parametrize("cut_layer", CUTS.values(), ids=CUTS)
+def test_splitfed_v1_equals_federated_averaging_at_any_cut(tmp_path, cut_layer, policy):
+    """Skipping buffers, a weight, or the last step's weights fails here."""
+    module = make_split(
+        cut_layer,
+        optimizer_state=policy,
+        server_optimizer_state=policy,
+        server_map=EACH,
+    )
+    data = make_data(**SKEWED, servers=EACH)
+    fit(tmp_path, module, data, [ClientAveraging(), ServerAveraging(remote=False)])
+    expected = plain_fedavg(make_data(**SKEWED), policy=policy)
+    assert_close(merged(module), expected)
+    unsplit = make_unsplit(optimizer_state=policy)
+    fit(tmp_path, unsplit, make_data(**SKEWED), [ClientAveraging()])
+    assert_close(unsplit.network.state_dict(), merged(module))
+
+
+def segments(cut_layer=2):
+    """The parts of the network before and after the cut, as plain modules."""
+    whole = network()
+    return clone(whole[: cut_layer + 1]), clone(whole[cut_layer + 1 :])
+
+
+def named(client, server):
+    """The state of both parts: slices keep the unsplit network's names."""
+    return {**client, **server}
+
+
+def split_step(client, server, optimizers, inputs, targets):
+    activations = client(inputs)
+    smashed = activations.detach().requires_grad_()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss_of(server, smashed, targets).backward()
+    activations.backward(smashed.grad)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def plain_v2(data):
+    """SplitFed v2: one server for all in turn; the clients are averaged each round."""
+    client, server = segments()
+    server_optimizer = SGD(server.parameters())
+    clients = {k: clone(client) for k in range(3)}
+    optimizers = {k: SGD(net.parameters()) for k, net in clients.items()}
+    for round_index in range(ROUNDS):
+        samples = Counter()
+        for ((k, inputs, targets),) in batches_of(data, round_index):
+            both = [optimizers[k], server_optimizer]
+            split_step(clients[k], server, both, inputs, targets)
+            samples[k] += len(targets)
+        mean = mean_state([clients[k].state_dict() for k in samples], samples.values())
+        for net in clients.values():
+            net.load_state_dict(mean)
+    return named(mean, server.state_dict())
+
+
+@pytest.mark.parametrize("local_steps", [None, 1])
+def test_splitfed_v2_equals_a_plain_loop(tmp_path, local_steps):
+    schedule = RoundRobinSchedule(shuffle=True, local_steps=local_steps)
+    module = make_split()
+    data = make_data(**SKEWED, schedule=schedule)
+    fit(tmp_path, module, data, [ClientAveraging()])
+    assert_close(merged(module), plain_v2(make_data(**SKEWED, schedule=schedule)))
+
+
+def plain_v3(data):
+    """SplitFed v3: a server copy for each client, averaged each round."""
+    client, server = segments()
+    clients = {k: clone(client) for k in range(3)}
+    servers = {k: clone(server) for k in range(3)}
+    optimizers = {
+        k: [SGD(clients[k].parameters()), SGD(servers[k].parameters())]
+        for k in range(3)
+    }
+    for round_index in range(ROUNDS):
+        samples = Counter()
+        for ((k, inputs, targets),) in batches_of(data, round_index):
+            split_step(clients[k], servers[k], optimizers[k], inputs, targets)
+            samples[k] += len(targets)
+        mean = mean_state([servers[k].state_dict() for k in samples], samples.values())
+        for net in servers.values():
+            net.load_state_dict(mean)
+    return [named(clients[k].state_dict(), mean) for k in range(3)]
+
+
+def test_splitfed_v3_equals_a_plain_loop(tmp_path):
+    """Each client's network is compared, and its accuracy is what the test logs."""
+    module = make_split(server_map=EACH)
+    data = make_data(**SKEWED, servers=EACH)
+    callbacks = [ClientAveraging(every=None), ServerAveraging(remote=False)]
+    trainer = fit(tmp_path, module, data, callbacks)
+    expected = plain_v3(make_data(**SKEWED, servers=EACH))
+    for client_id, state in enumerate(expected):
+        module.parties.show(client_id)
+        assert_close(merged(module), state)
+    module.parties.show_live()
+    (found,) = trainer.test(module, datamodule=data, verbose=False)
+    accuracies = [accuracy_of(state, data) for state in expected]
+    assert len(set(accuracies)) > 1
+    assert found["test/accuracy"] == pytest.approx(sum(accuracies) / 3)
+
+
+def accuracy_of(state, data):
+    net = network().eval()
+    net.load_state_dict(state)
+    pairs = list(data.test_dataloader())
+    with torch.no_grad():
+        right = [net(inputs).argmax(1) == targets for inputs, targets in pairs]
+    return torch.cat(right).float().mean().item()
+
+
+def plain_multi_server(data, every):
+    """Two servers, two clients each: a round robin in each group, then the mean."""
+    client, server = segments()
+    groups = [(clone(client), clone(server)) for _ in range(2)]
+    server_optimizers = [SGD(server.parameters()) for _, server in groups]
+    optimizers = {k: SGD(groups[k // 2][0].parameters()) for k in range(4)}
+    samples = Counter()
+    for round_index in range(ROUNDS):
+        for ((k, inputs, targets),) in batches_of(data, round_index):
+            client, server = groups[k // 2]
+            both = [optimizers[k], server_optimizers[k // 2]]
+            split_step(client, server, both, inputs, targets)
+            samples[k // 2] += len(targets)
+        if (round_index + 1) % every == 0:
+            for part in (0, 1):
+                states = [group[part].state_dict() for group in groups]
+                mean = mean_state(states, [samples[0], samples[1]])
+                for group in groups:
+                    group[part].load_state_dict(mean)
+            samples.clear()
+    return [named(c.state_dict(), s.state_dict()) for c, s in groups]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_several_servers_equal_a_plain_loop(tmp_path, every):
+    two = ServerMap(2)
+    module = make_split(server_map=two)
+    options = SKEWED | {"servers": two, "batch_size": 5}
+    data = make_data(4, **options)
+    passing = RoundRobinWeightPassing(average_every=every)
+    trainer = fit(tmp_path, module, data, [passing, ServerAveraging(every)])
+    expected = plain_multi_server(
+        make_data(4, **SKEWED, servers=two, batch_size=5), every
+    )
+    for client_id in range(4):
+        module.parties.show(client_id)
+        assert_close(merged(module), expected[client_id // 2])
+    module.parties.show_live()
+    (found,) = trainer.test(module, datamodule=data, verbose=False)
+    accuracies = [accuracy_of(state, data) for state in expected]
+    assert found["test/accuracy"] == pytest.approx(sum(accuracies) / 2)
+
+
+def plain_parallel(data, own, average, net=network, cut_layer=2):
+    """One server batch of all clients' smashed data; each gets its slice back."""
+    whole = net()
+    client, server = clone(whole[: cut_layer + 1]), clone(whole[cut_layer + 1 :])
+    clients = {k: clone(client) for k in range(3)}
+    optimizers = {k: SGD(net.parameters()) for k, net in clients.items()}
+    server_optimizer = SGD(server.parameters())
+    for round_index in range(ROUNDS):
+        samples = Counter()
+        for parts in batches_of(data, round_index):
+            activations = [clients[k](inputs) for k, inputs, _ in parts]
+            smashed = [a.detach().requires_grad_() for a in activations]
+            targets = torch.cat([targets for *_, targets in parts])
+            server_optimizer.zero_grad()
+            loss_of(server, torch.cat(smashed), targets).backward()
+            server_optimizer.step()
+            for (k, inputs, _), a, s in zip(parts, activations, smashed, strict=True):
+                optimizers[k].zero_grad()
+                scale = len(targets) / len(inputs) if own else 1
+                a.backward(s.grad * scale)
+                optimizers[k].step()
+                samples[k] += len(inputs)
+            if average == "step":
+                sizes = [len(inputs) for _, inputs, _ in parts]
+                spread(clients, [k for k, *_ in parts], sizes)
+        if average == 1:
+            spread(clients, list(samples), list(samples.values()))
+    states = [c.state_dict() for c in clients.values()]
+    return [named(state, server.state_dict()) for state in states]
+
+
+def spread(clients, chosen, weights):
+    mean = mean_state([clients[k].state_dict() for k in chosen], weights)
+    for net in clients.values():
+        net.load_state_dict(mean)
+
+
+@pytest.mark.parametrize("cut_gradient", ["joint", "own"])
+@pytest.mark.parametrize("average", [None, 1])
+@pytest.mark.parametrize("draw", ["equal", "proportional"])
+def test_parallel_equals_a_plain_loop(tmp_path, draw, average, cut_gradient):
+    options = SKEWED | {"schedule": ParallelSchedule(draw=draw), "batch_size": 12}
+    module = make_split(cut_gradient=cut_gradient)
+    fit(tmp_path, module, make_data(**options), [ClientAveraging(every=average)])
+    own = cut_gradient == "own"
+    expected = plain_parallel(make_data(**options), own, average)
+    for client_id, state in enumerate(expected):
+        module.parties.show(client_id)
+        assert_close(merged(module), state)
+    assert module.traffic.handoffs == 0
+
+
+def plain_sgd_network(norm):
+    return partial(network, norm=norm)
+
+
+@pytest.mark.parametrize("cut_gradient", ["joint", "own"])
+@pytest.mark.parametrize("norm", [True, False], ids=["BatchNorm", "GroupNorm"])
+def test_parallel_averaged_at_each_step_equals_a_plain_loop(
+    tmp_path, norm, cut_gradient
+):
+    """With momentum; the buffers of each step are averaged, too."""
+    options = {"schedule": ParallelSchedule(), "batch_size": 8}  # the same clients
+    module = make_split(net=network(norm), cut_gradient=cut_gradient)
+    fit(tmp_path, module, make_data(**options), [ClientAveraging(every="step")])
+    own = cut_gradient == "own"
+    net = plain_sgd_network(norm)
+    expected = plain_parallel(make_data(**options), own, "step", net)
+    assert_close(merged(module), expected[0])
+
+
+@pytest.mark.parametrize("draw", ["equal", "proportional"])
+def test_parallel_averaged_at_each_step_equals_centralized_training(tmp_path, draw):
+    """On the joined batches, once each client's gradient is of its own mean loss.
+
+    The mean of the clients' gradients, weighted by b / B, of B / b times their slices
+    is the sum of the slices: the unsplit network's gradient.
+    """
+    schedule = ParallelSchedule(draw=draw)
+    options = SKEWED | {"schedule": schedule, "batch_size": 12}
+    module = make_split(net=network(norm=False), cut_gradient="own")
+    fit(tmp_path, module, make_data(**options), [ClientAveraging(every="step")])
+
+    net = network(norm=False)
+    optimizer = SGD(net.parameters())
+    for round_index in range(ROUNDS):
+        for parts in batches_of(make_data(**options), round_index):
+            inputs = torch.cat([inputs for _, inputs, _ in parts])
+            targets = torch.cat([targets for *_, targets in parts])
+            step([optimizer], loss_of(net, inputs, targets))
+    assert_close(merged(module), net.state_dict())
+
+
+def test_one_client_is_the_unsplit_network_bit_for_bit(tmp_path):
+    """A round robin, federated averaging and parallel clients of one client each."""
+    central = make_unsplit()
+    fit(tmp_path, central, make_data(1, schedule=PooledSchedule()), [])
+    expected = central.network.state_dict()
+    for callback in (RoundRobinWeightPassing(), ClientAveraging()):
+        module = make_split()
+        fit(tmp_path, module, make_data(1), [callback])
+        assert_equal(merged(module), expected)
+    unsplit = make_unsplit()
+    fit(tmp_path, unsplit, make_data(1), [ClientAveraging()])
+    assert_equal(unsplit.network.state_dict(), expected)
+    parallel = make_split()
+    data = make_data(1, schedule=ParallelSchedule())
+    fit(tmp_path, parallel, data, [ClientAveraging(every="step")])
+    assert_equal(merged(parallel), expected)
+
+
+def test_centralized_training_is_on_all_clients_samples(tmp_path):
+    data = make_data(3, **SKEWED, schedule=PooledSchedule())
+    module = make_unsplit()
+    fit(tmp_path, module, data, [])
+    owned = torch.cat(data.parts)
+    net = network()
+    optimizer = SGD(net.parameters())
+    for round_index in range(ROUNDS):
+        steps = batches_of(
+            make_data(3, **SKEWED, schedule=PooledSchedule()), round_index
+        )
+        for ((_, inputs, targets),) in steps:
+            step([optimizer], loss_of(net, inputs, targets))
+        assert sum(len(targets) for ((*_, targets),) in steps) == len(owned)
+    assert_equal(module.network.state_dict(), net.state_dict())
+
+
+def test_clients_alone_equal_plain_loops(tmp_path):
+    data, module = make_data(3, **SKEWED), make_unsplit()
+    trainer = fit(tmp_path, module, data, [ClientAveraging(every=None)])
+    nets = [network() for _ in range(3)]
+    optimizers = [SGD(net.parameters()) for net in nets]
+    for round_index in range(ROUNDS):
+        for ((k, inputs, targets),) in batches_of(make_data(3, **SKEWED), round_index):
+            step([optimizers[k]], loss_of(nets[k], inputs, targets))
+    for client_id, net in enumerate(nets):
+        module.parties.show(client_id)
+        assert_equal(module.network.state_dict(), net.state_dict())
+    module.parties.show_live()
+    (found,) = trainer.test(module, datamodule=data, verbose=False)
+    accuracies = [accuracy_of(net.state_dict(), data) for net in nets]
+    assert found["test/accuracy"] == pytest.approx(sum(accuracies) / 3)
