@@ -2,11 +2,16 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from split_lightning.callbacks import RoundRobinWeightPassing
-from split_lightning.centralized import CentralizedLightningModule
+from split_lightning.callbacks import (
+    ClientAveraging,
+    RoundRobinWeightPassing,
+    ServerAveraging,
+)
 from split_lightning.data import DigitsImages, SplitDataModule, TorchvisionImages
 from split_lightning.models import cut_layers, load_weights, merge, split
 from split_lightning.module import SplitLightningModule
+from split_lightning.server_map import ServerMap
+from split_lightning.unsplit import UnsplitLightningModule
 
 try:
     __version__ = version("split-lightning")
@@ -14,12 +19,15 @@ except PackageNotFoundError:  # run from a checkout
     __version__ = "0.1.0"
 
 __all__ = [
-    "CentralizedLightningModule",
+    "ClientAveraging",
     "DigitsImages",
     "RoundRobinWeightPassing",
+    "ServerAveraging",
+    "ServerMap",
     "SplitDataModule",
     "SplitLightningModule",
     "TorchvisionImages",
+    "UnsplitLightningModule",
     "cut_layers",
     "load_weights",
     "merge",

@@ -71,6 +71,7 @@ class ProtocolConfig:
 
     module: Any = MISSING
     schedule: Any = MISSING
+    servers: Any = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     ignores: list[str] = field(default_factory=list)
 
@@ -95,9 +96,12 @@ class TrainConfig:
     num_clients: int = MISSING
     rounds: int = MISSING
     local_epochs: int = MISSING
+    local_steps: int | None = None
     clients_per_round: int | None = None
     batch_size: int = MISSING
     optimizer_state: str = MISSING
+    server_optimizer_state: str = MISSING
+    buffers: str = MISSING
     ckpt_path: str | None = None
     metric: str = MISSING
     output_dir: str = MISSING
@@ -235,6 +239,7 @@ def _check_ranges(cfg: DictConfig) -> None:
         "clients_per_round": (1, cfg.num_clients),
         "rounds": (1, None),
         "local_epochs": (1, None),
+        "local_steps": (1, None),
         "batch_size": (1, None),
         "data.num_classes": (1, None),
         "data.in_channels": (1, None),

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from split_lightning import (
-    CentralizedLightningModule,
     SplitDataModule,
     SplitLightningModule,
+    UnsplitLightningModule,
 )
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
@@ -48,7 +48,7 @@ def make_split(cut_layer=2, net=None, optimizer=SGD, **options):
 
 def make_unsplit(net=None, optimizer=SGD, **options):
     net = network() if net is None else net
-    return CentralizedLightningModule(net, optimizer, 3, **options)
+    return UnsplitLightningModule(net, optimizer, 3, **options)
 
 
 def fit(folder, module, data, callbacks, rounds=ROUNDS, **options):

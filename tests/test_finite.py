@@ -9,10 +9,10 @@ from pytorch_lightning import Trainer
 from torch import nn
 
 from split_lightning import (
-    CentralizedLightningModule,
     RoundRobinWeightPassing,
     SplitDataModule,
     SplitLightningModule,
+    UnsplitLightningModule,
 )
 from split_lightning.callbacks import ResumeCheckpoint
 from split_lightning.finite import NonFiniteError
@@ -75,7 +75,7 @@ def network():
 
 def make_module(centralized=False, **options):
     if centralized:
-        return CentralizedLightningModule(network(), SGD, 3, **options)
+        return UnsplitLightningModule(network(), SGD, 3, **options)
     return SplitLightningModule(network(), 4, SGD, SGD, 3, **options)
 
 

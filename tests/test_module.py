@@ -14,10 +14,10 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from split_lightning import (
-    CentralizedLightningModule,
     RoundRobinWeightPassing,
     SplitDataModule,
     SplitLightningModule,
+    UnsplitLightningModule,
     merge,
 )
 from split_lightning.callbacks import WeightPassing
@@ -97,7 +97,7 @@ def test_one_client_equals_the_unsplit_network(tmp_path, cut_layer, optimizer):
 
 
 def test_centralized_module_equals_the_unsplit_network(tmp_path):
-    module = CentralizedLightningModule(seeded_network(), SGD, num_classes=3)
+    module = UnsplitLightningModule(seeded_network(), SGD, num_classes=3)
     fit(module, make_data(1), tmp_path, callbacks=[])
 
     network = seeded_network()
@@ -111,7 +111,7 @@ def test_centralized_module_equals_the_unsplit_network(tmp_path):
 
 
 def test_centralized_module_wants_one_client(tmp_path):
-    module = CentralizedLightningModule(seeded_network(), SGD, num_classes=3)
+    module = UnsplitLightningModule(seeded_network(), SGD, num_classes=3)
     with pytest.raises(MisconfigurationException, match=r"num_clients=1 \(got 3\)"):
         fit(module, make_data(3), tmp_path, callbacks=[])
 
@@ -412,7 +412,7 @@ def test_strategies_that_would_not_train_as_one_process_are_refused(strategy, me
     trainer = Trainer(accelerator="cpu", strategy=strategy, devices=2, logger=False)
     with pytest.raises(MisconfigurationException, match=message):
         make_module().verify(trainer, make_data())
-    module = CentralizedLightningModule(seeded_network(), SGD, num_classes=3)
+    module = UnsplitLightningModule(seeded_network(), SGD, num_classes=3)
     with pytest.raises(MisconfigurationException, match=message):
         module.verify(trainer, make_data(1))
 

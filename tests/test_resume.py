@@ -11,10 +11,10 @@ from pytorch_lightning import Callback, Trainer
 from torch import nn
 
 from split_lightning import (
-    CentralizedLightningModule,
     RoundRobinWeightPassing,
     SplitDataModule,
     SplitLightningModule,
+    UnsplitLightningModule,
 )
 from split_lightning.callbacks import CommunicationMonitor, ResumeCheckpoint
 from split_lightning.data import RoundRobinSchedule
@@ -44,7 +44,7 @@ def make_module(optimizer=SGD, centralized=False, **options):
     torch.manual_seed(5)
     network = tiny_network()
     if centralized:
-        return CentralizedLightningModule(network, optimizer, 3, STEP)
+        return UnsplitLightningModule(network, optimizer, 3, STEP)
     return SplitLightningModule(network, 1, optimizer, optimizer, 3, **options)
 
 
@@ -57,7 +57,7 @@ def start(folder, records, module, data, passing=True, kill=None, ckpt=None, **o
     """Trains; returns all that a checkpoint holds at the end."""
     checkpoint = ResumeCheckpoint(folder, every_n_batches=1)
     callbacks = [CommunicationMonitor(), RoundRobinWeightPassing(enabled=passing)]
-    if isinstance(module, CentralizedLightningModule):
+    if isinstance(module, UnsplitLightningModule):
         callbacks = []
     if kill is not None:
         callbacks.append(Kill(kill))

@@ -10,10 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from split_lightning import (
-    CentralizedLightningModule,
     RoundRobinWeightPassing,
     SplitDataModule,
     SplitLightningModule,
+    UnsplitLightningModule,
 )
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
@@ -78,7 +78,7 @@ def make_module(cut_layer=1, net=None, optimizer=SGD, **options):
 
 
 def make_centralized():
-    return CentralizedLightningModule(network(), SGD, num_classes=3)
+    return UnsplitLightningModule(network(), SGD, num_classes=3)
 
 
 def make_trainer(tmp_path, callbacks, passing=True, **options):

@@ -1,4 +1,4 @@
-"""`CentralizedLightningModule`: the unsplit network, the baseline of all protocols."""
+"""`UnsplitLightningModule`: the unsplit network, for the baselines."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ from split_lightning.support import (
 )
 
 
-class CentralizedLightningModule(Classifier):
+class UnsplitLightningModule(Classifier):
     """Trains the unsplit network, with Lightning's own automatic optimization.
 
-    No code of splitting is involved, so that it is a baseline to trust.
+    No code of splitting is involved, so that it is a baseline to trust: of one party
+    that has all samples (`PooledSchedule`), of clients that are averaged
+    (`ClientAveraging`: federated averaging), or of clients that are each alone.
 
     Args:
         network: The network: images `(B, C, H, W)` to logits `(B, K)`.
