@@ -1,5 +1,6 @@
 """Callbacks: weight passing, monitors, pictures, progress."""
 
+from split_lightning.callbacks.best_checkpoint import BestCheckpoint
 from split_lightning.callbacks.communication_monitor import CommunicationMonitor
 from split_lightning.callbacks.confusion_matrix import ConfusionMatrix
 from split_lightning.callbacks.confusion_picture import (
@@ -26,6 +27,7 @@ from split_lightning.callbacks.weight_passing import (
 )
 
 __all__ = [
+    "BestCheckpoint",
     "CommunicationMonitor",
     "ConfusionMatrix",
     "ConfusionPicture",
