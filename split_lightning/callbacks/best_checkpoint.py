@@ -24,6 +24,12 @@ class BestCheckpoint(ModelCheckpoint):
 
     _trainer: pl.Trainer | None = None
 
+    @property
+    @override
+    def state_key(self) -> str:
+        """The key of Lightning's own in checkpoints: each reads what the other kept."""
+        return super().state_key.replace(type(self).__qualname__, "ModelCheckpoint", 1)
+
     @override
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import RandomImages, tiny_network
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from split_lightning import CentralizedLightningModule, SplitDataModule
 from split_lightning.callbacks import BestCheckpoint, ResumeCheckpoint
@@ -21,10 +22,10 @@ class Scored(CentralizedLightningModule):
         self.log("score", SCORES[self.current_epoch])
 
 
-def fit(folder, rounds, ckpt=None):
+def fit(folder, rounds, ckpt=None, kind=BestCheckpoint):
     """Trains up to a round; returns the round of `best.ckpt`, from 0, and its score."""
     module = Scored(tiny_network(), lambda p: torch.optim.SGD(p, lr=0.01), 3)
-    best = BestCheckpoint(
+    best = kind(
         folder,
         "best",
         "score",
@@ -57,6 +58,12 @@ def test_in_another_folder(tmp_path, before, best):
     kept = (one / "best.ckpt").read_bytes()
     assert fit(two, 4, one / "last.ckpt") == (best, pytest.approx(SCORES[best]))
     assert (one / "best.ckpt").read_bytes() == kept
+
+
+def test_what_lightnings_own_kept(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    fit(one, 2, kind=ModelCheckpoint)
+    assert fit(two, 4, one / "last.ckpt") == (1, pytest.approx(0.9))
 
 
 def test_in_a_folder_that_was_moved(tmp_path):
