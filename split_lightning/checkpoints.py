@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ class CheckpointWriteError(OSError):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Replaces a checkpoint file in one step: a crash leaves the old one or the new.
 
-    The new file is written beside the old one, made safe on the disk, and renamed.
-    Paths with a scheme, such as `s3://`, are left to Lightning.
+    The new file is written beside the old one, made safe on the disk, and renamed. What
+    `last.ckpt` was before stays as `previous.ckpt`. Paths with a scheme, such as
+    `s3://`, are left to Lightning.
     """
 
     @override
@@ -49,6 +51,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            if path.name == LAST:  # not before: till then its own previous one is good
+                _keep_previous(path)
             os.replace(unfinished, path)
             _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:  # torch wraps what `write` raises
@@ -60,13 +64,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
 
-def keep_previous(path: Path) -> None:
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Copies a checkpoint to another folder, in one step as it is written."""
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, unfinished)
+    os.replace(unfinished, target)
+
+
+def _keep_previous(path: Path) -> None:
     """Keeps a checkpoint that is about to be replaced as `previous.ckpt` beside it."""
-    if path.exists():
-        beside = path.with_name(f".{PREVIOUS}.unfinished")
-        beside.unlink(missing_ok=True)
+    if not path.exists():
+        return
+    previous = path.with_name(PREVIOUS)
+    beside = path.with_name(f".{PREVIOUS}.unfinished")
+    beside.unlink(missing_ok=True)
+    try:
         os.link(path, beside)
-        os.replace(beside, path.with_name(PREVIOUS))
+    except OSError:  # not every file system has links
+        copy_checkpoint(path, previous)
+    else:
+        os.replace(beside, previous)
 
 
 def find_checkpoint(ckpt_path: str, folder: Path, is_alone: bool = True) -> str | None:

@@ -1,10 +1,11 @@
-"""Signals: a run that is asked to stop ends between two batches."""
+"""Signals: a run that is asked to stop ends between two batches, or at once."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,20 +13,21 @@ from typing import Any
 _CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):
-    """A run was asked to stop, and did so between two batches.
+class Interrupted(BaseException):
+    """A run was asked to stop. As with Ctrl-C, nothing handles it as an error.
 
     Attributes:
         signal: The signal that asked.
-        checkpoint: From where the run can go on.
-        place: Where in the run it stopped, in words.
+        checkpoint: What was written at the stop; `None`: nothing.
     """
 
-    def __init__(self, number: int, checkpoint: Path, place: str) -> None:
+    def __init__(
+        self, number: int, place: str = "", checkpoint: Path | None = None
+    ) -> None:
         self.signal = signal.Signals(number)
         self.checkpoint = checkpoint
-        self.place = place
-        super().__init__(f"{self.signal.name} {place}; all is kept in {checkpoint}")
+        text = f"{self.signal.name} {place}".rstrip()
+        super().__init__(f"{text}; all is kept in {checkpoint}" if checkpoint else text)
 
 
 class SignalCatcher:
@@ -42,17 +44,44 @@ class SignalCatcher:
     def install(self) -> None:
         """Begins to catch; only a program's main thread can."""
         self.received = None
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.getsignal(number) for number in _CAUGHT}
-            for number in _CAUGHT:
-                signal.signal(number, self._note)
+        self._before = _handle(self._note)
 
     def remove(self) -> None:
         """Puts back what handled the signals before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+        _put_back(self._before)
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self.remove()
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Has SIGINT and SIGTERM raise `Interrupted` in the block, where nothing else does.
+
+    Training itself is not cut off: there a `SignalCatcher` waits for the batch's end.
+    """
+    before = _handle(_interrupt)
+    try:
+        yield
+    finally:
+        _put_back(before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+def _handle(
+    handler: Callable[[int, FrameType | None], None],
+) -> dict[int, Callable[..., Any] | int | None]:
+    """Sets the signals' handler; returns what was there before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in _CAUGHT}
+
+
+def _put_back(before: dict[int, Callable[..., Any] | int | None]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler or signal.SIG_DFL)

@@ -23,6 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 import split_lightning
 from split_lightning.artifacts import save_config, save_results, save_segment
@@ -36,10 +37,11 @@ from split_lightning.run_folder import (
     no_folder_if_refused,
     one_folder_for_all_processes,
 )
-from split_lightning.signals import Interrupted
+from split_lightning.signals import Interrupted, interrupted_by_signals
 from split_lightning.sweep import attempt, ending_with_comparison
 from split_lightning.user_errors import (
     KNOWN_WARNINGS,
+    Refused,
     is_in_sweep,
     one_message,
     run_hydra,
@@ -58,19 +60,38 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     for known in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", known)
     folder = Path(cfg.output_dir)
+    end: type[SystemExit] = Refused  # until the run begins
+    try:
+        with interrupted_by_signals():
+            run = _begin(cfg, folder)
+            end = SystemExit
+            with one_message(lambda: run.speed.has_begun, lambda: _go_on(folder)):
+                return _fit_and_test(cfg, run)
+    except Interrupted as stopped:
+        _say_how_to_go_on(stopped, folder)
+        raise end(128 + stopped.signal) from stopped
+
+
+def _begin(cfg: DictConfig, folder: Path) -> Run:
+    """Builds a run; makes its folder and writes its configuration."""
     with one_message(remedy=lambda: _go_on(folder)):
         composed = copy.deepcopy(cfg)  # `instantiate` resolves what it meets, in place
         run = build(cfg)
         if run.trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             save_config(composed, folder / "config.yaml")
-    try:
-        with one_message(lambda: run.speed.has_begun, lambda: _go_on(folder)):
-            return _fit_and_test(cfg, run)
-    except Interrupted as stopped:
-        if run.trainer.is_global_zero:
-            print(f"\n{stopped}\nGo on with: {_command(folder)}", file=sys.stderr)
-        raise SystemExit(128 + stopped.signal) from stopped
+    return run
+
+
+@rank_zero_only
+def _say_how_to_go_on(stopped: Interrupted, folder: Path) -> None:
+    """Prints what is left of a run that was asked to stop."""
+    last = folder / FOLDER / LAST
+    if not last.is_file():
+        print(f"\n{stopped}; there is no checkpoint to go on from.", file=sys.stderr)
+        return
+    kept = "" if stopped.checkpoint else f"; the last checkpoint is {last}"
+    print(f"\n{stopped}{kept}\nGo on with: {_command(folder)}", file=sys.stderr)
 
 
 def _command(folder: Path) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import command
 
-from split_lightning import SplitLightningModule, checkpoints
+from split_lightning import SplitLightningModule, building, checkpoints, train
 from split_lightning.checkpoints import find_checkpoint
 
 RUN = [
@@ -146,6 +146,58 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     assert line.endswith(f"hydra.run.dir={run} ckpt_path=last")
     command(monkeypatch, tmp_path, *shlex.split(line)[6:], pictures=True)
     assert_equal(run, whole)
+
+
+def signalled(owner, name, signum):
+    """Has the process get a signal when a function is called."""
+    function = getattr(owner, name)
+
+    def signalling(*args, **options):
+        os.kill(os.getpid(), signum)
+        return function(*args, **options)
+
+    return (owner, name, signalling)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("owner", "name"), [(SplitLightningModule, "test_step"), (train, "write")]
+)
+def test_a_signal_after_training_says_how_to_go_on(
+    monkeypatch, tmp_path, capfd, whole, signum, owner, name
+):
+    run = tmp_path / "run"
+
+    def start():
+        monkeypatch.setattr(*signalled(owner, name, signum))
+        command(monkeypatch, tmp_path, *RUN, f"hydra.run.dir={run}")
+
+    assert in_child(start) == 128 + signum
+    assert not (run / "results.json").exists()
+    message = capfd.readouterr().err
+    assert "Traceback" not in message
+    last = run / "checkpoints" / "last.ckpt"
+    assert f"{signum.name}; the last checkpoint is {last}" in message
+    (line,) = (line for line in message.splitlines() if line.startswith("Go on with"))
+    command(monkeypatch, tmp_path, *shlex.split(line)[6:], pictures=True)
+    results = [json.loads((r / "results.json").read_text()) for r in (run, whole)]
+    for key in ("test_accuracy", "test_loss", "val_loss", "handoff_bytes"):
+        assert results[0][key] == results[1][key]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_run_begins_leaves_nothing(
+    monkeypatch, tmp_path, capfd, signum
+):
+    def start():
+        monkeypatch.setattr(*signalled(building, "build_module", signum))
+        command(monkeypatch, tmp_path, *RUN)
+
+    assert in_child(start) == 128 + signum
+    message = capfd.readouterr().err
+    assert "Traceback" not in message
+    assert f"{signum.name}; there is no checkpoint to go on from." in message
+    assert not Path(tmp_path, "runs").exists()
 
 
 def test_last_is_the_newest_run_beside(monkeypatch, tmp_path, whole):

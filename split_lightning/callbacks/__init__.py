@@ -1,6 +1,7 @@
 """Callbacks: weight passing, monitors, pictures, progress."""
 
 from split_lightning.callbacks.averaging import ClientAveraging, ServerAveraging
+from split_lightning.callbacks.best_checkpoint import BestCheckpoint
 from split_lightning.callbacks.communication_monitor import CommunicationMonitor
 from split_lightning.callbacks.confusion_matrix import ConfusionMatrix
 from split_lightning.callbacks.confusion_picture import (
@@ -27,6 +28,7 @@ from split_lightning.callbacks.weight_passing import (
 )
 
 __all__ = [
+    "BestCheckpoint",
     "ClientAveraging",
     "CommunicationMonitor",
     "ConfusionMatrix",

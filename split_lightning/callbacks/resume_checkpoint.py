@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from split_lightning.checkpoints import FOLDER, LAST, AtomicCheckpointIO, keep_previous
+from split_lightning.checkpoints import FOLDER, LAST, AtomicCheckpointIO
 from split_lightning.processes import all_agree
 from split_lightning.signals import Interrupted, SignalCatcher
 
@@ -135,7 +135,8 @@ class ResumeCheckpoint(Checkpoint):
         if not _wished(trainer, received is not None):
             return
         path = self._write(trainer)
-        raise Interrupted(received or signal.SIGTERM, path, place)  # or another's
+        number = received or signal.SIGTERM  # or another's
+        raise Interrupted(number, place, path)
 
     def _write(self, trainer: pl.Trainer) -> Path:
         folder = self.dirpath or Path(trainer.default_root_dir, FOLDER)
@@ -143,8 +144,6 @@ class ResumeCheckpoint(Checkpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return path
         self.metrics = {k: v.item() for k, v in trainer.callback_metrics.items()}
-        if trainer.is_global_zero:
-            keep_previous(path)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):  # what came before is not lost
                 logger.experiment.flush()

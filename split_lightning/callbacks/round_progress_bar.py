@@ -61,7 +61,12 @@ class RoundProgressBar(RichProgressBar):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
-        self._start = (time.perf_counter(), _share_done(trainer, 0))
+        now = time.perf_counter()
+        # A run that goes on in mid-round has done a part of it, and no start of it.
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        batches = progress.processed if trainer.fit_loop.restarted_mid_epoch else 0
+        self._start = (now, _share_done(trainer, batches))
+        self._round_start = now
         self._client, self._figures, self._images = "", "", 0
 
     @override

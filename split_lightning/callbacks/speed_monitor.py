@@ -32,8 +32,15 @@ class SpeedMonitor(pl.Callback):
         return self.images / self.seconds if self.seconds else 0.0
 
     @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._begin_round()  # one that goes on in its middle has no start of its own
+
+    @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._round_images = 0
+        self._begin_round()
+
+    def _begin_round(self) -> None:
+        self._round_images, self._round_seconds = 0, 0.0
         self._round_start = time.perf_counter()
 
     @override

@@ -1,5 +1,6 @@
 """When `ResumeCheckpoint` writes, and what it refuses."""
 
+import errno
 import itertools
 from functools import partial
 
@@ -12,8 +13,10 @@ from split_lightning import (
     RoundRobinWeightPassing,
     SplitDataModule,
     SplitLightningModule,
+    checkpoints,
 )
 from split_lightning.callbacks import ResumeCheckpoint, resume_checkpoint
+from split_lightning.checkpoints import AtomicCheckpointIO, CheckpointWriteError
 
 
 class Noting(ResumeCheckpoint):
@@ -82,3 +85,20 @@ def test_whenever_minutes_have_passed_since_the_last_write(tmp_path, monkeypatch
 def test_intervals_that_are_not_positive_are_refused(name):
     with pytest.raises(ValueError, match=f"`{name}` to be positive, but got 0"):
         ResumeCheckpoint(**{name: 0})
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_write_that_fails_leaves_both_checkpoints(tmp_path, monkeypatch, has_links):
+    def refuse(*args):
+        raise PermissionError(errno.EPERM, "no links here")
+
+    if not has_links:
+        monkeypatch.setattr(checkpoints.os, "link", refuse)
+    last, write = tmp_path / "last.ckpt", AtomicCheckpointIO().save_checkpoint
+    write({"number": 1}, last)
+    write({"number": 2}, last)
+    monkeypatch.setattr(checkpoints.os, "fsync", refuse)
+    with pytest.raises(CheckpointWriteError, match="is as it was"):
+        write({"number": 3}, last)
+    found = {path.name: torch.load(path)["number"] for path in tmp_path.iterdir()}
+    assert found == {"last.ckpt": 2, "previous.ckpt": 1}

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import rich
-from watching import fit, make_data, make_module
+from watching import SaveAt, fit, make_data, make_module
 
 from split_lightning.callbacks import RoundProgressBar
 
@@ -52,9 +52,22 @@ def test_bytes_are_those_that_travelled(tmp_path):
     assert f"{travelled / 1000:.1f} kB" in last
 
 
-@pytest.mark.parametrize("options", [{"max_steps": 12}, {"max_epochs": 3}])
-def test_the_time_left_is_that_of_the_run(tmp_path, monkeypatch, options):
+@pytest.mark.parametrize(
+    ("options", "saved_at"),
+    [
+        ({"max_steps": 12}, None),
+        ({"max_epochs": 3}, None),
+        ({"max_epochs": 3}, (0, 2)),
+        ({"max_epochs": 3}, (1, 4)),
+    ],
+)
+def test_the_time_left_is_that_of_the_run(tmp_path, monkeypatch, options, saved_at):
     """With a clock that goes on by a second a batch."""
+    ckpt, batches = None, options.get("max_steps", 27)
+    if saved_at is not None:  # goes on from there, after so many batches
+        ckpt = tmp_path / "saved.ckpt"
+        fit(tmp_path, [SaveAt(ckpt, *saved_at)])
+        batches -= saved_at[0] * 9 + saved_at[1] + 1
     from split_lightning.callbacks import round_progress_bar
 
     bar, left = RoundProgressBar(console_kwargs={"force_terminal": True}), []
@@ -70,8 +83,9 @@ def test_the_time_left_is_that_of_the_run(tmp_path, monkeypatch, options):
 
     bar._describe = note
     bar._console_kwargs["file"] = io.StringIO()
-    fit(tmp_path, [bar], enable_progress_bar=True, **({"max_epochs": 4} | options))
-    assert len(left) == 12 if "max_steps" in options else 27
+    options = {"max_epochs": 4} | options
+    fit(tmp_path, [bar], ckpt_path=ckpt, enable_progress_bar=True, **options)
+    assert len(left) == batches
     assert left == [f"{len(left) - 1 - i:02d}" for i in range(len(left))]
 
 
