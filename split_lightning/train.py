@@ -11,7 +11,6 @@ import json
 import shlex
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,8 @@ from split_lightning.run_folder import (
 from split_lightning.signals import Interrupted
 from split_lightning.sweep import attempt, ending_with_comparison
 from split_lightning.user_errors import (
-    KNOWN_WARNINGS,
     is_in_sweep,
+    leave_out_known_messages,
     one_message,
     run_hydra,
 )
@@ -55,8 +54,7 @@ def _conf_folder() -> str:
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Trains and tests what a configuration names; returns and writes the results."""
-    for known in KNOWN_WARNINGS:
-        warnings.filterwarnings("ignore", known)
+    leave_out_known_messages()
     folder = Path(cfg.output_dir)
     with one_message(remedy=lambda: _go_on(folder)):
         composed = copy.deepcopy(cfg)  # `instantiate` resolves what it meets, in place
