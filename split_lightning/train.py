@@ -164,12 +164,13 @@ def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
     }
     for name, segment in run.module.segments().items():
         save_segment(segment, folder / f"{name}.safetensors", metadata)
+    choices = summary(cfg, _typed())
     for logger in run.trainer.loggers:
         real = {k: v for k, v in results.items() if k.startswith(("test_", "val_"))}
         if isinstance(logger, TensorBoardLogger):  # shows them beside the choices
-            logger.log_hyperparams(summary(cfg), real)
+            logger.log_hyperparams(choices, real)
         else:
-            logger.log_hyperparams(summary(cfg))
+            logger.log_hyperparams(choices)
         logger.finalize("success")
 
 
