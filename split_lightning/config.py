@@ -22,6 +22,7 @@ from split_lightning.config_types import misfit
 
 # What a sweep may choose by.
 METRICS = ("val/accuracy", "val/loss", "train/loss")
+_NO_CHOICES = ("ckpt_path", "name", "output_dir")
 # Keys that change nothing unless one of others has a value.
 _NEEDS = {
     "model.weights_exclude": ["model.weights"],
@@ -290,8 +291,14 @@ def _check_processes(cfg: DictConfig) -> None:
         )
 
 
-def summary(cfg: DictConfig) -> dict[str, Any]:
-    """Returns the choices of a run, flat and plain: TensorBoard's hyperparameters."""
+def summary(cfg: DictConfig, typed: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the choices of a run, flat and plain: TensorBoard's hyperparameters.
+
+    Args:
+        cfg: The run's configuration.
+        typed: What was typed for it, such as `["data.val_share=0.2"]`: what a sweep
+            varies is a choice, whichever key it is.
+    """
     keys = {
         "seed": "seed",
         "num_clients": "num_clients",
@@ -308,4 +315,10 @@ def summary(cfg: DictConfig) -> dict[str, Any]:
         "precision": "trainer.precision",
     }
     chosen = {name: OmegaConf.select(cfg, key) for name, key in keys.items()}
+    for word in as_typed(typed):
+        key, _, text = word.lstrip("+").partition("=")
+        if word.startswith("~") or key in (*keys.values(), *_NO_CHOICES):
+            continue
+        value = OmegaConf.select(cfg, key)  # of a group or a list: as it was typed
+        chosen[key] = value if isinstance(value, bool | int | float | str) else text
     return {name: value for name, value in chosen.items() if value is not None}

@@ -6,13 +6,12 @@ run's own configuration, as in training: `data.root=...`, `trainer.accelerator=.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from split_lightning.evaluation import TRAINER_KEYS, evaluate, print_evaluation
 from split_lightning.run_command import Command, compose_run, typed_words
-from split_lightning.user_errors import KNOWN_WARNINGS, one_message
+from split_lightning.user_errors import leave_out_known_messages, one_message
 
 COMMAND = Command(
     name="evaluate",
@@ -41,8 +40,7 @@ def main(words: Sequence[str] | None = None) -> None:
         words: What is else typed, such as `["run=runs/digits/..."]`; `None`: from the
             command line.
     """
-    for known in KNOWN_WARNINGS:
-        warnings.filterwarnings("ignore", known)
+    leave_out_known_messages()
     words = typed_words(COMMAND) if words is None else list(words)
     with one_message(typed=words):
         cfg = compose_run(COMMAND, words)

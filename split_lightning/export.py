@@ -7,7 +7,6 @@ as ONNX; reads each back, and compares its logits on test images with the run's.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.exporting import TOLERANCE, Exporter, require_onnx
 from split_lightning.run_command import Command, compose_run, typed_words
 from split_lightning.runs import rebuild_module, restore
-from split_lightning.user_errors import KNOWN_WARNINGS, one_message
+from split_lightning.user_errors import leave_out_known_messages, one_message
 
 FORMATS = ("safetensors", "torch", "onnx")
 NUM_IMAGES = 64  # of the test set, on which what was written is checked
@@ -119,8 +118,7 @@ def main(words: Sequence[str] | None = None) -> None:
         words: What is else typed, such as `["run=runs/digits/...", "format=onnx"]`;
             `None`: from the command line.
     """
-    for known in KNOWN_WARNINGS:
-        warnings.filterwarnings("ignore", known)
+    leave_out_known_messages()
     words = typed_words(COMMAND) if words is None else list(words)
     with one_message(typed=words):
         cfg = compose_run(COMMAND, words)

@@ -11,7 +11,6 @@ import json
 import shlex
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,9 @@ from split_lightning.run_folder import (
 from split_lightning.signals import Interrupted, interrupted_by_signals
 from split_lightning.sweep import attempt, ending_with_comparison
 from split_lightning.user_errors import (
-    KNOWN_WARNINGS,
     Refused,
     is_in_sweep,
+    leave_out_known_messages,
     one_message,
     run_hydra,
 )
@@ -57,8 +56,7 @@ def _conf_folder() -> str:
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Trains and tests what a configuration names; returns and writes the results."""
-    for known in KNOWN_WARNINGS:
-        warnings.filterwarnings("ignore", known)
+    leave_out_known_messages()
     folder = Path(cfg.output_dir)
     end: type[SystemExit] = Refused  # until the run begins
     try:
@@ -187,12 +185,13 @@ def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
     }
     for name, segment in run.module.segments().items():
         save_segment(segment, folder / f"{name}.safetensors", metadata)
+    choices = summary(cfg, _typed())
     for logger in run.trainer.loggers:
         real = {k: v for k, v in results.items() if k.startswith(("test_", "val_"))}
         if isinstance(logger, TensorBoardLogger):  # shows them beside the choices
-            logger.log_hyperparams(summary(cfg), real)
+            logger.log_hyperparams(choices, real)
         else:
-            logger.log_hyperparams(summary(cfg))
+            logger.log_hyperparams(choices)
         logger.finalize("success")
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import inspect
+import logging
 import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -37,7 +39,7 @@ from split_lightning.finite import NonFiniteError
 _FULL = "HYDRA_FULL_ERROR"
 _OURS = "SPLIT_LIGHTNING_SET_HYDRA_FULL_ERROR"
 # Known, and of no use to a user: why, and what says so.
-KNOWN_WARNINGS = (
+_KNOWN_WARNINGS = (
     ".*LeafSpec.* is deprecated",  # Lightning 2.6 beside the newest torch
     "Total length of `list` across ranks is zero",  # data.val_share=0
     "It is recommended to use `self.log.*sync_dist",  # what is logged is of all ranks
@@ -67,6 +69,17 @@ _PACKAGES = {
     "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
     "hydra/launcher=ray": "hydra-ray-launcher",
 }
+
+
+def leave_out_known_messages() -> None:
+    """Silences known warnings, and Lightning's tips of products, in this process."""
+    for known in _KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", known)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_tip)
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless" not in record.getMessage()
 
 
 class Refused(SystemExit):

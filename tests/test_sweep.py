@@ -44,6 +44,7 @@ def mixed(tmp_path_factory):
     """A real sweep of four runs on digits, of which two have an impossible client."""
     folder = tmp_path_factory.mktemp("mixed")
     overrides = ["num_clients=-3,3", "data/partitioner=iid,dirichlet", *QUICK]
+    overrides += ["data.val_share=0.25"]
     with pytest.MonkeyPatch.context() as monkeypatch:
         return sweep(monkeypatch, folder, *overrides)
 
@@ -112,9 +113,15 @@ def test_tensorboard_compares_the_runs_of_a_sweep(mixed):
                 data = HParamsPluginData.FromString(found.plugin_data.content)
                 hparams = data.session_start_info.hparams
                 chosen.append(hparams["partitioner"].string_value.rpartition(".")[2])
+                chosen.append(hparams["data/partitioner"].string_value)
+                chosen.append(hparams["data.val_share"].number_value)
                 assert hparams["num_clients"].number_value == 3
+                assert "output_dir" not in hparams
                 assert "test_accuracy" in events.Tags()["scalars"]
-    assert chosen == ["IidPartitioner", "DirichletPartitioner"]
+    assert chosen == [
+        *("IidPartitioner", "iid", 0.25),
+        *("DirichletPartitioner", "dirichlet", 0.25),
+    ]
 
 
 def test_a_bug_is_traced_and_ends_no_sweep(monkeypatch, tmp_path, capsys):
@@ -273,14 +280,31 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path, capsys):
     assert 'pip install "split-lightning[sweep]"' in capsys.readouterr().err
 
 
-def test_the_joblib_launcher_runs_in_other_processes(monkeypatch, tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    status, folder = sweep(monkeypatch, tmp_path, *joblib, "num_clients=-3")
-    assert status == 2
-    (row,) = table(folder)
-    assert row["status"] == "failed"
-    assert "Expected `num_clients` to be an integer" in row["error"]
+BOTH = "num_clients=-3,2"
+LAUNCHERS = {  # as few processes as can be: each imports torch
+    "joblib": ["hydra.launcher.n_jobs=2", "hydra.launcher.batch_size=2", BOTH],
+    "submitit_local": ["hydra.launcher.timeout_min=5", "num_clients=2"],
+    "ray": ["+hydra.launcher.ray.init.num_cpus=1", BOTH],
+}
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_launchers_run_in_other_processes(monkeypatch, tmp_path, name):
+    """A run that fails there ends alone, too, and one that trains is complete."""
+    plugin = name.removesuffix("_local")
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
+    monkeypatch.setattr(train_module, "train", None)  # nothing is trained in this one
+    typed = [f"hydra/launcher={name}", *LAUNCHERS[name], *QUICK]
+    status, folder = sweep(monkeypatch, tmp_path, *typed)
+    *failed, finished = table(folder)
+    assert status == (2 if failed else 0)
+    assert len(failed) == (BOTH in typed)
+    for row in failed:
+        assert row["status"] == "failed"
+        assert "Expected `num_clients` to be an integer" in row["error"]
+    assert finished["status"] == "finished"
+    assert 0.0 < float(finished["test_accuracy"]) < 1.0
+    assert (folder / finished["run"] / "client.safetensors").is_file()
 
 
 def test_what_launchers_send_to_other_processes_is_found_there_by_name(monkeypatch):

@@ -1,13 +1,17 @@
 """A user's mistake gets one message, with key, value and what is allowed."""
 
+import logging
 import urllib.request
 from urllib.error import URLError
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import CSVLogger
 
 from split_lightning.module import SplitLightningModule
 from split_lightning.train import main
+from split_lightning.user_errors import leave_out_known_messages
 
 DATA_REMEDIES = ["data.root=FOLDER", "data=digits"]
 DIRICHLET = "data/partitioner=dirichlet"
@@ -335,3 +339,21 @@ def test_hydra_full_error_shows_where(monkeypatch, tmp_path, typed):
     monkeypatch.setattr("sys.argv", ["split-lightning", typed])
     with pytest.raises(Exception, match="num_client"):
         main()
+
+
+def test_tips_of_products_are_left_out_and_nothing_else(tmp_path):
+    told = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            told.append(record.getMessage())
+
+    logger, handler = logging.getLogger("pytorch_lightning"), Keep()
+    logger.addHandler(handler)
+    try:
+        leave_out_known_messages()
+        Trainer(accelerator="cpu", logger=CSVLogger(tmp_path))
+    finally:
+        logger.removeHandler(handler)
+    assert not [message for message in told if "litlogger" in message]
+    assert [message for message in told if message.startswith("GPU available")]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -30,7 +33,7 @@ class RoundProgressBar(RichProgressBar):
     It shows the round, the client that trains, the batch's loss, the last validation
     accuracy, images per second (of the round), bytes that travelled (of the run) and
     the time that is left (of the run). It shows nothing where the output is no
-    terminal, such as a file.
+    terminal, such as a file. What is logged meanwhile stands above the bar.
 
     Args:
         refresh_rate: Number of refreshes in a second.
@@ -50,6 +53,7 @@ class RoundProgressBar(RichProgressBar):
         self._images = 0
         self._round_start = 0.0
         self._start = (0.0, 0.0)  # seconds, and the share of the run that was done
+        self._lifted: list[tuple[logging.StreamHandler[Any], Any]] = []
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
@@ -57,6 +61,21 @@ class RoundProgressBar(RichProgressBar):
         console = Console(**self._console_kwargs)
         if not (console.is_terminal or console.is_jupyter):
             self.disable()
+
+    @override
+    def _init_progress(self, trainer: pl.Trainer) -> None:
+        before = sys.stdout, sys.stderr
+        super()._init_progress(trainer)
+        for old, new in zip(before, (sys.stdout, sys.stderr), strict=True):
+            if new is not old:  # rich's, which writes above the bar
+                self._lifted += [(h, h.setStream(new)) for h in _handlers(old)]
+
+    @override
+    def _stop_progress(self) -> None:
+        super()._stop_progress()
+        for handler, stream in self._lifted:
+            handler.setStream(stream)
+        self._lifted = []
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -156,6 +175,16 @@ class _Figures(ProgressColumn):
         if task.id == self.bar.train_progress_bar_id:
             self.texts[task.id] = self.bar._figures
         return Text(self.texts.get(task.id, ""), style="dim")
+
+
+def _handlers(stream: Any) -> Iterator[logging.StreamHandler[Any]]:
+    """Yields the handlers of all loggers that write to a stream."""
+    known = logging.root.manager.loggerDict.values()
+    loggers = [logging.root, *(x for x in known if isinstance(x, logging.Logger))]
+    handlers = {id(h): h for logger in loggers for h in logger.handlers}
+    for handler in handlers.values():
+        if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
+            yield handler
 
 
 def _share_done(trainer: pl.Trainer, batches: int) -> float:

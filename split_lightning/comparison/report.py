@@ -15,6 +15,7 @@ from split_lightning.comparison.plot import draw_runs
 from split_lightning.comparison.run_folder import RunFolder
 from split_lightning.comparison.settings import differing_settings, short_names, shown
 
+_WIDEST = 1000  # characters of a line of a file
 _SHORT = 6  # characters of a run's name that a legend has room for
 _STYLES = {"failed": "red", "unreadable": "red", "unfinished": "yellow"}
 _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -22,7 +23,7 @@ _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "test_loss": ("test\nloss", "{:.4f}".format),
     "val_accuracy": ("val.\nacc.", "{:.4f}".format),
     "bytes": ("bytes", lambda value: filesize.decimal(int(value))),
-    "seconds": ("seconds", "{:,.0f}".format),
+    "seconds": ("time\n(s)", "{:,.0f}".format),
 }
 
 
@@ -41,13 +42,7 @@ def compare(
     """
     console = console or Console()
     keys = differing_settings([run.settings for run in runs])
-    table = as_table(runs, keys)
-    if not console.is_terminal:  # a file is as wide as need be
-        widest = console.options.update(max_width=1000)
-        console.width = max(
-            console.width, table.__rich_measure__(console, widest).maximum
-        )
-    console.print(table)
+    console.print(_fitting_table(runs, keys, console))
     output.mkdir(parents=True, exist_ok=True)
     rows, plot = output / "comparison.csv", output / "comparison.png"
     write_csv(runs, keys, rows)
@@ -61,17 +56,32 @@ def compare(
     return files
 
 
-def as_table(runs: Sequence[RunFolder], keys: Sequence[str]) -> Table:
+def _fitting_table(
+    runs: Sequence[RunFolder], keys: Sequence[str], console: Console
+) -> Table:
+    """Returns a table that a terminal has room for; a file is as wide as need be."""
+    table = as_table(runs, keys)
+    widest = console.options.update(max_width=_WIDEST)
+    width = table.__rich_measure__(console, widest).maximum
+    if not console.is_terminal:
+        console.width = max(console.width, width)
+    return table if width <= console.width else as_table(runs, keys, in_one=True)
+
+
+def as_table(
+    runs: Sequence[RunFolder], keys: Sequence[str], in_one: bool = False
+) -> Table:
     """Returns a table with a row for each run; the best by validation is bold.
 
     Args:
         runs: The runs.
-        keys: The settings that become columns.
+        keys: The settings that are shown, a column each.
+        in_one: Whether they share one column instead, as `name=value`.
     """
     figures = [run.figures() for run in runs]
     used = [key for key in _FIGURES if any(row[key] is not None for row in figures)]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for name in ("run", *short_names(keys).values()):
+    for name in ("run", *(["settings"] if in_one else short_names(keys).values())):
         table.add_column(name, overflow="fold")
     for key in used:
         table.add_column(_FIGURES[key][0], justify="right", no_wrap=True)
@@ -81,8 +91,11 @@ def as_table(runs: Sequence[RunFolder], keys: Sequence[str]) -> Table:
     for run, row in zip(runs, figures, strict=True):
         values = [(row[key], _FIGURES[key][1]) for key in used]
         is_best = best is not None and row["val_accuracy"] == best and len(runs) > 1
+        settings = [shown(run.settings, key) for key in keys]
+        if in_one:
+            settings = [" ".join(_choices(run, keys))]
         table.add_row(
-            *map(Text, (run.name, *(shown(run.settings, key) for key in keys))),
+            *map(Text, (run.name, *settings)),
             *("" if value is None else formatted(value) for value, formatted in values),
             Text(_status(run), style=_STYLES.get(run.status, "")),
             style="bold" if is_best else None,
@@ -126,13 +139,17 @@ def _plain(run: RunFolder, key: str) -> object:
 
 def labels(runs: Sequence[RunFolder], keys: Sequence[str]) -> list[str]:
     """Returns what tells each run from the others: a short name, and its settings."""
-    names, found = short_names(keys), []
-    for run in runs:
-        there = [key for key in keys if key in run.settings]
-        found.append(", ".join(f"{names[k]}={shown(run.settings, k)}" for k in there))
+    found = [", ".join(_choices(run, keys)) for run in runs]
     return [
         f"{run.name}: {label}".removesuffix(": ")
         if len(run.name) <= _SHORT or not label or found.count(label) > 1
         else label
         for run, label in zip(runs, found, strict=True)
     ]
+
+
+def _choices(run: RunFolder, keys: Sequence[str]) -> list[str]:
+    """Returns the settings that a run has, as `name=value`."""
+    names = short_names(keys).items()
+    there = [(key, name) for key, name in names if key in run.settings]
+    return [f"{name}={shown(run.settings, key)}" for key, name in there]

@@ -19,7 +19,7 @@ from split_lightning.comparison.settings import Setting, flat_settings
 FAILURE = "failure.json"  # left by a run of a sweep that failed
 _MARKS = ("config.yaml", FAILURE)  # a folder that holds one of these is a run's
 _BYTES = ("uplink_bytes", "downlink_bytes", "handoff_bytes")
-_FIGURES = ("test_accuracy", "test_loss", "val_accuracy", "val_loss", "rounds")
+_FIGURES = ("test_accuracy", "test_loss", "val_accuracy", "val_loss")
 _SPEED = ("seconds", "images_per_second")
 
 Figures = dict[str, float | None]
@@ -54,15 +54,15 @@ class RunFolder:
     def figures(self) -> Figures:
         """Returns the figures of the run; those of its last round if it has no others.
 
-        `bytes` is what travelled in all. What was not measured is `None`.
+        `bytes` is what travelled in all; `rounds_done` is no setting, as `rounds` is.
+        What was not measured is `None`.
         """
         last = self.history[-1] if self.history else {}
-        if "round" in last:
-            last = {**last, "rounds": last["round"]}
         found = {**last, **self.results}
         figures = {
             key: _number(found.get(key)) for key in (*_FIGURES, *_BYTES, *_SPEED)
         }
+        figures["rounds_done"] = _number(found.get("rounds", found.get("round")))
         figures["bytes"] = total_bytes(found)
         return figures
 

@@ -12,8 +12,14 @@ from typing import Any, NamedTuple, cast
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-# Where a run is and where it went on from; neither is a choice.
-_IGNORED = ("output_dir", "ckpt_path")
+# No choices: where a run is, where it went on from, what it shows, what it refuses.
+_IGNORED = (
+    "output_dir",
+    "ckpt_path",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "protocol.ignores",
+)
 _FOLDER = "OUTPUT_DIR"  # in the place of each run's own
 _NOTHING = (None, "", "[]", "{}")
 
@@ -76,10 +82,11 @@ def _written(node: DictConfig) -> dict[str, Any]:
 def differing_settings(runs: Sequence[Mapping[str, Setting]]) -> list[str]:
     """Returns the keys whose values differ between runs, in the order of the files.
 
-    A key that passes on the same other key in all runs (`${seed}`) is left out, and so
-    is one that a run lacks because the object that it belongs to is of another class.
-    To lack a key is the same as to have nothing there (null, an empty list). A run
-    without any settings is left out of account.
+    A key that passes on the same other key in all runs (`${seed}`) is left out. So is
+    one that a run lacks because the object that it belongs to, or another of its group
+    (`protocol.module`, of `protocol.schedule.shuffle`), is of another class. To lack a
+    key is the same as to have nothing there (null, an empty list). A run without any
+    settings is left out of account.
 
     Args:
         runs: The settings of each run, from `flat_settings`.
@@ -97,7 +104,7 @@ def differing_settings(runs: Sequence[Mapping[str, Setting]]) -> list[str]:
                 differing.append(key)
         elif len(found) == len(runs) or found[0].value in _NOTHING:
             continue
-        elif not _owners(key) & set(differing):
+        elif not _owners(key) & set(differing) and not _is_told(key, runs, differing):
             differing.append(key)
     return differing
 
@@ -110,6 +117,24 @@ def _is_alias(found: Sequence[Setting]) -> bool:
 def _owners(key: str) -> set[str]:
     parts = key.split(".")
     return {".".join(parts[:i]) for i in range(1, len(parts))}
+
+
+def _is_told(
+    key: str, runs: Sequence[Mapping[str, Setting]], differing: Sequence[str]
+) -> bool:
+    """Tells whether the class of an object of its group says which runs lack a key."""
+    group = key.partition(".")[0]
+    for other in differing:
+        values = [run[other].value for run in runs if other in run]
+        same_group = other.startswith(f"{group}.") and len(values) == len(runs)
+        if same_group and all(isinstance(value, Target) for value in values):
+            having = {
+                value for value, run in zip(values, runs, strict=True) if key in run
+            }
+            lacking = {v for v, run in zip(values, runs, strict=True) if key not in run}
+            if not having & lacking:
+                return True
+    return False
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:

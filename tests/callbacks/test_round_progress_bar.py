@@ -1,10 +1,13 @@
 """`RoundProgressBar` in a terminal, and without one."""
 
 import io
+import logging
 import re
+import sys
 
 import pytest
 import rich
+from pytorch_lightning import Callback
 from watching import SaveAt, fit, make_data, make_module
 
 from split_lightning.callbacks import RoundProgressBar
@@ -98,6 +101,35 @@ def test_rounds_of_unknown_length(tmp_path):
     data = make_data(partitioner=LinearPartitioner, schedule=schedule)
     lines = shown(tmp_path, 140, data=data)
     assert lines[-1].startswith("Round 2/2 client ")
+
+
+def test_what_is_logged_stands_above_the_bar(tmp_path, capsys):
+    """On a line of its own: the bar is drawn anew below it."""
+    logger, handler = logging.getLogger("of a user"), logging.StreamHandler()
+    stream = handler.stream
+    assert stream is sys.stderr
+
+    class Log(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 4:
+                logger.warning("in round %d", trainer.current_epoch)
+
+    file = io.StringIO()
+    bar = RoundProgressBar(console_kwargs={"file": file, "force_terminal": True})
+    logger.addHandler(handler)
+    try:
+        fit(tmp_path, [bar, Log()], enable_progress_bar=True)
+        assert handler.stream is stream
+        logger.warning("afterwards")
+    finally:
+        logger.removeHandler(handler)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    lines = re.split(r"[\r\n]+", text)
+    assert "in round 0" in lines
+    assert "in round 1" in lines
+    err = capsys.readouterr().err
+    assert "in round" not in err
+    assert "afterwards" in err
 
 
 def test_without_a_terminal_nothing_is_written(tmp_path, capfd):

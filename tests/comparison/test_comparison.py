@@ -46,6 +46,23 @@ def test_the_csv_has_each_run_in_full(sweep):
     assert rows[0]["folder"] == str(sweep / "0")
 
 
+def test_no_two_columns_of_the_csv_have_one_name(sweep):
+    """`rounds` is a setting that may differ, and how many there were a figure."""
+    folder = sweep / "1"
+    a_run(folder, config(folder, lr=0.1, rounds=5))
+    compare(find_runs([sweep]), sweep, Console(file=io.StringIO()))
+    with (sweep / "comparison.csv").open(newline="") as lines:
+        header = next(csv.reader(lines))
+    assert len(set(header)) == len(header)
+    assert [row["rounds"] for row in read(sweep / "comparison.csv")] == [
+        "10",
+        "5",
+        "10",
+    ]
+    done = [row["rounds_done"] for row in read(sweep / "comparison.csv")]
+    assert done == ["3", "3", "1"]
+
+
 @pytest.mark.parametrize("width", [80, 200])
 def test_the_table_has_differing_settings_and_figures(sweep, width):
     printed = io.StringIO()
@@ -56,6 +73,30 @@ def test_the_table_has_differing_settings_and_figures(sweep, width):
     assert shown["1"][1:5] == ["0.1", "0.9000", "0.1000", "0.9000"]
     assert shown["1"][-4:] == ["5.5", "kB", "8", "finished"]
     assert shown["2"][-1] == "failed"
+
+
+def test_a_narrow_terminal_has_one_column_of_settings(tmp_path):
+    """No name and no value is broken, as it would be in five columns."""
+    for i in range(2):
+        folder, layer = tmp_path / str(i), f"layer{i}.0.conv1"
+        model = {"cut_layer": layer, "channels_last": bool(i)}
+        cfg = config(folder, lr=0.00123456 * (i + 1), batch_size=i, model=model, own=i)
+        a_run(folder, cfg, results(0.9))
+    runs = find_runs([tmp_path])
+    printed = {}
+    for width in (80, 120):
+        file = io.StringIO()
+        console = Console(
+            file=file, width=width, force_terminal=True, color_system=None
+        )
+        compare(runs, tmp_path, console)
+        printed[width] = file.getvalue().split("table:")[0]
+        assert max(map(len, printed[width].splitlines())) <= width
+    assert printed[120].split()[:6] == ["test", "test", "val.", "time", "run", "lr"]
+    words = printed[80].split()
+    assert words[4:6] == ["run", "settings"]
+    assert {"lr=0.002469", "batch_size=1", "cut_layer=layer1.0.conv1"} <= set(words)
+    assert {"channels_last=true", "own=1", "0.9000", "finished"} <= set(words)
 
 
 def test_a_plain_file_is_as_wide_as_the_table(sweep):

@@ -39,7 +39,7 @@ def test_how_a_run_ended(tmp_path):
     assert finished["test_accuracy"] == 0.9
     assert finished["bytes"] == 5500
     killed = runs["killed"].figures()  # those of its last round
-    assert (killed["val_accuracy"], killed["rounds"]) == (0.7, 2)
+    assert (killed["val_accuracy"], killed["rounds_done"]) == (0.7, 2)
     assert (killed["bytes"], killed["seconds"]) == (2 * 1900, 5.0)
     assert killed["test_accuracy"] is None
     assert set(runs["new"].figures().values()) == {None}

@@ -51,6 +51,37 @@ def test_an_object_is_one_column_and_its_own_options_none():
     }
 
 
+SPLIT = {
+    "module": {"_target_": "SplitLightningModule"},
+    "schedule": {"shuffle": False},
+    "callbacks": {"drift": {"_target_": "DriftMonitor"}},
+    "ignores": [],
+}
+UNSPLIT = {"module": {"_target_": "Centralized"}, "ignores": ["optimizer.client"]}
+
+
+def test_a_group_of_another_class_is_one_column():
+    """That the unsplit network has neither turns nor a cut, its class tells."""
+    one, two = flat(protocol=SPLIT), flat(protocol=UNSPLIT)
+    names = {"protocol.module": ["SplitLightningModule", "Centralized"]}
+    assert columns(one, two) == names
+    shuffled = flat(protocol={**SPLIT, "schedule": {"shuffle": True}})
+    assert columns(one, shuffled) == {"protocol.schedule.shuffle": ["false", "true"]}
+    without = flat(protocol={**SPLIT, "callbacks": {}})
+    drift = {"protocol.callbacks.drift": ["DriftMonitor", ""]}
+    assert columns(one, without) == drift
+    # The class does not tell which run lacks it: one with the same class has it.
+    assert set(columns(one, two, without)) == {"protocol.module", *drift}
+
+
+def test_what_a_run_shows_is_no_setting():
+    shows = {"enable_progress_bar": False, "enable_model_summary": True, "devices": 1}
+    other = {"enable_progress_bar": True, "enable_model_summary": False, "devices": 2}
+    assert columns(flat(trainer=shows), flat(trainer=other)) == {
+        "trainer.devices": ["1", "2"]
+    }
+
+
 def test_null_against_an_object():
     scheduler = {"_target_": "torch.StepLR", "step_size": 3}
     assert columns(flat(own=None), flat(own=scheduler)) == {"own": ["null", "StepLR"]}
