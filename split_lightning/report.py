@@ -20,10 +20,19 @@ _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "downlink_bytes": ("bytes down", filesize.decimal),
     "handoff_bytes": ("bytes handed over", filesize.decimal),
     "handoffs": ("hand-offs", "{:,}".format),
+    "averaging_bytes": ("bytes for averaging", filesize.decimal),
+    "server_averaging_bytes": ("bytes between servers", filesize.decimal),
     "images_per_second": ("images per second", "{:,.0f}".format),
     "seconds": ("time", lambda value: str(timedelta(seconds=round(value)))),
 }
-_TRAFFIC = ("uplink_bytes", "downlink_bytes", "handoff_bytes", "handoffs")
+_TRAFFIC = (  # shown where there was some
+    "uplink_bytes",
+    "downlink_bytes",
+    "handoff_bytes",
+    "handoffs",
+    "averaging_bytes",
+    "server_averaging_bytes",
+)
 
 
 def print_results(
@@ -58,9 +67,8 @@ def figures_table(results: Mapping[str, Any]) -> Table:
 
 def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields what was measured and its value, in words."""
-    is_split = any(results.get(key) for key in _TRAFFIC)  # else there is no cut
     for key, (name, formatted) in _ROWS.items():
-        if key in results and (is_split or key not in _TRAFFIC):
+        if key in results and (results[key] or key not in _TRAFFIC):
             yield name, formatted(results[key])
         if key == "val_accuracy" and "best_round" in results:
             best = f"{results['best_val_accuracy']:.4f} in round"

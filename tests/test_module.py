@@ -65,7 +65,7 @@ def batches_of(data, rounds):
     loader = data.train_dataloader()
     for round_index in range(rounds):
         loader.sampler.set_epoch(round_index)
-        for client_id, inputs, targets, ends_turn, _ in loader:
+        for client_id, inputs, targets, ends_turn, *_ in loader:
             yield round_index, client_id, inputs, targets, ends_turn
 
 
@@ -108,12 +108,6 @@ def test_centralized_module_equals_the_unsplit_network(tmp_path):
         nn.functional.cross_entropy(network(inputs), targets).backward()
         plain.step()
     assert_equal_states(module.network.state_dict(), network.state_dict())
-
-
-def test_centralized_module_wants_one_client(tmp_path):
-    module = UnsplitLightningModule(seeded_network(), SGD, num_classes=3)
-    with pytest.raises(MisconfigurationException, match=r"num_clients=1 \(got 3\)"):
-        fit(module, make_data(3), tmp_path, callbacks=[])
 
 
 def plain_round_robin(policy, optimizer, data, rounds, passing=True):

@@ -11,9 +11,10 @@ from typing_extensions import override
 class CommunicationMonitor(pl.Callback):
     """Logs what crossed the cut and what was handed over, each round and in total.
 
-    `comm/uplink_bytes`, `comm/downlink_bytes`, `comm/handoff_bytes` and `comm/handoffs`
-    are of the round, `comm/total_*` since the start of the run. Only training is
-    counted. Loggers store 32-bit floats; `module.totals()` has the exact integers.
+    `comm/uplink_bytes`, `comm/downlink_bytes`, `comm/handoff_bytes`, `comm/handoffs`,
+    `comm/averaging_bytes` and `comm/server_averaging_bytes` are of the round,
+    `comm/total_*` since the start of the run. Only training is counted; what
+    has never happened is not logged. Loggers store 32-bit floats; `module.totals()` has the exact integers.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,8 @@ class CommunicationMonitor(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         total = pl_module.totals()
         for name, count in total.items():
+            if count == 0:
+                continue
             in_round = float(count - self._before[name])
             pl_module.log(f"comm/{name}", in_round)
             pl_module.log(f"comm/total_{name}", float(count))

@@ -19,7 +19,7 @@ from torchmetrics.classification import (
 )
 from typing_extensions import override
 
-from split_lightning.callbacks.confusion_picture import draw_confusion
+from split_lightning.callbacks.confusion_picture import draw_confusion, repeated
 
 
 class ClassFigures(NamedTuple):
@@ -79,7 +79,7 @@ class ConfusionMatrix(pl.Callback):
     ) -> None:
         assert self._metrics is not None
         if outputs is not None:  # else this process has no share of the batch
-            self._metrics.update(outputs, batch[1])
+            self._metrics.update(outputs, repeated(batch[1], outputs))
 
     @override
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

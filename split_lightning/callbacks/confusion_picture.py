@@ -83,7 +83,7 @@ class ConfusionPicture(pl.Callback):
     def _count(self, logits: Tensor | None, targets: Tensor) -> None:
         if logits is not None:  # else this process has no share of the batch
             assert self._counts is not None
-            self._counts.update(logits, targets)
+            self._counts.update(logits, repeated(targets, logits))
 
     def _draw(self, trainer: pl.Trainer, part: str) -> Figure | None:
         metric, self._counts = self._counts, None
@@ -96,6 +96,16 @@ class ConfusionPicture(pl.Callback):
         for writer in tensorboard_writers(trainer):
             writer.add_figure(f"{part}/confusion", figure, trainer.global_step)
         return figure
+
+
+def repeated(targets: Tensor, logits: Tensor) -> Tensor:
+    """Returns the targets once for each network whose logits of them are given.
+
+    >>> import torch
+    >>> repeated(torch.tensor([1, 2]), torch.zeros(4, 3))
+    tensor([1, 2, 1, 2])
+    """
+    return targets.repeat(len(logits) // len(targets))
 
 
 def draw_confusion(counts: Tensor, classes: Sequence[str], part: str) -> Figure:

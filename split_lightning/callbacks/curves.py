@@ -15,6 +15,8 @@ _BYTES = {
     "uplink_bytes": "up: smashed data, labels",
     "downlink_bytes": "down: gradients",
     "handoff_bytes": "handed over: client segments",
+    "averaging_bytes": "for averaging: client segments",
+    "server_averaging_bytes": "between servers: their segments",
 }
 
 
@@ -30,7 +32,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     panels = [_draw_losses]
     if any(row["val_accuracy"] is not None for row in rows):
         panels.append(_draw_accuracy)
-    if any(row[name] for row in rows for name in _BYTES):
+    if any(row.get(name) for row in rows for name in _BYTES):
         panels.append(_draw_bytes)
     figure = Figure(figsize=(4.8 * len(panels), 3.8), layout="constrained")
     for number, draw in enumerate(panels, start=1):
@@ -63,11 +65,13 @@ def _draw_accuracy(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw_bytes(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    most = max(row[name] for row in rows for name in _BYTES)
+    most = max(row.get(name) or 0 for row in rows for name in _BYTES)
     power = min(int(math.log10(most)) // 3, len(_UNITS) - 1)
-    widths = (5.0, 1.5, 1.5)  # up and down are often nearly the same: one on the other
-    for (name, label), width in zip(_BYTES.items(), widths, strict=True):
-        look = {"linewidth": width, "alpha": 0.4 if width > 2 else 1.0}
+    for name, label in _BYTES.items():
+        if not any(row.get(name) for row in rows):
+            continue
+        wide = name == "uplink_bytes"  # often nearly that down: one on the other
+        look = {"linewidth": 5.0 if wide else 1.5, "alpha": 0.4 if wide else 1.0}
         _draw(axes, rows, name, label, scale=1000.0**power, **look)
     axes.set_ylim(0, 1.4 * most / 1000.0**power)  # room for the legend
     axes.set_title(f"bytes since the start ({_UNITS[power]})")

@@ -20,7 +20,8 @@ class CutMonitor(pl.Callback):
     """Logs the norms of the smashed data and of its gradient, as they cross the cut.
 
     `cut/smashed_norm` and `cut/gradient_norm` are Euclidean norms over all values of a
-    batch, of all tensors that cross together (where several do). The gradient is that
+    step, of all tensors that cross together (where several do, or several clients
+    take part). The gradient is that
     of the batch's mean loss divided by `accumulate_grad_batches`; clipping, which comes
     after the cut, does not change it. Measured in every `log_every_n_steps`-th batch of
     the Trainer; the others cost nothing.
@@ -74,7 +75,9 @@ class CutMonitor(pl.Callback):
 
     def _observe(self, crossing: str, values: tuple[Any, ...]) -> None:
         if self._looks and crossing in _NAMES:
-            self._norms[_NAMES[crossing]] = joint_norm(values)
+            name, norm = _NAMES[crossing], joint_norm(values)
+            before = self._norms.get(name, torch.zeros_like(norm))  # other clients'
+            self._norms[name] = torch.hypot(before, norm)
 
 
 def joint_norm(values: Iterable[Any]) -> Tensor:

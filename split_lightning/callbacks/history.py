@@ -28,6 +28,8 @@ COLUMNS = (
     "downlink_bytes",
     "handoff_bytes",
     "handoffs",
+    "averaging_bytes",
+    "server_averaging_bytes",
     "images",
     "seconds",
 )
@@ -174,7 +176,7 @@ def _line(row: Row, rounds: int | None) -> str:
     if row["val_accuracy"] is not None:
         words.append(f"val accuracy {row['val_accuracy']:.4f}")
     words.append(f"{row['images']:,} images in {row['seconds']:.1f} s")
-    crossed = row["uplink_bytes"] + row["downlink_bytes"] + row["handoff_bytes"]
+    crossed = sum(row[name] for name in COLUMNS if name.endswith("_bytes"))
     if crossed:
         words.append(filesize.decimal(crossed))
     return ", ".join(words)

@@ -97,7 +97,9 @@ class RoundProgressBar(RichProgressBar):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        client = f" client {batch.client_id}"
+        clients = [part.client_id for part in batch.parts]
+        several = f" {len(clients)} clients"
+        client = several if len(clients) > 1 else f" client {clients[0]}"
         if client == self._client or self.progress is None:
             return
         self._client = client

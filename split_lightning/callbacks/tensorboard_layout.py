@@ -43,7 +43,7 @@ _CHARTS = [
     Chart(
         "Cut",
         "bytes of a round",
-        [r"comm/(uplink|downlink|handoff)_bytes$"],
+        [r"comm/(uplink|downlink|handoff|averaging|server_averaging)_bytes$"],
         CommunicationMonitor,
     ),
     Chart("Cut", "bytes in total", [r"comm/total_.*_bytes$"], CommunicationMonitor),

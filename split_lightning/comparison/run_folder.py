@@ -18,7 +18,13 @@ from split_lightning.comparison.settings import Setting, flat_settings
 
 FAILURE = "failure.json"  # left by a run of a sweep that failed
 _MARKS = ("config.yaml", FAILURE)  # a folder that holds one of these is a run's
-_BYTES = ("uplink_bytes", "downlink_bytes", "handoff_bytes")
+_BYTES = (
+    "uplink_bytes",
+    "downlink_bytes",
+    "handoff_bytes",
+    "averaging_bytes",
+    "server_averaging_bytes",
+)
 _FIGURES = ("test_accuracy", "test_loss", "val_accuracy", "val_loss")
 _SPEED = ("seconds", "images_per_second")
 

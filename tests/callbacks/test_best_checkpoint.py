@@ -8,13 +8,13 @@ from conftest import RandomImages, tiny_network
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from split_lightning import CentralizedLightningModule, SplitDataModule
+from split_lightning import SplitDataModule, UnsplitLightningModule
 from split_lightning.callbacks import BestCheckpoint, ResumeCheckpoint
 
 SCORES = (0.2, 0.9, 0.4, 0.6)  # of the rounds
 
 
-class Scored(CentralizedLightningModule):
+class Scored(UnsplitLightningModule):
     """Is told how good it is."""
 
     def on_validation_epoch_end(self):
