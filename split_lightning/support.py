@@ -64,8 +64,8 @@ def require_processes(trainer: pl.Trainer) -> None:
     strategy = trainer.strategy
     if isinstance(strategy, SingleDeviceStrategy):
         return
-    start = strategy._start_method if isinstance(strategy, DDPStrategy) else None
-    if start != "popen":
+    if not isinstance(strategy, DDPStrategy) or strategy._start_method != "popen":
+        start = getattr(strategy, "_start_method", None)
         how = f"(start_method={start!r})" if start else ""
         raise MisconfigurationException(
             f"{type(strategy).__name__}{how} would not train as one process does. Use "
