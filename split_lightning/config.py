@@ -287,7 +287,8 @@ def _check_processes(cfg: DictConfig) -> None:
     if not is_one and strategy in ("auto", None):
         raise ValueError(
             "Expected `trainer.strategy` to be ddp where `trainer.devices` asks for "
-            f"several ({devices}), but got {strategy}."
+            f"several ({devices}), but got {strategy}. (The runs of a sweep take one "
+            "process each: trainer.devices=1.)"
         )
 
 

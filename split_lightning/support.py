@@ -65,10 +65,12 @@ def require_processes(trainer: pl.Trainer) -> None:
     if isinstance(strategy, SingleDeviceStrategy):
         return
     if not isinstance(strategy, DDPStrategy) or strategy._start_method != "popen":
+        start = getattr(strategy, "_start_method", None)
+        how = f"(start_method={start!r})" if start else ""
         raise MisconfigurationException(
-            f"{type(strategy).__name__} cannot train two segments with optimizers of "
-            "their own in several processes. Use Trainer(strategy='ddp'), or one "
-            "device: Trainer(devices=1, strategy='auto')."
+            f"{type(strategy).__name__}{how} would not train as one process does. Use "
+            "Trainer(strategy='ddp'), or one device: Trainer(devices=1, "
+            "strategy='auto')."
         )
     if strategy._ddp_kwargs.get("find_unused_parameters"):
         raise MisconfigurationException(

@@ -96,6 +96,13 @@ def plain_network(num_classes=10, **options):
     )
 
 
+class SpoiledImage(nn.Module):
+    """An augmentation that spoils the brightest image of digits, and no other."""
+
+    def forward(self, images):
+        return images / (images.sum(dim=(1, 2, 3), keepdim=True) < -10.2)
+
+
 def begin_child(function):
     """Runs a function in a process of its own; returns its number."""
     pid = os.fork()

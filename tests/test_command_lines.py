@@ -1,8 +1,11 @@
 """Whatever is typed: a run, or one message that leaves nothing behind.
 
+A sweep that began goes on past a run that is refused, which says why in its folder.
+
 `COMMAND_LINES=2000 COMMAND_LINES_SEED=7 pytest tests/test_command_lines.py` tries more.
 """
 
+import json
 import os
 import re
 import urllib.request
@@ -17,6 +20,7 @@ from split_lightning.train import main
 COUNT = int(os.environ.get("COMMAND_LINES", "30"))
 SEED = int(os.environ.get("COMMAND_LINES_SEED", "0"))
 LINES = [Typist(1_000_000 * SEED + number).line() for number in range(COUNT)]
+LINES.append(["-m", "rounds=0", "seed=0,1"])  # a sweep of which each run is refused
 PREFIX = "split-lightning: error: "
 
 
@@ -48,10 +52,25 @@ def test_a_run_or_one_message(monkeypatch, tmp_path, capsys, typed):
     if status in (0, None):  # such as --cfg job, which prints
         assert "error" not in message
         assert any(word.startswith("-") for word in typed)
+    elif list(tmp_path.rglob("comparison.csv")):
+        assert status == 2
+        check_sweep(message, tmp_path, typed)
+        return
     else:
         assert status == 2
         check_message(message, typed)
     assert not list(tmp_path.iterdir())
+
+
+def check_sweep(message, folder, typed):
+    """Every run of the sweep was refused, each with one message."""
+    assert {"-m", "--multirun"} & set(typed)
+    assert "Traceback" not in message
+    failures = [json.loads(file.read_text()) for file in folder.rglob("failure.json")]
+    assert len(failures) == message.count(PREFIX) > 0
+    for failure in failures:
+        assert failure["mistake"]
+        assert f"{PREFIX}{failure['error']}\n" in message
 
 
 def check_message(message, typed):

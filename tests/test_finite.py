@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import RandomImages, tiny_network
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import LambdaCallback
 from torch import nn
 
 from split_lightning import (
@@ -92,19 +93,23 @@ def make_data(num_clients, augmentation=None):
 def fit(folder, spoiled, num_clients=3, rounds=2, centralized=False, **options):
     data = make_data(num_clients, spoiled.pop("augmentation", None))
     module = make_module(centralized, **spoiled, **options)
-    callbacks = [ResumeCheckpoint(folder), RoundRobinWeightPassing()]
+    train(module, data, folder, ResumeCheckpoint(folder), rounds=rounds)
+    return module
+
+
+def train(module, data, folder, *callbacks, rounds=2):
+    passing = [RoundRobinWeightPassing()] if data.num_clients > 1 else []
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=rounds,
         logger=False,
-        callbacks=callbacks[: 1 + (num_clients > 1)],
+        callbacks=[*callbacks, *passing],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=folder,
     )
     trainer.fit(module, datamodule=data)
-    return module
 
 
 @pytest.mark.parametrize("what", SPOILED)
@@ -116,6 +121,30 @@ def test_a_run_stops_and_keeps_its_last_good_checkpoint(tmp_path, what):
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert kept["epoch"] == 0
     assert all(torch.isfinite(t).all() for t in kept["state_dict"].values())
+
+
+@pytest.mark.parametrize("party", ["client", "server"])
+def test_a_gradient_of_weights_alone_stops_a_run(tmp_path, party):
+    """It overflows though all that crosses the cut is finite."""
+    data = make_data(3)
+    module = make_module()
+    weight = next(getattr(module, party).parameters())
+    left = [5]
+
+    def spoil(gradient):
+        left[0] -= 1
+        return gradient * float("inf") if left[0] == 0 else gradient
+
+    weight.register_hook(spoil)
+    before = {}
+
+    def keep(trainer, module, batch, batch_idx):
+        before.update({n: p.detach().clone() for n, p in module.named_parameters()})
+
+    with pytest.raises(NonFiniteError, match=f"client 1, batch 5 .*: the {party}'s gr"):
+        train(module, data, tmp_path, LambdaCallback(on_train_batch_start=keep))
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter, before[name]), name  # nobody has stepped
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient of the smashed data"])

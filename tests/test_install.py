@@ -1,4 +1,4 @@
-"""The package from a checkout, an editable install and a wheel, each both ways."""
+"""The package from a checkout, an editable install and a wheel, from any folder."""
 
 import json
 import os
@@ -10,10 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = """import sys
-from split_lightning.train import main
-sys.exit(main())
-"""
 
 
 def run(*arguments, cwd=ROOT, env=None):
@@ -55,23 +51,29 @@ def installed(request, tmp_path_factory):
         if "split_lightning" not in path.name:
             (depends / path.name).symlink_to(path)
     (site / "depends.pth").write_text(str(depends))
-    env = {"PYTHONPATH": ""}
     if request.param == "checkout":
-        script.write_text(f"#!{python}\n{SCRIPT}")
-        script.chmod(0o755)
-        env = {"PYTHONPATH": str(ROOT)}
-    else:
-        source = ["-e", ROOT]
-        if request.param == "wheel":
-            source = [request.getfixturevalue("wheel")]
-        pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
-        run(*pip, "--no-deps", "--no-build-isolation", "--no-index", *source)
-    return request.param, python, script, env
+        return python, script, {"PYTHONPATH": str(ROOT)}
+    source = ["-e", ROOT]
+    if request.param == "wheel":
+        source = [request.getfixturevalue("wheel")]
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    run(*pip, "--no-deps", "--no-build-isolation", "--no-index", *source)
+    return python, script, {"PYTHONPATH": ""}
 
 
-@pytest.mark.parametrize("how", ["module", "script"])
-def test_runs_from_any_folder(installed, how, tmp_path):
-    kind, python, script, env = installed
+@pytest.mark.parametrize(
+    ("installed", "how"),
+    [
+        ("checkout", "module"),  # has no script
+        ("editable", "script"),
+        ("wheel", "module"),
+        ("wheel", "script"),
+    ],
+    indirect=["installed"],
+)
+def test_runs_from_any_folder(request, installed, how, tmp_path):
+    python, script, env = installed
+    is_wheel = "wheel-" in request.node.name
     start = [python, "-m", "split_lightning.train"] if how == "module" else [script]
     found = run(
         python,
@@ -80,7 +82,7 @@ def test_runs_from_any_folder(installed, how, tmp_path):
         cwd=tmp_path,
         env=env,
     )
-    assert (Path(found.strip()).parent.parent == ROOT) == (kind != "wheel")
+    assert (Path(found.strip()).parent.parent == ROOT) != is_wheel
     printed = run(
         *start, "rounds=1", "trainer.fast_dev_run=true", cwd=tmp_path, env=env
     )

@@ -399,7 +399,7 @@ def test_what_would_train_wrongly_is_refused(tmp_path, options, message):
     ("strategy", "message"),
     [
         ("ddp_find_unused_parameters_true", r"find_unused_parameters.*strategy='ddp'"),
-        ("ddp_spawn", r"DDPStrategy cannot.*strategy='ddp'"),
+        ("ddp_spawn", r"DDPStrategy\(start_method='spawn'\).*strategy='ddp'"),
     ],
 )
 def test_strategies_that_would_not_train_as_one_process_are_refused(strategy, message):

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -17,17 +17,38 @@ from test_train import command
 
 from split_lightning.processes import Processes
 
-# Of 479 samples 34 validate; 445 leave a last batch of one.
+# Of 479 samples 34 validate; 445 leave a last batch of one: turns of 4 batches.
 RUN = [
     "rounds=2",
     "num_clients=3",
-    "batch_size=37",
+    "batch_size=148",
     "model.network._target_=conftest.plain_network",
     "data.val_share=0.07",
     "trainer.log_every_n_steps=1",
 ]
 CUT = "model.cut_layer=2"
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
+
+CASES = {
+    "keep": [CUT],
+    "travel": [CUT, "optimizer_state=travel", "model.accumulate_grad_batches=3"],
+    "no passing": [CUT, "protocol.callbacks.weight_passing.enabled=false"],
+    "skewed": [
+        CUT,
+        "optimizer_state=reset",
+        "data/augmentation=crop",
+        "data/partitioner=dirichlet",
+        "protocol.schedule.shuffle=true",
+        "clients_per_round=2",
+        "model.gradient_clip_val=0.1",
+    ],
+    "skips": [
+        CUT,
+        "model.non_finite=skip",
+        "data.augmentation={_target_:conftest.SpoiledImage}",
+    ],
+    "unsplit": ["protocol=centralized", "num_clients=1"],
+}
 
 
 def free_port():
@@ -36,7 +57,7 @@ def free_port():
         return opened.getsockname()[1]
 
 
-def start_two(monkeypatch, folder, *overrides, before=lambda rank: None):
+def start_two(folder, *overrides, before=lambda rank, monkeypatch: None):
     """Starts two processes as torchrun does; returns their exit statuses."""
     port = str(free_port())
 
@@ -51,8 +72,9 @@ def start_two(monkeypatch, folder, *overrides, before=lambda rank: None):
             "WORLD_SIZE": "2",
             "LOCAL_WORLD_SIZE": "2",
         }
-        before(rank)
-        command(monkeypatch, folder, *overrides, *TWO)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            before(rank, monkeypatch)
+            command(monkeypatch, folder, *overrides, *TWO)
 
     return [exit_code(p) for p in [begin_child(partial(process, k)) for k in (0, 1)]]
 
@@ -62,34 +84,24 @@ def the_run(folder):
     return found.parent
 
 
-CASES = {
-    "keep": [CUT],
-    "travel": [CUT, "optimizer_state=travel", "model.accumulate_grad_batches=2"],
-    "no passing": [CUT, "protocol.callbacks.weight_passing.enabled=false"],
-    "skewed": [
-        CUT,
-        "optimizer_state=reset",
-        "data/augmentation=crop",
-        "data/partitioner=dirichlet",
-        "protocol.schedule.shuffle=true",
-        "clients_per_round=2",
-        "model.gradient_clip_val=0.1",
-    ],
-    "unsplit": ["protocol=centralized", "num_clients=1"],
-}
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Returns, of a case, the run of one process and that of two; each is made once."""
+
+    @cache
+    def of(case):
+        one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+        assert start_two(two, *RUN, *CASES[case]) == [0, 0]
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            command(monkeypatch, one, *RUN, *CASES[case])
+        return the_run(one), the_run(two)
+
+    return of
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_weights_metrics_and_bytes_are_those_of_one_process(
-    monkeypatch, tmp_path, case
-):
-    one, two = tmp_path / "one", tmp_path / "two"
-    for folder in (one, two):
-        folder.mkdir()
-    overrides = [*RUN, *CASES[case]]
-    assert start_two(monkeypatch, two, *overrides) == [0, 0]
-    command(monkeypatch, one, *overrides)
-    one, two = the_run(one), the_run(two)
+def test_weights_metrics_and_bytes_are_those_of_one_process(runs, case):
+    one, two = runs(case)
     for file in one.glob("*.safetensors"):
         expected, found = load_file(file), load_file(two / file.name)
         for name in expected:
@@ -99,6 +111,8 @@ def test_weights_metrics_and_bytes_are_those_of_one_process(
     expected, found = (
         json.loads((run / "results.json").read_text()) for run in (one, two)
     )
+    # A batch of which one process alone has the spoiled image is skipped by both.
+    assert expected["skipped_batches"] == (2 if case == "skips" else 0)
     for name, value in expected.items():
         if name in ("images_per_second", "seconds"):
             continue
@@ -116,13 +130,8 @@ def test_weights_metrics_and_bytes_are_those_of_one_process(
     assert log.count("round 2/2") == 1
 
 
-def test_what_is_logged_is_of_the_whole_batch(monkeypatch, tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    overrides = [*RUN, CUT, "rounds=1"]
-    assert start_two(monkeypatch, tmp_path / "two", *overrides) == [0, 0]
-    command(monkeypatch, tmp_path / "one", *overrides)
-    one, two = (events_of(the_run(tmp_path / name)) for name in ("one", "two"))
+def test_what_is_logged_is_of_the_whole_batch(runs):
+    one, two = map(events_of, runs("keep"))
     tags = set(one.Tags()["scalars"])
     assert tags == set(two.Tags()["scalars"])
     assert tags >= {"train/batch_loss", "cut/smashed_norm", "drift/client"}
@@ -133,29 +142,19 @@ def test_what_is_logged_is_of_the_whole_batch(monkeypatch, tmp_path):
         assert values[0] == pytest.approx(values[1], rel=2e-3, abs=1e-4), tag
 
 
-def test_two_processes_stop_together_and_go_on(monkeypatch, tmp_path):
-    overrides = [*RUN, CUT, "optimizer_state=travel"]
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    code = start_two(monkeypatch, tmp_path, *overrides, f"hydra.run.dir={whole}")
-    assert code == [0, 0]
+def test_two_processes_stop_together_and_go_on(runs, tmp_path):
+    """In the second round, with a batch's gradient that waits for its step."""
+    _, whole = runs("travel")
+    overrides = [*RUN, *CASES["travel"], f"hydra.run.dir={tmp_path / 'run'}"]
 
-    def interrupt_one(rank):
+    def interrupt_one(rank, monkeypatch):
         if rank == 1:  # the other learns of it
-            monkeypatch.setattr(*at_batch(20, signal.SIGTERM))
+            monkeypatch.setattr(*at_batch(21, signal.SIGTERM))
 
-    stopped = start_two(
-        monkeypatch,
-        tmp_path,
-        *overrides,
-        f"hydra.run.dir={run}",
-        before=interrupt_one,
-    )
+    stopped = start_two(tmp_path, *overrides, before=interrupt_one)
     assert stopped == [128 + signal.SIGTERM] * 2
-    code = start_two(
-        monkeypatch, tmp_path, *overrides, f"hydra.run.dir={run}", "ckpt_path=last"
-    )
-    assert code == [0, 0]
-    assert_equal(run, whole)
+    assert start_two(tmp_path, *overrides, "ckpt_path=last") == [0, 0]
+    assert_equal(tmp_path / "run", whole)
 
 
 def test_a_sweep_of_several_processes_is_refused(monkeypatch, tmp_path, capsys):

@@ -11,13 +11,14 @@ import pytest
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from test_train import NO_PICTURES
 
 from split_lightning import train as train_module
 from split_lightning.module import SplitLightningModule
 from split_lightning.train import main
 
 QUIET = ["trainer.enable_progress_bar=false", "trainer.enable_model_summary=false"]
-QUICK = [*QUIET, "rounds=1", "trainer.limit_train_batches=2"]
+QUICK = [*QUIET, *NO_PICTURES, "rounds=1", "trainer.limit_train_batches=2"]
 OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.direction=maximize"]
 
 

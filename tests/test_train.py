@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from split_lightning import train as train_module
 from split_lightning.data import TorchvisionImages
 from split_lightning.models import DigitsCNN
 from split_lightning.train import main
@@ -211,11 +213,11 @@ def test_client_losses_are_means_over_turns(monkeypatch, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_run(monkeypatch, tmp_path):
-    ends = []
+    ends, short = [], ["rounds=1", "trainer.limit_train_batches=8"]
     for seed in (1, 1, 2):
         folder = tmp_path / str(len(ends))
         folder.mkdir()
-        (run,) = command(monkeypatch, folder, "rounds=1", f"seed={seed}")
+        (run,) = command(monkeypatch, folder, *short, f"seed={seed}")
         ends.append(load_file(run / "server.safetensors")["fc2.weight"])
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])
@@ -229,8 +231,10 @@ def compose_test(*overrides):
 def test_main_returns_the_monitored_metric(tmp_path):
     overrides = [
         f"output_dir={tmp_path}",
-        "rounds=2",
+        "rounds=1",
+        "trainer.limit_train_batches=8",
         "trainer.enable_progress_bar=false",
+        *NO_PICTURES,
     ]
     value = main(compose_test(*overrides))
     results = json.loads((tmp_path / "results.json").read_text())
@@ -246,6 +250,8 @@ def test_a_sweep_has_a_folder_for_each_run(monkeypatch, tmp_path):
         tmp_path,
         "-m",
         "rounds=1",
+        "num_clients=3",
+        "batch_size=128",
         "logger=none",
         "data/partitioner=iid,dirichlet",
         "data.val_share=0",
@@ -259,9 +265,15 @@ def test_a_sweep_has_a_folder_for_each_run(monkeypatch, tmp_path):
 
 
 def test_the_hparams_search_is_a_grid(monkeypatch, tmp_path):
-    overrides = ["-m", "+hparams_search=learning_rates", "rounds=1", "logger=none"]
-    runs = command(monkeypatch, tmp_path, *overrides, "trainer.limit_train_batches=2")
-    assert len(runs) == 9
+    begun = []
+
+    def train(cfg):
+        begun.append((cfg.optimizer.client.lr, cfg.optimizer.server.lr))
+        return {}
+
+    monkeypatch.setattr(train_module, "train", train)
+    command(monkeypatch, tmp_path, "-m", "+hparams_search=learning_rates")
+    assert begun == list(product([0.003, 0.01, 0.03], repeat=2))
 
 
 @pytest.fixture
@@ -325,8 +337,17 @@ def test_experiments_are_what_they_say():
 
 
 @pytest.mark.usefixtures("_fake_torchvision")
-@pytest.mark.parametrize("data", ["cifar10", "cifar100", "mnist", "fashion_mnist"])
-@pytest.mark.parametrize("augmentation", ["none", "crop", "crop_flip"])
+@pytest.mark.parametrize(
+    ("data", "augmentation"),
+    [
+        ("cifar10", "none"),
+        ("cifar10", "crop_flip"),
+        ("cifar100", "crop"),
+        ("mnist", "crop"),
+        ("mnist", "crop_flip"),
+        ("fashion_mnist", "none"),
+    ],
+)
 def test_every_data_set_and_augmentation_runs(
     monkeypatch, tmp_path, data, augmentation
 ):
@@ -403,14 +424,16 @@ def test_every_partitioner_runs(monkeypatch, tmp_path, partitioner, num_clients)
     ids=lambda overrides: ",".join(overrides),
 )
 def test_what_can_be_chosen_runs_two_rounds(monkeypatch, tmp_path, overrides):
-    (run,) = command(monkeypatch, tmp_path, "rounds=2", *overrides)
+    few = ["rounds=2", "num_clients=5", "batch_size=64"]
+    (run,) = command(monkeypatch, tmp_path, *few, *overrides)
     results = json.loads((run / "results.json").read_text())
     assert results["rounds"] == 2
     assert results["test_accuracy"] > 0.1
 
 
 def test_the_table_names_what_to_look_at(monkeypatch, tmp_path, capsys):
-    (run,) = command(monkeypatch, tmp_path, "rounds=1")
+    short = ["rounds=1", "trainer.limit_train_batches=2"]
+    (run,) = command(monkeypatch, tmp_path, *short)
     printed = capsys.readouterr().out
     for words in (
         "test accuracy",
@@ -453,9 +476,10 @@ def test_what_does_not_fit_together_gets_one_message(
     assert all(word in message for word in words), message
 
 
-def test_a_checkpoint_of_another_cut_is_refused(monkeypatch, tmp_path, capsys):
-    (run,) = command(monkeypatch, tmp_path, "rounds=1", "num_clients=2")
-    path = run / "checkpoints" / "last.ckpt"
+def test_a_checkpoint_of_another_cut_is_refused(
+    monkeypatch, tmp_path, capsys, finished
+):
+    path = finished / "checkpoints" / "last.ckpt"
     with pytest.raises(SystemExit):
         command(monkeypatch, tmp_path, f"ckpt_path={path}", "model.cut_layer=relu1")
     message = capsys.readouterr().err
@@ -464,10 +488,11 @@ def test_a_checkpoint_of_another_cut_is_refused(monkeypatch, tmp_path, capsys):
 
 
 def test_a_run_goes_on_from_last(monkeypatch, tmp_path):
-    (run,) = command(monkeypatch, tmp_path, "rounds=2", "name=half")
-    path = run / "checkpoints" / "last.ckpt"
-    command(monkeypatch, tmp_path, "rounds=4", "name=whole")
-    command(monkeypatch, tmp_path, "rounds=4", "name=resumed", f"ckpt_path={path}")
+    few = ["num_clients=3", "batch_size=128"]
+    (run,) = command(monkeypatch, tmp_path, *few, "rounds=1", "name=half")
+    goes_on = f"ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    command(monkeypatch, tmp_path, *few, "rounds=2", "name=whole")
+    command(monkeypatch, tmp_path, *few, "rounds=2", "name=resumed", goes_on)
     whole, resumed = (
         next(tmp_path.glob(f"runs/{name}/*/server.safetensors"))
         for name in ("whole", "resumed")

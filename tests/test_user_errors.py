@@ -152,8 +152,8 @@ MISTAKES = {
     "trainer.max_steps=0": ["trainer.max_steps", "0"],
     "trainer.precision=nonsense": ["trainer.precision", "'nonsense'", "bf16-mixed"],
     "trainer.accelerator=warp": ["trainer.accelerator=warp", "cpu"],
-    "trainer.devices=2": ["trainer.devices", "(2)", "trainer.strategy", "ddp"],
-    "trainer.strategy=ddp_spawn": ["trainer.strategy=ddp_spawn", "strategy='ddp'"],
+    "trainer.devices=2": ["trainer.devices", "(2)", "trainer.strategy", "ddp", "sweep"],
+    "trainer.strategy=ddp_spawn": ["start_method='spawn'", "strategy='ddp'"],
     "trainer.check_val_every_n_epoch=0": ["check_val_every_n_epoch", "0", INTEGER],
     # What would be ignored
     "data.root=/tmp": ["data.root=/tmp", "would change nothing"],
