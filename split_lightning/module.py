@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from split_lightning import joint_step
 from split_lightning.callbacks.weight_passing import WeightPassing
-from split_lightning.channel import Activations, CutLayerChannel, values_of
+from split_lightning.channel import CutLayerChannel, values_of
 from split_lightning.classifier import (
     Classifier,
     OptimizerFactory,
@@ -29,7 +28,6 @@ from split_lightning.finite import NonFinitePolicy
 from split_lightning.models.split import split
 from split_lightning.parties import Parties
 from split_lightning.replicas import Buffers, OptimizerState, Replicas
-from split_lightning.running_mean import RunningMean
 from split_lightning.server_map import ServerMap
 from split_lightning.support import (
     refuse_unsupported,
@@ -220,17 +218,23 @@ class SplitLightningModule(Classifier):
         self.check_turn(batch)
         self.channel.is_counting = batch.share > 0
 
-        activations = self._forward(batch)  # the clients' forward
-        smashed = [self.channel.uplink(a) for a in activations]  # detached
+        # Each client's forward; what crosses is detached; the server's, on all at once.
+        activations = joint_step.forward(self.clients, batch, self.laid_out)
+        smashed = [self.channel.uplink(a) for a in activations]
         targets = self.channel.uplink_targets(batch.targets)
-        logits = self.server(*joined(smashed))  # the server's forward, on all at once
+        logits = self.server(*joint_step.joined(smashed))
         loss: Tensor = self.criterion(logits, targets)
 
         # 1: down to the cut. Gradients of several processes are averaged.
         weight = batch.share * self.trainer.world_size
         self.manual_backward(loss * weight / self.accumulate_grad_batches)
-        self._scale(batch, smashed)
-        self._average_cut_gradients(smashed)
+        joint_step.scale_cut_gradients(
+            smashed,
+            torch.tensor([len(part.targets) for part in batch.parts]),
+            own=self.cut_gradient == "own",
+            shared=len(self.clients.acting()) == 1,
+        )
+        joint_step.average_cut_gradients(smashed[: self.average_cut_gradients or 0])
         gradients = [g for s in smashed for g in self.channel.downlink(s)]
         values = [value for a in activations for value in values_of(a)]
         returned = [
@@ -267,63 +271,6 @@ class SplitLightningModule(Classifier):
             self._after_step()
         self.end_of_step(batch, self._losses_of(batch, loss, logits), batch_idx)
         return loss.detach()
-
-    def _forward(self, batch: StepBatch) -> list[Activations]:
-        """Returns what each client computes, or all at once where that is the same.
-
-        That is so where they share their weights, and no layer mixes samples.
-        """
-        pairs = [(self.clients.seat_of(p.client_id), p.inputs) for p in batch.parts]
-        acting = self.clients.acting()
-        if len(pairs) > 1 and len(acting) == 1:
-            if not mixes_samples(acting[0]):
-                joint = torch.cat([inputs for _, inputs in pairs])
-                return [acting[0](self.laid_out(joint))]
-            return self._forward_with_mean_buffers(acting[0], batch)
-        return [segment(self.laid_out(inputs)) for segment, inputs in pairs]
-
-    def _forward_with_mean_buffers(
-        self, segment: nn.Module, batch: StepBatch
-    ) -> list[Activations]:
-        """Returns what clients compute that share their weights, each by itself.
-
-        Each begins with the same buffers (BatchNorm's statistics); they end with the
-        mean of them all, weighted by samples.
-        """
-        buffers = dict(segment.named_buffers())
-        before = {name: buffer.clone() for name, buffer in buffers.items()}
-        mean, activations = RunningMean(), []
-        for part in batch.parts:
-            _copy(before, buffers)
-            activations.append(segment(self.laid_out(part.inputs)))
-            mean.add(buffers, part.num_samples)
-        _copy(mean.state(), buffers)
-        return activations
-
-    def _scale(self, batch: StepBatch, smashed: Sequence[Activations]) -> None:
-        """Scales each client's gradient at the cut as the module's arguments say."""
-        shared = len(self.clients.acting()) == 1
-        if len(batch.parts) == 1 or shared == (self.cut_gradient == "own"):
-            return  # B / b of `own` and b / B of the mean over clients are 1 together
-        sizes = torch.tensor([len(part.targets) for part in batch.parts])
-        factors = sizes / sizes.sum() if shared else sizes.sum() / sizes
-        of_samples = factors.repeat_interleave(sizes)
-        lengths = [len(values_of(several)[0]) for several in smashed]
-        for several, own in zip(smashed, torch.split(of_samples, lengths), strict=True):
-            for gradient in (value.grad for value in values_of(several)):
-                if gradient is not None:
-                    shape = (-1, *[1] * (gradient.ndim - 1))
-                    gradient.mul_(own.to(gradient).reshape(shape))
-
-    def _average_cut_gradients(self, smashed: Sequence[Activations]) -> None:
-        """Gives several clients of a step the mean of their gradients at the cut."""
-        chosen = [values_of(s) for s in smashed[: self.average_cut_gradients or 0]]
-        for several in zip(*chosen, strict=True):
-            gradients = [value.grad for value in several]
-            if len({gradient.shape for gradient in gradients}) == 1:
-                mean = torch.stack(gradients).mean(dim=0)
-                for gradient in gradients:
-                    gradient.copy_(mean)
 
     def _losses_of(
         self, batch: StepBatch, loss: Tensor, logits: Tensor
@@ -455,40 +402,6 @@ class SplitLightningModule(Classifier):
             )
         super().on_load_checkpoint(checkpoint)
         self._accumulated = checkpoint["accumulated"]
-
-
-def joined(smashed: Sequence[Activations]) -> tuple[Any, ...]:
-    """Returns what several clients sent up as one batch; of one client as it is.
-
-    Raises:
-        ValueError: If numbers cross the cut that may depend on a client's batch.
-    """
-    if len(smashed) == 1:
-        return values_of(smashed[0])
-    values = list(zip(*map(values_of, smashed), strict=True))
-    if not all(isinstance(value, Tensor) for several in values for value in several):
-        raise ValueError(
-            "Expected only tensors to cross the cut where clients act together, but "
-            "the server segment takes sizes, too, which are those of one client's "
-            "batch. Cut after another layer."
-        )
-    return tuple(torch.cat(several) for several in values)
-
-
-def mixes_samples(segment: nn.Module) -> bool:
-    """Tells whether what a segment computes of a sample depends on the others.
-
-    BatchNorm does so, and whatever else keeps statistics in buffers may.
-    """
-    normalised = any(isinstance(m, _BatchNorm) for m in segment.modules())
-    return normalised or next(segment.buffers(), None) is not None
-
-
-def _copy(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
-    for name, buffer in buffers.items():
-        # Past autograd, which would refuse to go back through BatchNorm: in training
-        # its backward has no use for the statistics that change here.
-        buffer.data.copy_(state[name])
 
 
 def _no_closure() -> None:

@@ -13,8 +13,9 @@ class CommunicationMonitor(pl.Callback):
 
     `comm/uplink_bytes`, `comm/downlink_bytes`, `comm/handoff_bytes`, `comm/handoffs`,
     `comm/averaging_bytes` and `comm/server_averaging_bytes` are of the round,
-    `comm/total_*` since the start of the run. Only training is counted; what
-    has never happened is not logged. Loggers store 32-bit floats; `module.totals()` has the exact integers.
+    `comm/total_*` since the start of the run. Only training is counted; what has never
+    happened is not logged. Loggers store 32-bit floats; `module.totals()` has the exact
+    integers.
     """
 
     def __init__(self) -> None:

@@ -33,7 +33,7 @@ def plain_turns(policy="keep", passing=True, clip=None, accumulate=1, limit=None
     optimizers = [SGD(client.parameters()) for client in clients]
     server_optimizer = SGD(server.parameters())
     last, steps, batches, position = None, [], 0, (None, 0)
-    for round_index, (now, inputs, targets, ends_turn, _) in batches_of(data, 2):
+    for round_index, (now, inputs, targets, ends_turn, *_) in batches_of(data, 2):
         count = position[1] + 1 if position[0] == round_index else 1
         position = (round_index, count)
         if limit is not None and count > limit:
