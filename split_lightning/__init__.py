@@ -7,6 +7,7 @@ from split_lightning.callbacks import (
     RoundRobinWeightPassing,
     ServerAveraging,
 )
+from split_lightning.cycle import CycleSplitLightningModule
 from split_lightning.data import DigitsImages, SplitDataModule, TorchvisionImages
 from split_lightning.models import cut_layers, load_weights, merge, split
 from split_lightning.module import SplitLightningModule
@@ -20,6 +21,7 @@ except PackageNotFoundError:  # run from a checkout
 
 __all__ = [
     "ClientAveraging",
+    "CycleSplitLightningModule",
     "DigitsImages",
     "RoundRobinWeightPassing",
     "ServerAveraging",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -14,7 +15,7 @@ from typing_extensions import override
 
 from split_lightning import joint_step
 from split_lightning.callbacks.weight_passing import WeightPassing
-from split_lightning.channel import CutLayerChannel, values_of
+from split_lightning.channel import Activations, CutLayerChannel, values_of
 from split_lightning.classifier import (
     Classifier,
     OptimizerFactory,
@@ -228,14 +229,7 @@ class SplitLightningModule(Classifier):
         # 1: down to the cut. Gradients of several processes are averaged.
         weight = batch.share * self.trainer.world_size
         self.manual_backward(loss * weight / self.accumulate_grad_batches)
-        joint_step.scale_cut_gradients(
-            smashed,
-            torch.tensor([len(part.targets) for part in batch.parts]),
-            own=self.cut_gradient == "own",
-            shared=len(self.clients.acting()) == 1,
-        )
-        joint_step.average_cut_gradients(smashed[: self.average_cut_gradients or 0])
-        gradients = [g for s in smashed for g in self.channel.downlink(s)]
+        gradients = self._sent_down(batch, smashed)
         values = [value for a in activations for value in values_of(a)]
         returned = [
             (a, g) for a, g in zip(values, gradients, strict=True) if g is not None
@@ -271,6 +265,19 @@ class SplitLightningModule(Classifier):
             self._after_step()
         self.end_of_step(batch, self._losses_of(batch, loss, logits), batch_idx)
         return loss.detach()
+
+    def _sent_down(
+        self, batch: StepBatch, smashed: Sequence[Activations]
+    ) -> list[Tensor | None]:
+        """Returns the gradients that the clients get, as the arguments scale them."""
+        joint_step.scale_cut_gradients(
+            smashed,
+            torch.tensor([len(part.targets) for part in batch.parts]),
+            own=self.cut_gradient == "own",
+            shared=len(self.clients.acting()) == 1,
+        )
+        joint_step.average_cut_gradients(smashed[: self.average_cut_gradients or 0])
+        return [gradient for s in smashed for gradient in self.channel.downlink(s)]
 
     def _losses_of(
         self, batch: StepBatch, loss: Tensor, logits: Tensor

@@ -25,7 +25,11 @@ from protocols import (
     step,
 )
 
-from split_lightning import RoundRobinWeightPassing, merge
+from split_lightning import (
+    CycleSplitLightningModule,
+    RoundRobinWeightPassing,
+    merge,
+)
 from split_lightning.callbacks import ClientAveraging, ServerAveraging
 from split_lightning.data import ParallelSchedule, PooledSchedule, RoundRobinSchedule
 from split_lightning.server_map import ServerMap
@@ -384,3 +388,71 @@ def test_clients_alone_equal_plain_loops(tmp_path):
     (found,) = trainer.test(module, datamodule=data, verbose=False)
     accuracies = [accuracy_of(net.state_dict(), data) for net in nets]
     assert found["test/accuracy"] == pytest.approx(sum(accuracies) / 3)
+
+
+def plain_cycle(data, passes, size):
+    """The server on pooled smashed data first, then the clients with its gradients."""
+    client, server = segments()
+    clients = {k: clone(client) for k in range(3)}
+    optimizers = {k: SGD(net.parameters()) for k, net in clients.items()}
+    server_optimizer = SGD(server.parameters())
+    torch.manual_seed(11)
+    for round_index in range(ROUNDS):
+        samples = Counter()
+        for parts in batches_of(data, round_index):
+            activations = [clients[k](inputs) for k, inputs, _ in parts]
+            targets = torch.cat([targets for *_, targets in parts])
+            pooled = torch.cat([a.detach() for a in activations])
+            orders = [torch.randperm(len(targets)) for _ in range(passes)]
+            for chosen in (batch for order in orders for batch in order.split(size)):
+                step(
+                    [server_optimizer], loss_of(server, pooled[chosen], targets[chosen])
+                )
+            smashed = [a.detach().requires_grad_() for a in activations]
+            loss_of(server, torch.cat(smashed), targets).backward()
+            for (k, inputs, _), a, s in zip(parts, activations, smashed, strict=True):
+                optimizers[k].zero_grad()
+                a.backward(s.grad)
+                optimizers[k].step()
+                samples[k] += len(inputs)
+        spread(clients, list(samples), list(samples.values()))
+    return named(clients[0].state_dict(), server.state_dict())
+
+
+@pytest.mark.parametrize(("passes", "size"), [(1, 6), (2, 10)])
+def test_cycle_equals_a_plain_loop(tmp_path, passes, size):
+    options = SKEWED | {"schedule": ParallelSchedule(), "batch_size": 8}
+    module = CycleSplitLightningModule(
+        network(), 2, SGD, SGD, 3, server_passes=passes, server_batch_size=size
+    )
+    torch.manual_seed(11)
+    trainer = fit(tmp_path, module, make_data(**options), [ClientAveraging()])
+    assert trainer.global_step == 3 * ROUNDS  # one tick a step, however many batches
+    assert_close(merged(module), plain_cycle(make_data(**options), passes, size))
+
+
+def test_sglr_scales_the_server_and_averages_gradients(tmp_path):
+    """Against a plain loop: server lr times sqrt(K), the first two clients' mean."""
+    options = {"schedule": ParallelSchedule(), "batch_size": 8}
+    module = make_split(server_lr_exponent=0.5, average_cut_gradients=2)
+    fit(tmp_path, module, make_data(**options), [ClientAveraging(every=None)])
+
+    client, server = segments()
+    clients = {k: clone(client) for k in range(3)}
+    optimizers = {k: SGD(net.parameters()) for k, net in clients.items()}
+    faster = torch.optim.SGD(server.parameters(), lr=0.05 * 3**0.5, momentum=0.9)
+    for round_index in range(ROUNDS):
+        for parts in batches_of(make_data(**options), round_index):
+            activations = [clients[k](inputs) for k, inputs, _ in parts]
+            smashed = [a.detach().requires_grad_() for a in activations]
+            targets = torch.cat([targets for *_, targets in parts])
+            step([faster], loss_of(server, torch.cat(smashed), targets))
+            gradients = [s.grad for s in smashed]
+            gradients[:2] = [(gradients[0] + gradients[1]) / 2] * 2
+            for (k, *_), a, gradient in zip(parts, activations, gradients, strict=True):
+                optimizers[k].zero_grad()
+                a.backward(gradient)
+                optimizers[k].step()
+    for client_id, net in clients.items():
+        module.parties.show(client_id)
+        assert_close(merged(module), named(net.state_dict(), server.state_dict()))

@@ -1,0 +1,127 @@
+"""`CycleSplitLightningModule`: the server trains first, then the clients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from split_lightning import joint_step
+from split_lightning.channel import values_of
+from split_lightning.data.loader import StepBatch
+from split_lightning.module import SplitLightningModule
+
+
+class CycleSplitLightningModule(SplitLightningModule):
+    """Trains the server on pooled smashed data before the clients get gradients.
+
+    CycleSL (https://arxiv.org/abs/2511.18611): in a step all clients send their smashed
+    data up; the server takes them as a data set of its own, passes over it in batches
+    that are drawn from all clients, and steps after each; then it computes, with its
+    new weights, the gradients that the clients get. So the clients' and the server's
+    parts are trained one after the other, and no batch of the server is of one client.
+
+    Departure from the paper: BatchNorm of the server segment sees the smashed data in
+    training mode once more when the gradients are computed.
+
+    Args:
+        server_passes: Number of the server's passes over the pooled smashed data.
+        server_batch_size: Number of samples in a batch of those; `None`: all at once.
+        options: The arguments of `SplitLightningModule`.
+
+    Raises:
+        ValueError: If an argument is not positive, or gradients are to be accumulated.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        server_passes: int = 1,
+        server_batch_size: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        for name, value in (
+            ("server_passes", server_passes),
+            ("server_batch_size", server_batch_size),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(
+                    f"Expected argument `{name}` to be a positive integer, but got "
+                    f"{value}."
+                )
+        if self.accumulate_grad_batches != 1:
+            raise ValueError(
+                "Expected argument `accumulate_grad_batches` to be 1 where the server "
+                "trains first, in steps of its own, but got "
+                f"{self.accumulate_grad_batches}."
+            )
+        self.server_passes = server_passes
+        self.server_batch_size = server_batch_size
+
+    @override
+    def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
+        self.check_turn(batch)
+        client_optimizer, server_optimizer = self._both_optimizers()
+        activations = joint_step.forward(self.clients, batch, self.laid_out)
+        smashed = [self.channel.uplink(a) for a in activations]
+        targets = self.channel.uplink_targets(batch.targets)
+
+        # 1: the server, on batches drawn from what all clients sent up.
+        pooled = [value.detach() for value in joint_step.joined(smashed)]
+        step = self.trainer.strategy.optimizer_step
+        for chosen in self._server_batches(len(targets)):
+            loss = self.criterion(
+                self.server(*(v[chosen] for v in pooled)), targets[chosen]
+            )
+            self.manual_backward(loss)
+            computed = {
+                "the smashed data": pooled,
+                "the server's loss": (loss,),
+                "the server's gradient": [p.grad for p in self.server.parameters()],
+            }
+            if not self.accepts(batch, batch_idx, computed):
+                return torch.as_tensor(loss.detach())
+            self._clip(self.server)
+            step(server_optimizer.optimizer, _no_closure)
+            server_optimizer.zero_grad()
+
+        # 2: the gradients at the cut, of the server as it is now, and the clients.
+        logits = self.server(*joint_step.joined(smashed))
+        loss = self.criterion(logits, targets)
+        self.manual_backward(loss)
+        server_optimizer.zero_grad()
+        gradients = self._sent_down(batch, smashed)
+        values = [value for a in activations for value in values_of(a)]
+        returned = [
+            (a, g) for a, g in zip(values, gradients, strict=True) if g is not None
+        ]
+        if returned:
+            torch.autograd.backward([a for a, _ in returned], [g for _, g in returned])
+        acting = self.clients.acting()
+        computed = {
+            "the loss": (loss,),
+            "the gradient of the smashed data": gradients,
+            "the client's gradient": [p.grad for c in acting for p in c.parameters()],
+        }
+        if not self.accepts(batch, batch_idx, computed):
+            return torch.as_tensor(loss.detach())
+        for segment in acting:
+            self._clip(segment)
+        client_optimizer.step()  # ticks `trainer.global_step`: once a step
+        client_optimizer.zero_grad()
+        self._after_step()
+        self.end_of_step(batch, self._losses_of(batch, loss, logits), batch_idx)
+        return torch.as_tensor(loss.detach())
+
+    def _server_batches(self, num_samples: int) -> list[Tensor]:
+        """Returns which samples make each batch of the server's passes."""
+        size = self.server_batch_size or num_samples
+        passes = [torch.randperm(num_samples) for _ in range(self.server_passes)]
+        return [batch for order in passes for batch in torch.split(order, size)]
+
+
+def _no_closure() -> None:
+    """Does nothing: gradients are there before an optimizer steps."""
