@@ -128,6 +128,16 @@ def require_weight_passing(
             f"{parties} clients take turns, and nothing passes the weights "
             f"on. {WEIGHT_PASSING_REMEDY}"
         )
+    together = isinstance(data, SplitDataModule) and data.schedule.acts_together
+    for callback in passing:
+        if callback.acts_together not in (None, together):
+            does = "several clients" if together else "one client"
+            raise MisconfigurationException(
+                f"{does.capitalize()} act{'' if together else 's'} in each step, and {type(callback).__name__} "
+                f"is for {'one' if together else 'several'}. Use another schedule "
+                "(ParallelSchedule is for several), or another callback "
+                "(ClientAveraging is for both, with every='step' for several)."
+            )
     if optimizer_state != "keep" and not all(callback.enabled for callback in passing):
         raise MisconfigurationException(
             f"`optimizer_state={optimizer_state}` is a policy for weights that come "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,6 +18,7 @@ from split_lightning.classifier import (
     make_optimizer,
     make_scheduler,
 )
+from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import ClientBatch
 from split_lightning.finite import NonFinitePolicy
 from split_lightning.parties import Parties
@@ -86,6 +88,12 @@ class UnsplitLightningModule(Classifier):
     def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
         require_processes(trainer)
         require_one_process(trainer, data)
+        if isinstance(data, SplitDataModule) and data.schedule.acts_together:
+            raise MisconfigurationException(
+                "Clients that each train a whole network act one at a time, and with "
+                f"{type(data.schedule).__name__} several would in each step. Use "
+                "RoundRobinSchedule; they do not meet within a round."
+            )
         require_weight_passing(trainer, data, self.clients.optimizer_state)
 
     @override

@@ -24,6 +24,7 @@ from protocols import (
     network,
     step,
 )
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from split_lightning import (
     CycleSplitLightningModule,
@@ -456,3 +457,45 @@ def test_sglr_scales_the_server_and_averages_gradients(tmp_path):
     for client_id, net in clients.items():
         module.parties.show(client_id)
         assert_close(merged(module), named(net.state_dict(), server.state_dict()))
+
+
+PARALLEL = {"schedule": ParallelSchedule()}
+MISMATCHES = {
+    "a round robin of several at once": (
+        (make_split, PARALLEL, [RoundRobinWeightPassing()]),
+        "Several clients act in each step, and RoundRobinWeightPassing is for one",
+    ),
+    "averaging at each step of clients in turn": (
+        (make_split, {}, [ClientAveraging(every="step")]),
+        "One client acts in each step, and ClientAveraging is for several",
+    ),
+    "whole networks at once": (
+        (make_unsplit, PARALLEL, [ClientAveraging()]),
+        "whole network act one at a time.*ParallelSchedule",
+    ),
+    "a policy for weights that never come": (
+        (
+            partial(make_split, optimizer_state="reset"),
+            {},
+            [ClientAveraging(every=None)],
+        ),
+        "optimizer_state=reset.*every=None",
+    ),
+    "nothing that passes weights on": (
+        (make_split, PARALLEL, []),
+        "nothing passes the weights on",
+    ),
+}
+
+
+@pytest.mark.parametrize(("parts", "message"), MISMATCHES.values(), ids=MISMATCHES)
+def test_parts_that_do_not_fit_are_refused(tmp_path, parts, message):
+    make, options, callbacks = parts
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(tmp_path, make(), make_data(**options), callbacks)
+
+
+def test_a_step_of_clients_of_different_servers_is_refused(tmp_path):
+    module = make_split(server_map=EACH)
+    with pytest.raises(ValueError, match="share a server.*the same `servers`"):
+        fit(tmp_path, module, make_data(**PARALLEL), [ClientAveraging()])

@@ -40,6 +40,7 @@ class ClientAveraging(WeightPassing):
             check_rounds("every", every, "the word step, or null for never")
         self.every = every
         self.enabled = every is not None
+        self.acts_together = True if every == "step" else None
         self.num_seats = 1 if every == "step" else None
 
     @override

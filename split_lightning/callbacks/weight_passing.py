@@ -23,11 +23,14 @@ class WeightPassing(pl.Callback):
 
     Attributes:
         enabled: Whether weights are handed over.
+        acts_together: Whether it gives turns to clients that act together
+            (`ParallelSchedule`), to one at a time, or to both (`None`).
         num_seats: For how many clients of a step weights of their own must be live;
             `None`: for all of them.
     """
 
     enabled: bool = True
+    acts_together: bool | None = False
     num_seats: int | None = 1
 
 
