@@ -131,10 +131,10 @@ def require_weight_passing(
     together = isinstance(data, SplitDataModule) and data.schedule.acts_together
     for callback in passing:
         if callback.acts_together not in (None, together):
-            does = "several clients" if together else "one client"
+            act = "Several clients act" if together else "One client acts"
             raise MisconfigurationException(
-                f"{does.capitalize()} act{'' if together else 's'} in each step, and {type(callback).__name__} "
-                f"is for {'one' if together else 'several'}. Use another schedule "
+                f"{act} in each step, and {type(callback).__name__} is for "
+                f"{'one' if together else 'several'}. Use another schedule "
                 "(ParallelSchedule is for several), or another callback "
                 "(ClientAveraging is for both, with every='step' for several)."
             )

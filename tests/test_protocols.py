@@ -463,7 +463,7 @@ PARALLEL = {"schedule": ParallelSchedule()}
 MISMATCHES = {
     "a round robin of several at once": (
         (make_split, PARALLEL, [RoundRobinWeightPassing()]),
-        "Several clients act in each step, and RoundRobinWeightPassing is for one",
+        r"Several clients act in each step, and RoundRobinWeightPassing is for one",
     ),
     "averaging at each step of clients in turn": (
         (make_split, {}, [ClientAveraging(every="step")]),
@@ -497,5 +497,5 @@ def test_parts_that_do_not_fit_are_refused(tmp_path, parts, message):
 
 def test_a_step_of_clients_of_different_servers_is_refused(tmp_path):
     module = make_split(server_map=EACH)
-    with pytest.raises(ValueError, match="share a server.*the same `servers`"):
+    with pytest.raises(ValueError, match=r"share a server.*the same `servers`"):
         fit(tmp_path, module, make_data(**PARALLEL), [ClientAveraging()])
