@@ -25,14 +25,9 @@ _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "images_per_second": ("images per second", "{:,.0f}".format),
     "seconds": ("time", lambda value: str(timedelta(seconds=round(value)))),
 }
-_TRAFFIC = (  # shown where there was some
-    "uplink_bytes",
-    "downlink_bytes",
-    "handoff_bytes",
-    "handoffs",
-    "averaging_bytes",
-    "server_averaging_bytes",
-)
+# Shown where there is a cut, and where there was some.
+_TRAFFIC = ("uplink_bytes", "downlink_bytes", "handoff_bytes", "handoffs")
+_AVERAGING = ("averaging_bytes", "server_averaging_bytes")
 
 
 def print_results(
@@ -67,8 +62,11 @@ def figures_table(results: Mapping[str, Any]) -> Table:
 
 def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields what was measured and its value, in words."""
+    is_split = results.get("uplink_bytes")
+    hidden = [] if is_split else list(_TRAFFIC)
+    hidden += [key for key in _AVERAGING if not results.get(key)]
     for key, (name, formatted) in _ROWS.items():
-        if key in results and (results[key] or key not in _TRAFFIC):
+        if key in results and key not in hidden:
             yield name, formatted(results[key])
         if key == "val_accuracy" and "best_round" in results:
             best = f"{results['best_val_accuracy']:.4f} in round"

@@ -163,7 +163,8 @@ MISTAKES = {
         "model.cut_layer=conv1",
         "would change nothing",
     ],
-    f"protocol=centralized num_clients=1 {DIRICHLET}": [DIRICHLET, "nothing"],
+    "protocol=fedavg local_steps=2": ["local_steps=2", "nothing"],
+    "protocol=parallel server_optimizer_state=reset": ["server_optimizer", "nothing"],
     # What cannot be read at all
     "num_clients==": ["num_clients=="],
     "num_clients": ["num_clients", "EQUAL"],
@@ -172,7 +173,7 @@ MISTAKES = {
 }
 # Found when training is set up: the logger has opened its file by then.
 LATE_MISTAKES = {
-    "protocol=centralized": ["protocol=centralized", "num_clients=1", "10"],
+    "protocol=multi_server num_clients=1": ["num_servers", "at most", "(1)", "got 2"],
     "protocol.callbacks.weight_passing.enabled=false optimizer_state=travel": [
         "optimizer_state=travel",
         "enabled=False",
