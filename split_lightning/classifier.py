@@ -326,6 +326,8 @@ class Classifier(pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         self.parties.num_clients = getattr(data, "num_clients", 1)
         self.parties.is_counting = self.trainer.is_global_zero
+        if stage == "fit":
+            self.parties.open()
 
     @override
     def on_fit_start(self) -> None:

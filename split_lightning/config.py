@@ -22,7 +22,7 @@ from split_lightning.config_types import misfit
 
 # What a sweep may choose by.
 METRICS = ("val/accuracy", "val/loss", "train/loss")
-_NO_CHOICES = ("ckpt_path", "name", "output_dir")
+_NO_CHOICES = ("ckpt_path", "name", "output_dir", "spill_to")
 # Keys that change nothing unless one of others has a value.
 _NEEDS = {
     "model.weights_exclude": ["model.weights"],
@@ -103,6 +103,7 @@ class TrainConfig:
     optimizer_state: str = MISSING
     server_optimizer_state: str = MISSING
     buffers: str = MISSING
+    spill_to: str | None = None
     ckpt_path: str | None = None
     metric: str = MISSING
     output_dir: str = MISSING

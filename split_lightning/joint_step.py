@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from split_lightning.batch_norm import BatchNormByClient, is_only_mixer
 from split_lightning.channel import Activations, values_of
 from split_lightning.data.loader import StepBatch
 from split_lightning.replicas import Replicas
@@ -20,7 +20,8 @@ Layout = Callable[[Tensor], Tensor]
 def forward(clients: Replicas, batch: StepBatch, lay_out: Layout) -> list[Activations]:
     """Returns what each client computes, or all at once where that is the same.
 
-    That is so where they share their weights, and no layer mixes samples.
+    That is so where they share their weights, and no layer mixes samples but
+    BatchNorm, which can be told whose they are.
 
     Args:
         clients: The live segments.
@@ -33,18 +34,11 @@ def forward(clients: Replicas, batch: StepBatch, lay_out: Layout) -> list[Activa
         pairs = zip(seats, batch.parts, strict=True)
         return [segment(lay_out(part.inputs)) for segment, part in pairs]
     (shared,) = acting
-    if mixes_samples(shared):
+    if not is_only_mixer(shared):
         return _forward_with_mean_buffers(shared, batch, lay_out)
-    return [shared(lay_out(torch.cat([part.inputs for part in batch.parts])))]
-
-
-def mixes_samples(segment: nn.Module) -> bool:
-    """Tells whether what a segment computes of a sample depends on the others.
-
-    BatchNorm does so, and whatever else keeps statistics in buffers may.
-    """
-    normalised = any(isinstance(m, _BatchNorm) for m in segment.modules())
-    return normalised or next(segment.buffers(), None) is not None
+    inputs = lay_out(torch.cat([part.inputs for part in batch.parts]))
+    with BatchNormByClient([len(part.targets) for part in batch.parts]):
+        return [shared(inputs)]
 
 
 def _forward_with_mean_buffers(
@@ -119,13 +113,24 @@ def scale_cut_gradients(
                 gradient.mul_(part.to(gradient).reshape(shape))
 
 
-def average_cut_gradients(smashed: Sequence[Activations]) -> None:
+def average_cut_gradients(
+    smashed: Sequence[Activations], sizes: Sequence[int], count: int
+) -> None:
     """Gives clients the mean of their gradients at the cut, in place.
 
     Position by position in their batches; of different sizes they are left as they are.
+
+    Args:
+        smashed: What crossed, after the server's backward: one for each client, or one
+            for all.
+        sizes: Number of samples of each client.
+        count: Number of clients, the first.
     """
     for several in zip(*map(values_of, smashed), strict=True):
         gradients = [value.grad for value in several if value.grad is not None]
+        if len(gradients) < len(sizes):  # one for all
+            gradients = [own for g in gradients for own in torch.split(g, list(sizes))]
+        gradients = gradients[:count]
         if len({gradient.shape for gradient in gradients}) == 1:
             mean = torch.stack(gradients).mean(dim=0)
             for gradient in gradients:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -30,6 +31,7 @@ from split_lightning.models.split import split
 from split_lightning.parties import Parties
 from split_lightning.replicas import Buffers, OptimizerState, Replicas
 from split_lightning.server_map import ServerMap
+from split_lightning.spill import SpillFolder
 from split_lightning.support import (
     refuse_unsupported,
     require_one_process,
@@ -109,6 +111,10 @@ class SplitLightningModule(Classifier):
             their gradients at the cut in the place of their own, position by position
             in their batches (SGLR; there the subset is drawn). Batches of different
             sizes are left as they are. `None`: none.
+        spill_to: A folder in whose files what clients that wait must remember (weights,
+            buffers, optimizer states) is kept in the place of memory; all of it is
+            removed in the end. `None`: in memory. A checkpoint holds all of it, and is
+            made in memory.
 
     Attributes:
         client: The live client segment, the first where there are several.
@@ -154,11 +160,14 @@ class SplitLightningModule(Classifier):
         cut_gradient: Literal["joint", "own"] = "joint",
         server_lr_exponent: float = 0.0,
         average_cut_gradients: int | None = None,
+        spill_to: str | Path | None = None,
     ) -> None:
         client, server = split(network, cut_layer)
-        clients = Replicas(client, optimizer_state, buffers)
-        servers = Replicas(server, server_optimizer_state, buffers)
-        parties = Parties(clients, servers, server_map)
+        spill = None if spill_to is None else SpillFolder(spill_to)
+        store = dict if spill is None else spill.store
+        clients = Replicas(client, optimizer_state, buffers, store)
+        servers = Replicas(server, server_optimizer_state, buffers, store)
+        parties = Parties(clients, servers, server_map, spill)
         super().__init__(num_classes, criterion, channels_last, non_finite, parties)
         self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
         for name, value, choices in (
@@ -270,13 +279,15 @@ class SplitLightningModule(Classifier):
         self, batch: StepBatch, smashed: Sequence[Activations]
     ) -> list[Tensor | None]:
         """Returns the gradients that the clients get, as the arguments scale them."""
+        sizes = [len(part.targets) for part in batch.parts]
         joint_step.scale_cut_gradients(
             smashed,
-            torch.tensor([len(part.targets) for part in batch.parts]),
+            torch.tensor(sizes),
             own=self.cut_gradient == "own",
             shared=len(self.clients.acting()) == 1,
         )
-        joint_step.average_cut_gradients(smashed[: self.average_cut_gradients or 0])
+        if self.average_cut_gradients is not None:
+            joint_step.average_cut_gradients(smashed, sizes, self.average_cut_gradients)
         return [gradient for s in smashed for gradient in self.channel.downlink(s)]
 
     def _losses_of(

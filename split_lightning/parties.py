@@ -11,6 +11,7 @@ from split_lightning.channel import Traffic
 from split_lightning.data.loader import StepBatch
 from split_lightning.replicas import SHARED, Replicas
 from split_lightning.server_map import ServerMap
+from split_lightning.spill import SpillFolder
 
 Party: TypeAlias = Literal["client", "server"]
 Optimizers: TypeAlias = Mapping[str, Optimizer]
@@ -26,6 +27,7 @@ class Parties:
         clients: The clients' segments.
         servers: The replicas of the server segment; `None`: there is no server.
         server_map: Which server serves which client.
+        spill: Where what waits is kept; `None`: in memory.
 
     Attributes:
         num_clients: Number of all clients.
@@ -38,10 +40,12 @@ class Parties:
         clients: Replicas,
         servers: Replicas | None = None,
         server_map: ServerMap | None = None,
+        spill: SpillFolder | None = None,
     ) -> None:
         self.clients = clients
         self.servers = servers
         self.server_map = server_map or ServerMap()
+        self.spill = spill
         self.num_clients = 1
         self.is_counting = True
         self.traffic = Traffic()
@@ -51,6 +55,21 @@ class Parties:
         self.traffic.load_state_dict(Traffic().state_dict())
         for replicas in self._replicas().values():
             replicas.forget()
+
+    def open(self) -> None:
+        """Makes room for what is to wait.
+
+        Raises:
+            ValueError: If the folder for it cannot be written.
+        """
+        if self.spill is not None:
+            self.spill.open()
+
+    def close(self) -> None:
+        """Forgets all, and leaves nothing behind in a folder."""
+        self.forget()
+        if self.spill is not None:
+            self.spill.close()
 
     def hand_over(self, client_id: int, optimizers: Optimizers) -> None:
         """Gives the turn to a client, which goes on from the last one's weights."""

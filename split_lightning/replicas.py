@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -41,6 +41,7 @@ class Replicas:
             `reset`: it is cleared.
         buffers: Whether buffers (BatchNorm's statistics) are averaged with the
             parameters (`average`), or each line has its own (`keep`).
+        store: Makes a mapping for what waits: one in memory, or of a `SpillFolder`.
 
     Attributes:
         seats: The live segments.
@@ -55,6 +56,7 @@ class Replicas:
         segment: nn.Module,
         optimizer_state: OptimizerState,
         buffers: Buffers = "average",
+        store: Callable[[], MutableMapping[int, Any]] = dict,
     ) -> None:
         for name, value, choices in (
             ("optimizer_state", optimizer_state, get_args(OptimizerState)),
@@ -68,6 +70,10 @@ class Replicas:
         self.optimizer_state = optimizer_state
         self.buffers = buffers
         self.seats = [segment]
+        self._weights: MutableMapping[int, State] = store()  # of lines that wait
+        # Of lines that begin anew, and of parties that wait.
+        self._own_buffers: MutableMapping[int, State] = store()
+        self._optimizer_states: MutableMapping[int, OptimizerStates] = store()
         self.forget()
 
     def forget(self) -> None:
@@ -77,11 +83,10 @@ class Replicas:
         self._owners: list[int | None] = [None] * len(self.seats)
         self._line_of: dict[int, int] = {}  # of each party that ever acted
         self._last_owner: dict[int, int] = {}  # of each line
-        self._weights: dict[int, State] = {}  # of lines that wait
-        self._own_buffers: dict[int, State] = {}  # of lines that begin anew
+        for waiting in (self._weights, self._own_buffers, self._optimizer_states):
+            waiting.clear()
         self._initial: State = {}  # where a line without weights of its own begins
         self._initial_optimizer: OptimizerStates = {}  # where such a one's travels
-        self._optimizer_states: dict[int, OptimizerStates] = {}  # of parties that wait
         self._samples: dict[int, int] = {}  # of each line, since the last averaging
         self._collected: set[int] = set()
         self._mean, self._optimizer_mean = RunningMean(), RunningMean()
@@ -245,11 +250,12 @@ class Replicas:
         for seat, segment in enumerate(self.seats):
             self._leave(seat, optimizer)
             segment.load_state_dict(self._initial)
-        self._weights, self._samples, self.seated = {}, {}, {}
+        self._weights.clear()
+        self._samples, self.seated = {}, {}
         self._collected, self._last_owner = set(), {}
         self._mean, self._optimizer_mean = RunningMean(), RunningMean()
         if self.optimizer_state != "keep":
-            self._optimizer_states = {}
+            self._optimizer_states.clear()
         return 2 * count * num_bytes(travels)
 
     @property
@@ -294,7 +300,7 @@ class Replicas:
 
     def _standing(self, line: int | None) -> State:
         """Returns the weights of a line, wherever they are."""
-        if line in self._weights:
+        if line is not None and line in self._weights:
             return self._weights[line]
         if line is None or line not in self._lines:
             begins = self._initial or self._hidden
@@ -311,11 +317,11 @@ class Replicas:
             "owners": self._owners,
             "line_of": self._line_of,
             "last_owner": self._last_owner,
-            "weights": self._weights,
-            "own_buffers": self._own_buffers,
+            "weights": dict(self._weights),
+            "own_buffers": dict(self._own_buffers),
             "initial": self._initial,
             "initial_optimizer": self._initial_optimizer,
-            "optimizer_states": self._optimizer_states,
+            "optimizer_states": dict(self._optimizer_states),
             "samples": self._samples,
             "collected": list(self._collected),
             "mean": self._mean.state_dict(),
@@ -328,10 +334,15 @@ class Replicas:
         self.seated, self._line_of = state["seated"], state["line_of"]
         self._lines, self._owners = state["lines"], state["owners"]
         self._last_owner, self._samples = state["last_owner"], state["samples"]
-        self._weights, self._initial = state["weights"], state["initial"]
-        self._own_buffers = state["own_buffers"]
+        self._initial = state["initial"]
         self._initial_optimizer = state["initial_optimizer"]
-        self._optimizer_states = state["optimizer_states"]
+        for waiting, name in (
+            (self._weights, "weights"),
+            (self._own_buffers, "own_buffers"),
+            (self._optimizer_states, "optimizer_states"),
+        ):
+            waiting.clear()
+            waiting.update(state[name])
         self._collected = set(state["collected"])
         self._mean.load_state_dict(state["mean"], device)
         self._optimizer_mean.load_state_dict(state["optimizer_mean"], device)

@@ -33,12 +33,10 @@ class RunningMean:
         for name, tensor in state.items():
             # Apple's GPUs have no float64.
             wide = torch.float32 if tensor.device.type == "mps" else torch.float64
-            weighted = tensor.detach().to(wide) * weight
-            if name in self._sums:
-                self._sums[name] += weighted
-            else:
-                self._sums[name] = weighted
+            if name not in self._sums:
+                self._sums[name] = torch.zeros_like(tensor, dtype=wide)
                 self._dtypes[name] = tensor.dtype
+            self._sums[name].add_(tensor.detach(), alpha=weight)
 
     def state(self) -> dict[str, Tensor]:
         """Returns the mean; whole numbers (BatchNorm's count of batches) rounded."""

@@ -64,7 +64,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             run = _begin(cfg, folder)
             end = SystemExit
             with one_message(lambda: run.speed.has_begun, lambda: _go_on(folder)):
-                return _fit_and_test(cfg, run)
+                try:
+                    return _fit_and_test(cfg, run)
+                finally:
+                    run.module.parties.close()
     except Interrupted as stopped:
         _say_how_to_go_on(stopped, folder)
         raise end(128 + stopped.signal) from stopped

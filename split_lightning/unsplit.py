@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import pytorch_lightning as pl
@@ -23,6 +24,7 @@ from split_lightning.data.loader import ClientBatch
 from split_lightning.finite import NonFinitePolicy
 from split_lightning.parties import Parties
 from split_lightning.replicas import Buffers, OptimizerState, Replicas
+from split_lightning.spill import SpillFolder
 from split_lightning.support import (
     require_one_process,
     require_processes,
@@ -51,6 +53,10 @@ class UnsplitLightningModule(Classifier):
             elsewhere: `keep` (each client has its own), `travel` or `reset`.
         buffers: Whether averaging takes buffers (BatchNorm's statistics) along
             (`average`), or each client has its own (`keep`).
+        spill_to: A folder in whose files what clients that wait must remember (weights,
+            buffers, optimizer states) is kept in the place of memory; all of it is
+            removed in the end. `None`: in memory. A checkpoint holds all of it, and is
+            made in memory.
     """
 
     def __init__(
@@ -65,8 +71,12 @@ class UnsplitLightningModule(Classifier):
         non_finite: NonFinitePolicy = "stop",
         optimizer_state: OptimizerState = "keep",
         buffers: Buffers = "average",
+        spill_to: str | Path | None = None,
     ) -> None:
-        parties = Parties(Replicas(network, optimizer_state, buffers))
+        spill = None if spill_to is None else SpillFolder(spill_to)
+        store = dict if spill is None else spill.store
+        clients = Replicas(network, optimizer_state, buffers, store)
+        parties = Parties(clients, spill=spill)
         super().__init__(num_classes, criterion, channels_last, non_finite, parties)
         self.network = network.to(memory_format=self.memory_format)
         self.optimizer = optimizer

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from conftest import RandomImages
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import Checkpoint
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -52,18 +53,19 @@ def make_unsplit(net=None, optimizer=SGD, **options):
 
 
 def fit(folder, module, data, callbacks, rounds=ROUNDS, **options):
+    checkpoint = options.pop("ckpt_path", None)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=rounds,
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
         callbacks=callbacks,
         **options,
     )
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return trainer
 
 

@@ -150,17 +150,23 @@ class ClientLoader:
         first = self._batches
         steps = islice(self.sampler.plans(), first, None)
         for number, step in enumerate(steps, first + 1):
-            parts = tuple(map(self._load, step))
+            parts = tuple(self._load(step))
             self._batches = number
             yield parts[0] if len(parts) == 1 else JointBatch(parts)
 
-    def _load(self, plan: BatchPlan) -> ClientBatch:
-        inputs = self.normalize(self.images.inputs[plan.indices])
+    def _load(self, step: list[BatchPlan]) -> Iterator[ClientBatch]:
+        """Yields the batches of a step; images are fetched and normalised at once."""
+        indices = torch.cat([plan.indices for plan in step])
+        sizes = [len(plan.indices) for plan in step]
+        inputs = torch.split(self.normalize(self.images.inputs[indices]), sizes)
+        targets = torch.split(self.images.targets[indices], sizes)
+        yield from map(self._batch, step, inputs, targets)
+
+    def _batch(self, plan: BatchPlan, inputs: Tensor, targets: Tensor) -> ClientBatch:
         if self.augmentation is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(plan.seed)
                 inputs = self.augmentation(inputs)
-        targets = self.images.targets[plan.indices]
         own, share = self.processes.share_of(len(targets))
         return ClientBatch(
             plan.client_id,
