@@ -14,6 +14,7 @@ from rich.table import Table
 _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "test_accuracy": ("test accuracy", "{:.4f}".format),
     "test_loss": ("test loss", "{:.4f}".format),
+    "networks": ("both are the mean of", "{:,} networks".format),
     "val_accuracy": ("validation accuracy", "{:.4f}".format),
     "rounds": ("rounds", "{:,}".format),
     "uplink_bytes": ("bytes up", filesize.decimal),
@@ -68,6 +69,8 @@ def figures_table(results: Mapping[str, Any]) -> Table:
 def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields what was measured and its value, in words."""
     for key, (name, formatted) in _ROWS.items():
+        if key == "networks" and results.get(key, 1) == 1:
+            continue  # there is no mean
         if key in results and (results[key] or key not in _TRAFFIC):
             yield name, formatted(results[key])
         if key == "val_accuracy" and "best_round" in results:
