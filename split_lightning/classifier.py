@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -69,6 +70,7 @@ class Classifier(pl.LightningModule):
             )
         self.num_classes = num_classes
         self.parties = parties
+        self.more_clients = nn.ModuleList()  # live at once with the first
         self.non_finite = non_finite
         self.skipped_batches = 0
         self._kept_buffers: list[tuple[Tensor, Tensor]] = []
@@ -105,6 +107,16 @@ class Classifier(pl.LightningModule):
     @abstractmethod
     def segments(self) -> dict[str, nn.Module]:
         """Returns the parts of the network, by the party that holds them."""
+
+    def make_room(self, num_clients: int) -> None:
+        """Makes room for so many clients' segments to be live at once.
+
+        A checkpoint of clients that act together has as many.
+        """
+        more = num_clients - len(self.clients.seats)
+        copies = [copy.deepcopy(self.clients.seats[0]) for _ in range(more)]
+        self.more_clients.extend(copies)
+        self.clients.add_seats(copies)
 
     @abstractmethod
     def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
@@ -368,6 +380,7 @@ class Classifier(pl.LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.make_room(num_live(checkpoint))  # where it is no fit: there is none yet
         self._resumed = checkpoint["round"]
         self.parties.load_state_dict(checkpoint["parties"])
         if self.has_totals:
@@ -411,6 +424,11 @@ class Classifier(pl.LightningModule):
         self.log(f"{part}/loss", loss, batch_size=count, prog_bar=part == "val")
         self.log(f"{part}/accuracy", accuracy, batch_size=count, prog_bar=True)
         return logits
+
+
+def num_live(checkpoint: dict[str, Any]) -> int:
+    """Returns how many clients' segments are live at once in a checkpoint."""
+    return len(checkpoint["parties"]["client"]["lines"])
 
 
 def make_optimizer(

@@ -16,7 +16,7 @@ from split_lightning.user_errors import leave_out_known_messages, one_message
 COMMAND = Command(
     name="evaluate",
     folder="evaluation",
-    keys={"checkpoint": None},
+    keys={"checkpoint": None, "client": None},
     reads=(
         *(f"trainer.{key}" for key in TRAINER_KEYS),
         *(f"datamodule.{key}" for key in ("source", "batch_size", "mean", "std")),
@@ -27,6 +27,8 @@ COMMAND = Command(
 
 run=FOLDER          the run's folder
 checkpoint=best     best, last, or a checkpoint's file, instead of the final weights
+client=ID           one client's network, where clients have networks of their own;
+                    otherwise the mean over them
 output_dir=FOLDER   where the results go; default: evaluation, in the run's folder
 KEY=VALUE           changes the run's configuration: data.root=..., batch_size=...,
                     trainer.accelerator=..., trainer.limit_test_batches=...""",
@@ -44,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> None:
     words = typed_words(COMMAND) if words is None else list(words)
     with one_message(typed=words):
         cfg = compose_run(COMMAND, words)
-        results, figures = evaluate(cfg, cfg.run, cfg.checkpoint)
+        results, figures = evaluate(cfg, cfg.run, cfg.checkpoint, cfg.client)
     print_evaluation(results, figures, Path(cfg.output_dir))
 
 

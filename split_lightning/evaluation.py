@@ -20,7 +20,7 @@ from split_lightning.callbacks.confusion_matrix import (
 )
 from split_lightning.callbacks.round_progress_bar import RoundProgressBar
 from split_lightning.report import figures_table
-from split_lightning.runs import rebuild_module, restore
+from split_lightning.runs import choose_network, rebuild_module, restore
 from split_lightning.support import require_one_device
 
 # What of a run's Trainer has a meaning in a test.
@@ -42,7 +42,10 @@ _MOST_ROWS = 20
 
 
 def evaluate(
-    cfg: DictConfig, run: str | Path, checkpoint: str | None = None
+    cfg: DictConfig,
+    run: str | Path,
+    checkpoint: str | None = None,
+    client: int | None = None,
 ) -> tuple[dict[str, Any], ClassFigures]:
     """Tests the network of a run as training did; writes what it finds.
 
@@ -51,6 +54,8 @@ def evaluate(
             `results.json` and the tables and pictures of `ConfusionMatrix` go.
         run: The run's folder.
         checkpoint: `best` or `last`, or a checkpoint's file; `None`: the final weights.
+        client: Whose network to test, where clients have networks of their own;
+            `None`: all, for the mean over them.
 
     Returns:
         The results, and each class's figures.
@@ -66,14 +71,20 @@ def evaluate(
     # In the precision of the run first: weights of 64 bits are not to be rounded.
     trainer.precision_plugin.convert_module(module)
     restore(module, run, checkpoint)
+    if client is not None:
+        choose_network(module, client)
     trainer.test(module, datamodule=data, verbose=False)
     assert confusion.figures is not None
     results = {
         key.replace("/", "_"): value.item()
         for key, value in trainer.callback_metrics.items()
     }
-    results["images"] = int(confusion.figures.confusion.sum())
+    networks = confusion.figures.networks
+    results["images"] = int(confusion.figures.confusion.sum()) // networks
+    results["networks"] = networks
     origin = {"run": str(run), "weights": checkpoint or "final"}
+    if client is not None:
+        origin["client"] = str(client)
     save_results({**origin, **results}, folder / "results.json")
     return results, confusion.figures
 

@@ -23,7 +23,7 @@ from split_lightning.artifacts import make_folder
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.exporting import TOLERANCE, Exporter, require_onnx
 from split_lightning.run_command import Command, compose_run, typed_words
-from split_lightning.runs import rebuild_module, restore
+from split_lightning.runs import choose_network, rebuild_module, restore
 from split_lightning.user_errors import leave_out_known_messages, one_message
 
 FORMATS = ("safetensors", "torch", "onnx")
@@ -32,7 +32,7 @@ NUM_IMAGES = 64  # of the test set, on which what was written is checked
 COMMAND = Command(
     name="export",
     folder="export",
-    keys={"checkpoint": None, "format": ["safetensors"]},
+    keys={"checkpoint": None, "client": None, "format": ["safetensors"]},
     reads=(
         *(f"datamodule.{key}" for key in ("source", "mean", "std")),
         *(f"protocol.module.{key}" for key in ("network", "cut_layer", "num_classes")),
@@ -45,13 +45,18 @@ format=FORMAT       safetensors: the unsplit network's weights (the default)
                     onnx: each segment as ONNX, for a free batch size
                     several: format=[{",".join(FORMATS)}]
 checkpoint=best     best, last, or a checkpoint's file, instead of the final weights
+client=ID           whose network, where clients have networks of their own
 output_dir=FOLDER   where to write; default: export, in the run's folder
 KEY=VALUE           changes the run's configuration: data.root=...""",
 )
 
 
 def export(
-    cfg: DictConfig, run: str | Path, formats: Sequence[str], checkpoint: str | None
+    cfg: DictConfig,
+    run: str | Path,
+    formats: Sequence[str],
+    checkpoint: str | None = None,
+    client: int | None = None,
 ) -> dict[str, float]:
     """Writes the network of a run, and `export.json`, which says how to feed it.
 
@@ -64,6 +69,7 @@ def export(
     folder = make_folder(cfg.output_dir)
     module = rebuild_module(cfg)
     restore(module, run, checkpoint)
+    choose_network(module, client)
     data = instantiate(cfg.datamodule, _convert_="all")
     images = images_of_test(data)
     about = describe(cfg, data, images)
@@ -123,7 +129,7 @@ def main(words: Sequence[str] | None = None) -> None:
     with one_message(typed=words):
         cfg = compose_run(COMMAND, words)
         formats = _formats(cfg.format)
-        found = export(cfg, cfg.run, formats, cfg.checkpoint)
+        found = export(cfg, cfg.run, formats, cfg.checkpoint, cfg.client)
     _print(found, Path(cfg.output_dir))
 
 

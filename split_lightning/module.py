@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -209,7 +208,6 @@ class SplitLightningModule(Classifier):
         self.cut_gradient = cut_gradient
         self.server_lr_exponent = server_lr_exponent
         self.average_cut_gradients = average_cut_gradients
-        self.more_clients = nn.ModuleList()  # live at once with the first
         self.channel = CutLayerChannel(self.traffic)
         self._accumulated = 0
 
@@ -359,10 +357,7 @@ class SplitLightningModule(Classifier):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
-            more = self._num_seats() - len(self.clients.seats)
-            copies = [copy.deepcopy(self.client) for _ in range(more)]
-            self.more_clients.extend(copies)
-            self.clients.add_seats(copies)
+            self.make_room(self._num_seats())
 
     def _num_together(self) -> int:
         """Returns how many clients may take part in a step."""
@@ -412,13 +407,13 @@ class SplitLightningModule(Classifier):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         if checkpoint["state_dict"].keys() != self.state_dict().keys():
             raise ValueError(
                 "Expected `ckpt_path` to be a checkpoint of the same network, cut "
                 f"after the same layer ({self.hparams['cut_layer']!r}), but its "
                 "layers differ."
             )
-        super().on_load_checkpoint(checkpoint)
         self._accumulated = checkpoint["accumulated"]
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
+from torch import nn
 from torch.optim import Optimizer
 
 from split_lightning.channel import Traffic
 from split_lightning.data.loader import StepBatch
-from split_lightning.replicas import SHARED, Replicas
+from split_lightning.replicas import SHARED, Replicas, State
 from split_lightning.server_map import ServerMap
 from split_lightning.spill import SpillFolder
 
@@ -150,6 +151,30 @@ class Parties:
                 lines.append(self.servers.line_of(self.server_of(client_id)))
             found.setdefault(tuple(lines), client_id)
         return sorted(found.values())
+
+    def differ_in(self, segment: nn.Module) -> bool:
+        """Tells whether clients' networks may differ in a live segment's weights."""
+        return any(
+            replicas.are_apart
+            for replicas in self._replicas().values()
+            if replicas.seats[0] is segment
+        )
+
+    def hold(
+        self, clients: Sequence[int], own: Mapping[nn.Module, Mapping[int, State]]
+    ) -> None:
+        """Lets clients stand at weights from elsewhere, to be evaluated.
+
+        Args:
+            clients: One client for each network.
+            own: For each live segment in which they differ the weights of each.
+        """
+        for party, replicas in self._replicas().items():
+            states = own.get(replicas.seats[0], {})
+            holders = {
+                k: k if party == "client" else self.server_of(k) for k in clients
+            }
+            replicas.hold({holders[k]: states.get(k) for k in clients})
 
     def show(self, client_id: int) -> None:
         """Puts a client's weights, and its server's, in place to be evaluated."""

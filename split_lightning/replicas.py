@@ -277,6 +277,11 @@ class Replicas:
         """Returns the line of a party; `None` where it never acted, or all are one."""
         return self._line_of.get(party) if self.are_apart else None
 
+    def hold(self, weights: Mapping[int, State | None]) -> None:
+        """Lets parties stand at given weights; those of `None` have the live ones."""
+        self._line_of = {party: party for party in weights}
+        self._weights = {k: state for k, state in weights.items() if state is not None}
+
     def show(self, party: int) -> None:
         """Puts a party's weights into the first seat, to be evaluated.
 

@@ -14,6 +14,7 @@ from rich.table import Table
 _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "test_accuracy": ("test accuracy", "{:.4f}".format),
     "test_loss": ("test loss", "{:.4f}".format),
+    "networks": ("both are the mean of", "{:,} networks".format),
     "val_accuracy": ("validation accuracy", "{:.4f}".format),
     "rounds": ("rounds", "{:,}".format),
     "uplink_bytes": ("bytes up", filesize.decimal),
@@ -65,6 +66,8 @@ def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     is_split = results.get("uplink_bytes")
     hidden = [] if is_split else list(_TRAFFIC)
     hidden += [key for key in _AVERAGING if not results.get(key)]
+    if results.get("networks", 1) == 1:  # there is no mean
+        hidden.append("networks")
     for key, (name, formatted) in _ROWS.items():
         if key in results and key not in hidden:
             yield name, formatted(results[key])

@@ -68,7 +68,7 @@ def compose_run(command: Command, words: Sequence[str]) -> DictConfig:
     folder = Path(typed["run"]).expanduser()
     cfg = read_config(folder)
     _refuse_groups(cfg, words)
-    cfg.output_dir = str(folder / _output_name(command, typed.get("checkpoint")))
+    cfg.output_dir = str(folder / _output_name(command, typed))
     OmegaConf.update(cfg, "trainer.devices", 1)  # whatever it was trained on
     OmegaConf.update(cfg, "trainer.strategy", "auto")
     for key, value in {"run": None, **command.keys}.items():
@@ -97,10 +97,12 @@ def _refuse_groups(cfg: DictConfig, words: Sequence[str]) -> None:
             )
 
 
-def _output_name(command: Command, checkpoint: Any) -> str:
-    """Names what belongs to a checkpoint apart from what the final weights gave."""
+def _output_name(command: Command, typed: Mapping[str, Any]) -> str:
+    """Names what belongs to a checkpoint or a client apart from the run's own."""
+    checkpoint, client = typed.get("checkpoint"), typed.get("client")
     of = f"_{Path(str(checkpoint)).stem}" if checkpoint else ""
-    return f"{command.folder}{of}"
+    whose = f"_client_{client}" if client is not None else ""
+    return f"{command.folder}{of}{whose}"
 
 
 def _check_used(cfg: DictConfig, words: Sequence[str], command: Command) -> None:

@@ -9,11 +9,11 @@ from typing import Any, cast
 import yaml
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
 
-from split_lightning.classifier import Classifier
+from split_lightning.classifier import Classifier, num_live
 from split_lightning.config import TrainConfig
-from split_lightning.models.weights import differences, listed, read_state, read_torch
+from split_lightning.models.weights import read_torch
+from split_lightning.network_files import absence, load_networks, require_fit
 
 
 def read_config(folder: str | Path) -> DictConfig:
@@ -26,7 +26,7 @@ def read_config(folder: str | Path) -> DictConfig:
     if not file.is_file():
         raise ValueError(
             "Expected argument `run` to be the folder of a run, such as "
-            f"runs/digits/2026-01-31_12-00-00-000000, but {_absence(file)}."
+            f"runs/digits/2026-01-31_12-00-00-000000, but {absence(file)}."
         )
     try:
         found = OmegaConf.load(file)
@@ -47,7 +47,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     """
     file = Path(folder).expanduser() / "results.json"
     if not file.is_file():
-        raise ValueError(f"Expected a run that has ended, but {_absence(file)}.")
+        raise ValueError(f"Expected a run that has ended, but {absence(file)}.")
     try:
         results: dict[str, Any] = json.loads(file.read_text())
     except json.JSONDecodeError as error:
@@ -55,15 +55,19 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     return results
 
 
-def load_run(folder: str | Path, checkpoint: str | None = None) -> Classifier:
+def load_run(
+    folder: str | Path, checkpoint: str | None = None, client: int | None = None
+) -> Classifier:
     """Returns the trained module of a run, from its folder alone, in eval mode.
 
     Args:
         folder: The run's folder.
         checkpoint: `best` or `last`, or a checkpoint's file; `None`: the final weights.
+        client: Whose network, where clients ended with networks of their own.
 
     Raises:
-        ValueError: If something is missing or torn, or does not fit.
+        ValueError: If something is missing or torn, or does not fit, or `client` is
+            needed, or none of those that have a network of their own.
 
     Example::
 
@@ -72,34 +76,61 @@ def load_run(folder: str | Path, checkpoint: str | None = None) -> Classifier:
     """
     module = rebuild_module(read_config(folder))
     restore(module, folder, checkpoint)
+    choose_network(module, client)
     return module.eval()
 
 
 def rebuild_module(cfg: DictConfig) -> Classifier:
     """Builds the module of a run again, at a random start."""
     module: Classifier = instantiate(cfg.protocol.module, _convert_="all")
+    module.parties.num_clients = cfg.datamodule.num_clients
     return module
 
 
 def restore(module: Classifier, folder: str | Path, checkpoint: str | None) -> None:
-    """Puts the trained weights of a run in place.
+    """Puts the trained weights of a run in place, of all its networks.
 
     Raises:
         ValueError: If a file is missing or torn, or does not fit.
     """
     folder = Path(folder).expanduser()
-    if checkpoint is not None:
-        file = checkpoint_file(folder, checkpoint)
-        _put(module, _state_of(file), file)
+    if checkpoint is None:
+        load_networks(module, folder)
         return
-    for name, segment in module.segments().items():
-        file = folder / f"{name}.safetensors"
-        if not file.is_file():
-            raise ValueError(
-                f"Expected a run that has ended, but {_absence(file)}. A checkpoint of "
-                "it is named with checkpoint=last."
-            )
-        _put(segment, read_state(file), file)
+    file = checkpoint_file(folder, checkpoint)
+    content = _content_of(file)
+    module.make_room(num_live(content))
+    require_fit(module, content["state_dict"], file)
+    module.load_state_dict(content["state_dict"])
+    module.parties.load_state_dict(content["parties"])
+
+
+def choose_network(module: Classifier, client: int | None) -> None:
+    """Puts one client's network in place, for good.
+
+    Args:
+        module: The module of a run, restored.
+        client: The client; `None` where there is one network for all.
+
+    Raises:
+        ValueError: If `client` is needed, or has no network of its own; lists those
+            that have.
+    """
+    clients = module.parties.representatives()
+    if len(clients) > 1 and client not in clients:
+        raise ValueError(
+            f"Expected argument `client` to be one of {', '.join(map(str, clients))}: "
+            "clients of this run have networks of their own, and each of these stands "
+            f"for one that differs; but got {'none' if client is None else client}."
+        )
+    if len(clients) <= 1 and client is not None:
+        raise ValueError(
+            f"`client={client}` would change nothing: all clients of this run have the "
+            "same network. Leave it out."
+        )
+    for client_id in [client] if client is not None else clients:
+        module.parties.show(client_id)
+    module.parties.forget()
 
 
 def checkpoint_file(folder: Path, checkpoint: str) -> Path:
@@ -119,26 +150,11 @@ def checkpoint_file(folder: Path, checkpoint: str) -> Path:
     )
 
 
-def _state_of(file: Path) -> dict[str, Tensor]:
+def _content_of(file: Path) -> dict[str, Any]:
     content = read_torch(file)
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict):
+    parts = ("state_dict", "parties")
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(part), dict) for part in parts
+    ):
         raise ValueError(f"Expected {file} to be a checkpoint of a run.")
-    return state
-
-
-def _put(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    if wrong := differences(module, state):
-        raise ValueError(
-            f"The weights in {file} do not fit the network and the cut of config.yaml: "
-            f"{listed(text for _, text in wrong)}. They are of another run, or "
-            "`model` was changed."
-        )
-    module.load_state_dict(state)
-
-
-def _absence(file: Path) -> str:
-    """Says what is not there: the folder, or the file in it."""
-    if file.parent.is_dir():
-        return f"{file.parent} has no {file.name}"
-    return f"there is no folder {str(file.parent)!r}"
+    return content

@@ -25,12 +25,13 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 import split_lightning
-from split_lightning.artifacts import save_config, save_results, save_segment
+from split_lightning.artifacts import save_config, save_results
 from split_lightning.building import Run, build
 from split_lightning.callbacks.history import History
 from split_lightning.callbacks.resume_checkpoint import ResumeCheckpoint
 from split_lightning.checkpoints import FOLDER, LAST
 from split_lightning.config import check, summary
+from split_lightning.network_files import save_networks
 from split_lightning.report import print_results
 from split_lightning.run_folder import (
     no_folder_if_refused,
@@ -174,7 +175,7 @@ def _best(trainer: pl.Trainer) -> dict[str, Any]:
 
 
 def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
-    """Writes the results, the segments and the hyperparameters of a run."""
+    """Writes the results, the networks and the hyperparameters of a run."""
     folder = Path(cfg.output_dir)
     save_results(results, folder / "results.json")
     network = OmegaConf.to_container(cfg.model.network, resolve=True)
@@ -186,8 +187,7 @@ def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
         "split_lightning": split_lightning.__version__,
         "torch": str(torch.__version__),
     }
-    for name, segment in run.module.segments().items():
-        save_segment(segment, folder / f"{name}.safetensors", metadata)
+    save_networks(run.module, folder, metadata)
     choices = summary(cfg, _typed())
     for logger in run.trainer.loggers:
         real = {k: v for k, v in results.items() if k.startswith(("test_", "val_"))}

@@ -19,7 +19,11 @@ from torchmetrics.classification import (
 )
 from typing_extensions import override
 
-from split_lightning.callbacks.confusion_picture import draw_confusion, repeated
+from split_lightning.callbacks.confusion_picture import (
+    draw_confusion,
+    repeated,
+    title_of,
+)
 
 
 class ClassFigures(NamedTuple):
@@ -27,10 +31,13 @@ class ClassFigures(NamedTuple):
 
     Attributes:
         classes: The classes' names.
-        confusion: Number of images by true class and predicted class, `(K, K)`.
+        confusion: Number of images by true class and predicted class, `(K, K)`; each
+            counts once for each network.
         accuracy: Share of a class's images that were told right (its recall), `(K,)`.
         precision: Share of what was told to be a class that is, `(K,)`.
         f1: Harmonic mean of both, `(K,)`.
+        networks: Number of networks that were tested: of several where clients have
+            networks of their own.
     """
 
     classes: tuple[str, ...]
@@ -38,6 +45,7 @@ class ClassFigures(NamedTuple):
     accuracy: Tensor
     precision: Tensor
     f1: Tensor
+    networks: int = 1
 
 
 class ConfusionMatrix(pl.Callback):
@@ -55,6 +63,7 @@ class ConfusionMatrix(pl.Callback):
         self.folder = None if folder is None else Path(folder)
         self.figures: ClassFigures | None = None
         self._metrics: MetricCollection | None = None
+        self._networks = 1
 
     @override
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -79,13 +88,15 @@ class ConfusionMatrix(pl.Callback):
     ) -> None:
         assert self._metrics is not None
         if outputs is not None:  # else this process has no share of the batch
+            self._networks = len(outputs) // len(batch[1])
             self._metrics.update(outputs, repeated(batch[1], outputs))
 
     @override
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         assert self._metrics is not None
         values = {name: value.cpu() for name, value in self._metrics.compute().items()}
-        self.figures = ClassFigures(_classes(trainer), **values)
+        classes = _classes(trainer)
+        self.figures = ClassFigures(classes, **values, networks=self._networks)
         if self.folder is not None and trainer.is_global_zero:
             write_class_figures(self.figures, self.folder)
 
@@ -112,7 +123,8 @@ def write_class_figures(figures: ClassFigures, folder: Path) -> None:
     _write_csv(folder / "confusion.csv", rows)
     names = ("class", "images", "accuracy", "precision", "f1")
     _write_csv(folder / "classes.csv", [names, *by_class(figures)])
-    picture = draw_confusion(figures.confusion, figures.classes, "test")
+    part = title_of("test", figures.networks)
+    picture = draw_confusion(figures.confusion, figures.classes, part)
     picture.savefig(folder / "confusion.png", dpi=120)
 
 
@@ -122,7 +134,7 @@ def by_class(figures: ClassFigures) -> list[tuple[str, int, Any, Any, Any]]:
     return [
         (
             name,
-            images[k],
+            images[k] // figures.networks,
             figures.accuracy[k].item() if images[k] else "",
             figures.precision[k].item() if told[k] else "",
             figures.f1[k].item() if images[k] or told[k] else "",

@@ -32,6 +32,7 @@ class ConfusionPicture(pl.Callback):
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
         self._counts: MulticlassConfusionMatrix | None = None
+        self._networks = 1
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -79,10 +80,12 @@ class ConfusionPicture(pl.Callback):
     def _begin(self, pl_module: Any) -> None:
         counts = MulticlassConfusionMatrix(pl_module.num_classes, validate_args=False)
         self._counts = counts.to(pl_module.device)
+        self._networks = 1
 
     def _count(self, logits: Tensor | None, targets: Tensor) -> None:
         if logits is not None:  # else this process has no share of the batch
             assert self._counts is not None
+            self._networks = len(logits) // len(targets)
             self._counts.update(logits, repeated(targets, logits))
 
     def _draw(self, trainer: pl.Trainer, part: str) -> Figure | None:
@@ -92,7 +95,8 @@ class ConfusionPicture(pl.Callback):
         counts = metric.compute().cpu()  # of all processes
         data = getattr(trainer, "datamodule", None)
         names = range(len(counts)) if data is None else data.source.classes
-        figure = draw_confusion(counts, [str(name) for name in names], part)
+        title = title_of(part, self._networks)
+        figure = draw_confusion(counts, [str(name) for name in names], title)
         for writer in tensorboard_writers(trainer):
             writer.add_figure(f"{part}/confusion", figure, trainer.global_step)
         return figure
@@ -106,6 +110,15 @@ def repeated(targets: Tensor, logits: Tensor) -> Tensor:
     tensor([1, 2, 1, 2])
     """
     return targets.repeat(len(logits) // len(targets))
+
+
+def title_of(part: str, networks: int) -> str:
+    """Names what a confusion matrix counts.
+
+    >>> title_of("test", 10)
+    'test, 10 networks'
+    """
+    return part if networks == 1 else f"{part}, {networks} networks"
 
 
 def draw_confusion(counts: Tensor, classes: Sequence[str], part: str) -> Figure:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+NETWORKS = "networks"  # where a run keeps segments that differ between clients
 _LISTED = 4  # names in a message
 
 
@@ -67,6 +68,12 @@ def read_weights(weights: str | Path) -> OrderedDict[str, Tensor]:
         ValueError: If there is no such file, or it cannot be read.
     """
     path = Path(weights).expanduser()
+    if (path / NETWORKS).is_dir():
+        raise ValueError(
+            "Expected argument `weights` to have one network, but the clients of "
+            f"{path} ended with networks of their own. Write one client's with `python "
+            f"-m split_lightning.export run={path} client=ID`, and name that file."
+        )
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise ValueError(
