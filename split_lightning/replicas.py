@@ -298,7 +298,8 @@ class Replicas:
             return self._weights[line]
         if line is None or line not in self._lines:
             begins = self._initial or self._hidden
-            return {**begins, **self._own_buffers.get(line or 0, {})}
+            own = {} if line is None else self._own_buffers.get(line, {})
+            return {**begins, **own}
         seat = self._lines.index(line)
         return self.seats[seat].state_dict() if seat else self._hidden
 
