@@ -98,6 +98,14 @@ def mean_state(states, weights):
     return mean
 
 
+def mean_optimizer(states, weights):
+    """The mean of the tensors in state dicts of optimizers."""
+    first, *_ = states = [copy.deepcopy(state) for state in states]
+    for index, entries in first["state"].items():
+        entries |= mean_state([state["state"][index] for state in states], weights)
+    return first
+
+
 def assert_close(state, expected):
     assert state.keys() == expected.keys()
     for name, tensor in expected.items():

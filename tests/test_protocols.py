@@ -1,5 +1,6 @@
 """Each protocol against a plain loop with no code of the library's protocols."""
 
+import copy
 from collections import Counter
 from functools import partial
 
@@ -20,6 +21,7 @@ from protocols import (
     make_data,
     make_split,
     make_unsplit,
+    mean_optimizer,
     mean_state,
     network,
     step,
@@ -43,29 +45,40 @@ def merged(module):
     return merge(module.client, module.server)
 
 
-def plain_fedavg(data, optimizer=SGD, policy="keep", rounds=ROUNDS):
-    """Federated averaging of the unsplit network: whole copies in a list."""
+def plain_fedavg(data, optimizer=SGD, policy="keep", buffers="average"):
+    """Federated averaging of the unsplit network: whole copies in a list.
+
+    Returns what each client would begin the next round with.
+    """
     whole = network()
-    common = whole.state_dict()
-    states = {}
-    for round_index in range(rounds):
+    common, statistics = whole.state_dict(), [name for name, _ in whole.named_buffers()]
+    states, kept = {}, {}
+    for round_index in range(ROUNDS):
         ends, samples = {}, Counter()
         for ((client, inputs, targets),) in batches_of(data, round_index):
             if client not in ends:
                 net = clone(whole)
-                net.load_state_dict(common)
+                net.load_state_dict(common | kept.get(client, {}))
                 own = optimizer(net.parameters())
-                if client in states and policy == "keep":
-                    own.load_state_dict(states[client])
+                if client in states:
+                    own.load_state_dict(copy.deepcopy(states[client]))
                 ends[client] = (net, own)
             net, own = ends[client]
             step([own], loss_of(net, inputs, targets))
             samples[client] += len(targets)
-        for client, (_, own) in ends.items():
-            states[client] = own.state_dict()
-        nets = [net.state_dict() for net, _ in ends.values()]
-        common = mean_state(nets, [samples[client] for client in ends])
-    return common
+        nets = {client: net.state_dict() for client, (net, _) in ends.items()}
+        ended = {client: own.state_dict() for client, (_, own) in ends.items()}
+        weights = [samples[client] for client in ends]
+        mean = mean_state(list(nets.values()), weights)
+        if buffers == "keep":
+            kept |= {k: {name: s[name] for name in statistics} for k, s in nets.items()}
+            mean = {name: mean[name] for name in mean if name not in statistics}
+        common = common | mean
+        if policy == "keep":
+            states |= ended
+        elif policy == "travel":
+            states = dict.fromkeys(range(3), mean_optimizer(ended.values(), weights))
+    return [common | kept.get(client, {}) for client in range(3)]
 
 
 SCHEDULES = {
@@ -84,12 +97,37 @@ def test_fedavg_equals_a_plain_loop(tmp_path, schedule, optimizer):
     options = SKEWED | SCHEDULES[schedule]
     module = make_unsplit(optimizer=optimizer)
     fit(tmp_path, module, make_data(**options), [ClientAveraging()])
-    assert_close(
-        module.network.state_dict(), plain_fedavg(make_data(**options), optimizer)
-    )
+    expected = plain_fedavg(make_data(**options), optimizer)
+    assert_close(module.network.state_dict(), expected[0])
 
 
-@pytest.mark.parametrize("policy", ["keep", "reset"])
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
+@pytest.mark.parametrize("policy", ["keep", "travel", "reset"])
+@pytest.mark.parametrize("buffers", ["average", "keep"])
+def test_policies_of_averaging_equal_a_plain_loop(tmp_path, buffers, policy, optimizer):
+    """Of clients, two of three in a round, each is compared as it would go on."""
+    options = SKEWED | SCHEDULES["two of three, shuffled"]
+    module = make_unsplit(optimizer=optimizer, optimizer_state=policy, buffers=buffers)
+    fit(tmp_path, module, make_data(**options), [ClientAveraging()])
+    expected = plain_fedavg(make_data(**options), optimizer, policy, buffers)
+    for client_id, state in enumerate(expected):
+        module.parties.show(client_id)
+        assert_close(module.network.state_dict(), state)
+
+
+def test_a_client_that_never_took_part_has_the_buffers_of_the_start(tmp_path):
+    """Not those that another keeps."""
+    data = make_data(3, schedule=RoundRobinSchedule(clients_per_round=1))
+    (chosen,) = data.schedule.turns(3, 0, seed=3)
+    module = make_unsplit(buffers="keep")
+    fit(tmp_path, module, data, [ClientAveraging()], rounds=1)
+    for client_id in range(3):
+        module.parties.show(client_id)
+        batches = module.network[1].num_batches_tracked
+        assert (batches > 0) == (client_id == chosen)
+
+
+@pytest.mark.parametrize("policy", ["keep", "travel", "reset"])
 @pytest.mark.parametrize("cut_layer", CUTS.values(), ids=CUTS)
 def test_splitfed_v1_equals_federated_averaging_at_any_cut(tmp_path, cut_layer, policy):
     """Skipping buffers, a weight, or the last step's weights fails here."""
@@ -102,7 +140,7 @@ def test_splitfed_v1_equals_federated_averaging_at_any_cut(tmp_path, cut_layer, 
     data = make_data(**SKEWED, servers=EACH)
     fit(tmp_path, module, data, [ClientAveraging(), ServerAveraging(remote=False)])
     expected = plain_fedavg(make_data(**SKEWED), policy=policy)
-    assert_close(merged(module), expected)
+    assert_close(merged(module), expected[0])
     unsplit = make_unsplit(optimizer_state=policy)
     fit(tmp_path, unsplit, make_data(**SKEWED), [ClientAveraging()])
     assert_close(unsplit.network.state_dict(), merged(module))
@@ -246,13 +284,13 @@ def test_several_servers_equal_a_plain_loop(tmp_path, every):
     assert found["test/accuracy"] == pytest.approx(sum(accuracies) / 2)
 
 
-def plain_parallel(data, own, average, net=network, cut_layer=2):
+def plain_parallel(data, own, average, net=network, exponent=0.0, mean_of=0):
     """One server batch of all clients' smashed data; each gets its slice back."""
     whole = net()
-    client, server = clone(whole[: cut_layer + 1]), clone(whole[cut_layer + 1 :])
+    client, server = clone(whole[:3]), clone(whole[3:])
     clients = {k: clone(client) for k in range(3)}
     optimizers = {k: SGD(net.parameters()) for k, net in clients.items()}
-    server_optimizer = SGD(server.parameters())
+    server_optimizer = SGD(server.parameters(), lr=0.05 * 3**exponent)
     for round_index in range(ROUNDS):
         samples = Counter()
         for parts in batches_of(data, round_index):
@@ -262,6 +300,11 @@ def plain_parallel(data, own, average, net=network, cut_layer=2):
             server_optimizer.zero_grad()
             loss_of(server, torch.cat(smashed), targets).backward()
             server_optimizer.step()
+            alike = [s.grad for s in smashed[:mean_of]]
+            if len({grad.shape for grad in alike}) == 1:
+                mean = sum(alike) / len(alike)
+                for s in smashed[:mean_of]:
+                    s.grad = mean
             for (k, inputs, _), a, s in zip(parts, activations, smashed, strict=True):
                 optimizers[k].zero_grad()
                 scale = len(targets) / len(inputs) if own else 1
@@ -296,6 +339,27 @@ def test_parallel_equals_a_plain_loop(tmp_path, draw, average, cut_gradient):
         module.parties.show(client_id)
         assert_close(merged(module), state)
     assert module.traffic.handoffs == 0
+
+
+SGLR = {
+    "server rate": {"exponent": 0.5},
+    "mean of two": {"mean_of": 2},
+    "mean of all": {"mean_of": 3, "exponent": 1.0},
+}
+
+
+@pytest.mark.parametrize("options", SGLR.values(), ids=SGLR)
+@pytest.mark.parametrize("split", [{}, SKEWED], ids=["equal", "skewed"])
+def test_options_of_sglr_equal_a_plain_loop(tmp_path, split, options):
+    """Batches of clients of 16 samples are alike, those of the skewed ones are not."""
+    given = {**split, "schedule": ParallelSchedule(), "batch_size": 8}
+    module = make_split(
+        server_lr_exponent=options.get("exponent", 0.0),
+        average_cut_gradients=options.get("mean_of"),
+    )
+    fit(tmp_path, module, make_data(**given), [ClientAveraging(every=1)])
+    expected = plain_parallel(make_data(**given), own=False, average=1, **options)
+    assert_close(merged(module), expected[0])
 
 
 def plain_sgd_network(norm):

@@ -1,0 +1,199 @@
+"""The formulas in docs/protocols.md against what runs of the command line count."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from split_lightning.building import build
+from split_lightning.config import check
+from split_lightning.data import DigitsImages, Images
+from split_lightning.models import DigitsCNN
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+DOCUMENT = (ROOT / "docs" / "protocols.md").read_text()
+PROTOCOLS = {path.stem for path in (CONF / "protocol").glob("*.yaml")}
+COUNTS = (
+    "uplink_bytes",
+    "downlink_bytes",
+    "handoff_bytes",
+    "averaging_bytes",
+    "server_averaging_bytes",
+)
+# DigitsCNN: what a layer hands on of a sample.
+CUTS = {"conv1": 16 * 8 * 8, "relu2": 32 * 8 * 8, "maxpool": 32 * 4 * 4, "fc1": 64}
+QUICK = [
+    "data.source._target_=test_protocol_docs.FewDigits",
+    "data.val_share=0",
+    "logger=none",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "trainer.enable_model_summary=false",
+    "trainer.enable_checkpointing=false",
+]
+SKEWED = ["data/partitioner=dirichlet", "data.partitioner.alpha=0.3"]
+SETTINGS = {
+    "all": ["num_clients=4", "rounds=2", "data/partitioner=linear"],
+    "two of five": [
+        *("num_clients=5", "rounds=3", "clients_per_round=2", *SKEWED),
+        "model.cut_layer=conv1",
+    ],
+    "two passes": [
+        *("num_clients=3", "rounds=1", "local_epochs=2", *SKEWED),
+        "model.cut_layer=relu2",
+    ],
+    "short turns": [
+        *("num_clients=3", "rounds=2", "local_steps=2", "data/partitioner=linear"),
+        "model.cut_layer=fc1",
+    ],
+}
+
+
+class FewDigits(DigitsImages):
+    """The first 300 of scikit-learn's digits, so that a run takes no second."""
+
+    def load(self, train):
+        images = super().load(train)
+        return Images(images.inputs[:300], images.targets[:300])
+
+
+def rows(heading):
+    """Returns the rows of the table of formulas under a heading, without its head."""
+    section = DOCUMENT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    table = section[section.index("| protocol |") :].split("\n\n")[0]
+    lines = [line.strip("| ").split("|") for line in table.splitlines()[2:]]
+    return [[cell.strip(" `") for cell in line] for line in lines]
+
+
+BYTES, MEMORY = rows("Bytes of a round"), rows("Memory")
+
+
+@pytest.mark.parametrize("heading", ["Bytes of a round", "Memory"])
+def test_each_protocol_has_its_formulas(heading):
+    assert {name for name, *_ in rows(heading)} == PROTOCOLS
+
+
+@pytest.mark.parametrize("name", sorted(PROTOCOLS))
+def test_each_protocol_has_a_section(name):
+    section = DOCUMENT.split(f"\n### {name}\n")[1].split("\n### ")[0]
+    assert section.count("```mermaid") == 1
+    (algorithm,) = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
+    assert len(algorithm.splitlines()) <= 6
+    assert f"[`{name}`](#{name})" in DOCUMENT
+
+
+@pytest.mark.parametrize(
+    "line",
+    re.findall(r"^python -m split_lightning\.train (.*)", DOCUMENT, re.MULTILINE),
+)
+def test_its_commands_are_right(line):
+    composed(line.split())
+
+
+def composed(typed, more=()):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [*more, *typed, "output_dir=x"])
+    check(cfg, typed)  # what a protocol does not use is refused only where it is typed
+    return cfg
+
+
+BY_RUN = {}
+for name, typed, *formulas in BYTES:
+    BY_RUN.setdefault((name, typed), {})["bytes"] = formulas
+for name, typed, *formulas in MEMORY:
+    BY_RUN.setdefault((name, typed), {})["memory"] = formulas
+RUNS = [
+    (setting, name, typed)
+    for name, typed in BY_RUN
+    for setting in (SETTINGS if typed == "" else ["all", "two of five"])
+]
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "typed"), RUNS, ids=[" ".join(run) for run in RUNS]
+)
+def test_formulas_equal_what_is_counted(setting, name, typed):
+    """The schedule says who acts when; from there on all is plain arithmetic."""
+    cfg = composed([f"protocol={name}", *typed.split()], [*QUICK, *SETTINGS[setting]])
+    cfg.callbacks = {}
+    run = build(cfg)
+    run.trainer.fit(run.module, datamodule=run.data)
+    symbols = by_round(cfg, run.data)
+    found = BY_RUN[name, typed]
+    if "bytes" in found:
+        expected = [
+            sum(eval(formula, dict(in_round)) for in_round in symbols)
+            for formula in found["bytes"]
+        ]
+        totals = run.module.totals()
+        assert dict(zip(COUNTS, expected, strict=True)) == {
+            k: totals[k] for k in COUNTS
+        }
+        assert totals["handoffs"] == sum(in_round["T"] for in_round in symbols) * (
+            "T" in found["bytes"][2]
+        )
+    if "memory" in found:
+        live, remembered = (eval(text, symbols[-1]) for text in found["memory"])
+        networks = run.module.state_dict().values()
+        assert num_bytes(run.module.parties.state_dict()) == remembered
+        assert sum(tensor.nbytes for tensor in networks) == live
+
+
+def by_round(cfg, data):
+    """Returns what the symbols stand for, in each round."""
+    groups = cfg.protocol.servers.get("num_servers", 1) or 1
+    server_of = [client * groups // data.num_clients for client in range(5)]
+    restarts = cfg.protocol.callbacks.get("weight_passing", {}).get("average_every")
+    sampler, known, last, symbols = data.train_dataloader().sampler, set(), {}, []
+    for round_index in range(cfg.rounds):
+        sampler.set_epoch(round_index)
+        plans = list(sampler)
+        taking_part = {plan.client_id for plan in plans}
+        known |= taking_part
+        last = {} if restarts else last
+        handoffs = 0
+        for client, server in ((p.client_id, server_of[p.client_id]) for p in plans):
+            handoffs += last.get(server, client) != client
+            last[server] = client
+        symbols.append(
+            sizes_of_segments(cfg.model.cut_layer)
+            | {
+                "N": cfg.local_epochs * sum(len(data.parts[k]) for k in taking_part),
+                "C": len(known),
+                "K": len(taking_part),
+                "E": len(plans),
+                "T": handoffs,
+                "G": len({server_of[k] for k in taking_part}),
+                "H": len({server_of[k] for k in known}),
+            }
+        )
+    return symbols
+
+
+def sizes_of_segments(cut_layer):
+    """Returns the bytes of the layers before and after the cut, and what crosses."""
+    layers = dict(DigitsCNN().named_children())
+    before = list(layers)[: list(layers).index(cut_layer) + 1]
+    client = [layer for name, layer in layers.items() if name in before]
+    server = [layer for name, layer in layers.items() if name not in before]
+    sizes = {"d": CUTS[cut_layer]}
+    for names, segment in (("WPV", client), ("SQU", server)):
+        parameters = sum(p.nbytes for layer in segment for p in layer.parameters())
+        buffers = sum(b.nbytes for layer in segment for b in layer.buffers())
+        whole = (parameters + buffers, parameters, buffers)
+        sizes |= dict(zip(names, whole, strict=True))
+    return sizes
+
+
+def num_bytes(remembered):
+    """Returns the bytes of all tensors in nested containers."""
+    if isinstance(remembered, torch.Tensor):
+        return remembered.nbytes
+    if isinstance(remembered, dict):
+        remembered = remembered.values()
+    elif not isinstance(remembered, list | tuple | set):
+        return 0
+    return sum(map(num_bytes, remembered))
