@@ -25,7 +25,7 @@ Columns: TypeAlias = dict[str, tuple[str, Callable[[float], str]]]
 
 
 def _size(value: float) -> str:
-    return filesize.decimal(round(value))
+    return filesize.decimal(round(value)) if value else "0"
 
 
 _REACHED: Columns = {
