@@ -229,13 +229,16 @@ def _typed() -> Sequence[str]:
     """Returns what was typed on the command line.
 
     Raises:
-        ValueError: If a search is configured and this is no sweep.
+        ValueError: If what to sweep over is configured and this is no sweep.
     """
     if not HydraConfig.initialized():
         return ()
     settings = HydraConfig.get()
     if settings.mode == RunMode.RUN and settings.sweeper.get("params"):
-        raise ValueError("`hparams_search` is for sweeps: add -m (--multirun).")
+        raise ValueError(
+            "`hparams_search`, and an experiment that says what to sweep over "
+            "(`hydra.sweeper.params`), is for sweeps: add -m (--multirun)."
+        )
     typed: Sequence[str] = settings.overrides.task
     return typed
 

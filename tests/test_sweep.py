@@ -4,14 +4,16 @@ import csv
 import json
 import math
 import runpy
+import statistics
 import warnings
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from test_train import NO_PICTURES
+from test_train import CONF, NO_PICTURES
 
 from split_lightning import train as train_module
 from split_lightning.module import SplitLightningModule
@@ -35,8 +37,8 @@ def sweep(monkeypatch, folder, *overrides):
     return status, folder / "sweep"
 
 
-def table(folder):
-    with (folder / "comparison.csv").open(newline="") as file:
+def table(folder, name="comparison.csv"):
+    with (folder / name).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -77,7 +79,7 @@ def test_only_what_was_swept_becomes_columns(mixed):
     assert columns[:3] == ["run", "status", "overrides"]
     assert set(columns[3 : columns.index("test_accuracy")]) == {
         "num_clients",
-        "data.partitioner",
+        "data/partitioner",
     }
 
 
@@ -123,6 +125,68 @@ def test_tensorboard_compares_the_runs_of_a_sweep(mixed):
         *("IidPartitioner", "iid", 0.25),
         *("DirichletPartitioner", "dirichlet", 0.25),
     ]
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    """The comparison of protocols, but for all but two tiny runs of two seeds."""
+    overrides = ["+experiment=compare", "protocol=round_robin", "data/partitioner=iid"]
+    overrides += ["seed=0,1", "rounds=1", "trainer.limit_train_batches=2"]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return sweep(monkeypatch, tmp_path_factory.mktemp("seeds"), *overrides)
+
+
+def test_seeds_are_one_row_of_means(seeds):
+    status, folder = seeds
+    assert status == 0
+    assert [row["seed"] for row in table(folder)] == ["0", "1"]
+    (row,) = table(folder, "comparison_means.csv")
+    assert (row["runs"], row["seed"]) == ("0 1", "0,1")
+    results = [json.loads((folder / n / "results.json").read_text()) for n in "01"]
+    for name in ("test_accuracy", "uplink_bytes", "handoffs"):
+        found = [result[name] for result in results]
+        assert float(row[name]) == statistics.fmean(found)
+        assert float(row[f"{name}_std"]) == pytest.approx(statistics.stdev(found))
+
+
+def test_runs_of_a_comparison_leave_figures_and_segments(seeds):
+    _, folder = seeds
+    left = {path.name for path in (folder / "0").iterdir()}
+    assert left == {
+        *(".hydra", "train.log", "config.yaml", "results.json", "history.csv"),
+        *("client.safetensors", "server.safetensors"),
+    }
+    assert (folder / "comparison.png").stat().st_size > 1000
+    assert list((folder / "comparison").glob("events.*"))
+
+
+def params_of(experiment):
+    cfg = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
+    return {key: text.split(", ") for key, text in cfg.hydra.sweeper.params.items()}
+
+
+def test_every_protocol_is_compared():
+    params = params_of("compare")
+    files = (CONF / "protocol").glob("*.yaml")
+    assert set(params["protocol"]) == {path.stem for path in files}
+    turns = {f"turns/{p.stem}" for p in (CONF / "protocol/turns").glob("*.yaml")}
+    assert turns < set(params_of("compare_skewed")["protocol"])
+
+
+@pytest.mark.parametrize("name", ["compare", "compare_skewed"])
+def test_what_is_compared_has_one_budget(monkeypatch, tmp_path, name):
+    """Each choice composes and passes the checks."""
+    seen = []
+
+    def train(cfg):
+        seen.append(HydraConfig.get().runtime.choices.protocol)
+        assert (cfg.num_clients, cfg.rounds, cfg.local_epochs) == (10, 5, 1)
+        return {}
+
+    monkeypatch.setattr(train_module, "train", train)
+    pinned = ["seed=0", *(["data/partitioner=shards"] if name == "compare" else [])]
+    assert sweep(monkeypatch, tmp_path, f"+experiment={name}", *pinned)[0] == 0
+    assert seen == params_of(name)["protocol"]
 
 
 def test_a_bug_is_traced_and_ends_no_sweep(monkeypatch, tmp_path, capsys):
@@ -256,6 +320,7 @@ def test_optunas_own_direction_is_no_trap(monkeypatch, tmp_path, capsys, valued)
     ("typed", "words"),
     [
         (["+hparams_search=optuna"], ["hparams_search", "-m"]),
+        (["+experiment=compare"], ["experiment", "-m"]),
         (["-m", "hydra/launcher=ray"], ['pip install "hydra-ray-launcher"']),
     ],
 )

@@ -20,7 +20,10 @@ from split_lightning.models import DigitsCNN
 from split_lightning.train import main
 
 CONF = Path(__file__).parent.parent / "conf"
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+SWEEPS = {"compare", "compare_skewed"}  # in `test_sweep.py`
+EXPERIMENTS = sorted(
+    {path.stem for path in (CONF / "experiment").glob("*.yaml")} - SWEEPS
+)
 BYTES_UP = 32 * 4 * 4 * 4 + 8  # DigitsCNN, cut after `maxpool`: 32 x 4 x 4, a label
 
 
@@ -334,6 +337,26 @@ def test_experiments_are_what_they_say():
     passing = {n: c.protocol.callbacks.get("weight_passing") for n, c in chosen.items()}
     assert not passing["rr10_no_passing"].enabled
     assert passing["rr10"].enabled
+
+
+def test_short_turns_are_a_round_robin_of_other_options():
+    options = {
+        "whole_shuffled": ["protocol.schedule.shuffle=true"],
+        "five": ["local_steps=5"],
+        "five_shuffled": ["local_steps=5", "protocol.schedule.shuffle=true"],
+        "one": ["local_steps=1"],
+        "one_shuffled": ["local_steps=1", "protocol.schedule.shuffle=true"],
+    }
+    folder = CONF / "protocol" / "turns"
+    assert {path.stem for path in folder.glob("*.yaml")} == set(options)
+    for name, typed in options.items():
+        short, long = (
+            OmegaConf.to_container(compose_test("output_dir=x", *words).protocol)
+            for words in ([f"protocol=turns/{name}"], ["protocol=round_robin", *typed])
+        )
+        steps = compose_test("output_dir=x", *typed).local_steps
+        long["schedule"]["local_steps"] = steps
+        assert short == long
 
 
 @pytest.mark.usefixtures("_fake_torchvision")

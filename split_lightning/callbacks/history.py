@@ -49,13 +49,15 @@ class History(pl.Callback):
     Args:
         folder: Where `history.csv` is written anew each round, and `curves.png` at the
             end of the fit; `None`: rows are only kept.
+        curves: Whether they are drawn at the end.
 
     Attributes:
         rows: The rows so far.
     """
 
-    def __init__(self, folder: str | Path | None = None) -> None:
+    def __init__(self, folder: str | Path | None = None, curves: bool = True) -> None:
         self.folder = None if folder is None else Path(folder)
+        self.curves = curves
         self._forget()
 
     def _forget(self) -> None:
@@ -126,7 +128,7 @@ class History(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
-        if self.folder is not None and self.rows:
+        if self.folder is not None and self.curves and self.rows:
             draw_curves(self.rows).savefig(self.folder / "curves.png", dpi=120)
 
     @override

@@ -1,113 +1,178 @@
-"""The plot of a comparison: accuracy by round and by bytes, or else bars."""
+"""The plot of a comparison: accuracy by round, samples and bytes, or else bars."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from split_lightning.comparison.run_folder import Figures, RunFolder, total_bytes
+from split_lightning.comparison.curve import (
+    Position,
+    by_bytes,
+    by_round,
+    by_samples,
+    curve,
+)
+from split_lightning.comparison.group import RunGroup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_FEW = 10  # colours that can be told apart; more runs are coloured by rank
+_FEW = 10  # colours that can be told apart; more curves are coloured by rank
 _WIDEST = 48  # characters of a label before it is wrapped
 _LINE = 0.19  # inches
 _TALL = 30  # lines of a legend before it has two columns
+_MOST_ROWS = 6
+_MARKERS = "os^DvPX"  # help to tell near colours apart
+_PANELS: dict[str, tuple[Position, str, str]] = {  # title: position, axis, unit
+    "By round": (by_round, "round", ""),
+    "By samples": (by_samples, "images trained on", ""),
+    "By bytes": (by_bytes, "bytes that travelled", "B"),
+}
 
-Labelled = list[tuple[RunFolder, str]]
+Labelled: TypeAlias = list[tuple[RunGroup, str]]
+Colors: TypeAlias = Mapping[str, Any]
+Panel: TypeAlias = Callable[["Axes", Labelled, Colors], None]
 
 
-def draw_runs(runs: Sequence[RunFolder], labels: Sequence[str]) -> Figure | None:
-    """Returns a plot of runs, or `None` if none has anything to plot.
+def row_setting(groups: Sequence[RunGroup], keys: Sequence[str]) -> str | None:
+    """Returns the setting that has a row of the plot for each of its values.
 
-    Runs with a `history.csv` get a curve of validation accuracy by round, and by bytes
-    if anything travelled; where finished runs have none, all get bars of test accuracy.
+    Up to ten curves share one row; where there are more, it is the setting of the
+    fewest values, up to six, if there is another one that tells the curves apart.
 
     Args:
-        runs: The runs.
-        labels: What the legend says of each.
+        groups: The runs.
+        keys: The settings in which they differ.
+    """
+    counts = {key: len({group.shown(key) for group in groups}) for key in keys}
+    several = {key: count for key, count in counts.items() if count > 1}
+    few = [key for key, count in several.items() if count <= _MOST_ROWS]
+    if len(groups) <= _FEW or len(several) < 2 or not few:
+        return None
+    return min(few, key=counts.__getitem__)
+
+
+def draw_groups(
+    groups: Sequence[RunGroup], labels: Sequence[str], rows: str | None = None
+) -> Figure | None:
+    """Returns a plot of runs, or `None` if none has anything to plot.
+
+    Runs with a `history.csv` get a curve of mean validation accuracy by round, by
+    samples, and by bytes if anything travelled, with a band of one standard deviation
+    on each side; where finished runs have none, all get bars of test accuracy.
+
+    Args:
+        groups: The runs.
+        labels: What the legend says of each; those of one label share a colour.
+        rows: The setting that has a row of panels for each of its values, or `None`.
     """
     from matplotlib.figure import Figure
 
-    labelled = list(zip(runs, map(_wrapped, labels), strict=True))
-    curves = sorted((pair for pair in labelled if _curve(pair[0], _round)), key=_rank)
-    bars = [pair for pair in labelled if _accuracy(pair[0]) is not None]
-    panels: list[Callable[[Axes], None]] = []
-    if curves:
-        panels.append(lambda axes: _draw_by_round(axes, curves))
-    if any(_curve(run, total_bytes) for run, _ in curves):
-        panels.append(lambda axes: _draw_by_bytes(axes, curves))
-    if any(not _curve(run, _round) for run, _ in bars):
-        panels.append(lambda axes: _draw_bars(axes, bars))
+    labelled = [
+        (g, _legend_text(g, label)) for g, label in zip(groups, labels, strict=True)
+    ]
+    panels = _panels(labelled)
     if not panels:
         return None
-    lines = [label.count("\n") + 1 for _, label in curves or bars]
-    columns = 2 if curves and sum(lines) > _TALL else 1
-    size = (
-        5.2 * len(panels) + 2.8 * columns,
-        max(4.2, _LINE * sum(lines) / columns + 1),
-    )
+    names = list(dict.fromkeys([*_ranked(labelled), *(text for _, text in labelled)]))
+    values = dict.fromkeys(group.shown(rows) if rows else "" for group in groups)
+    lines = sum(name.count("\n") + 1 for name in names)
+    columns = 2 if lines > _TALL * len(values) else 1
+    height = max(3.4 * len(values), 4.2, _LINE * lines / columns + 1)
+    size = (5.2 * len(panels) + 2.8 * columns, height)
     figure = Figure(figsize=size, layout="constrained")
-    for draw in panels:
-        draw(figure.add_subplot(1, len(panels), len(figure.axes) + 1))
-    for axes in figure.axes:
-        axes.grid(alpha=0.3)
-        axes.set_axisbelow(True)
-    if curves:  # the curves of the first panel stand for all
-        handles = figure.axes[0].get_lines()
-        figure.legend(
-            handles=handles, loc="outside right upper", ncols=columns, fontsize=8
-        )
+    grid = figure.subplots(len(values), len(panels), squeeze=False)
+    colors = {name: _color(index, len(names)) for index, name in enumerate(names)}
+    for value, row in zip(values, grid, strict=True):
+        inside = [pair for pair in labelled if not rows or pair[0].shown(rows) == value]
+        for (title, draw), axes in zip(panels.items(), row, strict=True):
+            draw(axes, inside, colors)
+            axes.set_title(f"{value}: {title.lower()}" if value else title)
+            axes.grid(alpha=0.3)
+            axes.set_axisbelow(True)
+    _draw_legend(figure, columns, names)
     return figure
 
 
-def _draw_by_round(axes: Axes, curves: Labelled) -> None:
-    from matplotlib.ticker import MaxNLocator
+def _panels(labelled: Labelled) -> dict[str, Panel]:
+    """Returns what there is to draw: a column of panels for each."""
+    groups = [group for group, _ in labelled]
+    panels: dict[str, Panel] = {
+        title: partial(_draw_curves, title=title)
+        for title, (position, _, _) in _PANELS.items()
+        if any(curve(group, position) for group in groups)
+    }
+    if any(_accuracy(g) is not None and not curve(g, by_round) for g in groups):
+        panels["At the end"] = _draw_bars
+    return panels
 
-    _draw_curves(axes, curves, _round)
-    axes.set(xlabel="round", ylabel="validation accuracy", title="By round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-
-def _draw_by_bytes(axes: Axes, curves: Labelled) -> None:
+def _draw_curves(axes: Axes, inside: Labelled, colors: Colors, title: str) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    _draw_curves(axes, curves, total_bytes)
-    axes.set(xlabel="travelled: up, down and handed over", title="By bytes")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
+    position, name, unit = _PANELS[title]
+    rank = list(colors).index
+    several = len(colors) > _FEW
+    for group, label in sorted(inside, key=lambda pair: rank(pair[1])):
+        if points := curve(group, position):
+            x, y, spread = map(list, zip(*points, strict=True))
+            axes.plot(
+                x,
+                y,
+                color=colors[label],
+                linestyle="--" if group.status == "failed" else "-",
+                linewidth=1.1 if several else 1.6,
+                marker=_marker(rank(label) if several else 0, len(points)),
+                markersize=4 if several else 3,
+                label=label,
+            )
+            if any(spread):
+                low = [mean - s for mean, s in zip(y, spread, strict=True)]
+                high = [mean + s for mean, s in zip(y, spread, strict=True)]
+                axes.fill_between(
+                    x, low, high, color=colors[label], alpha=0.12, linewidth=0
+                )
+    axes.set(xlabel=name, ylabel="validation accuracy")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    if position is not by_round:
+        axes.xaxis.set_major_formatter(EngFormatter(unit=unit))
 
 
-def _draw_curves(
-    axes: Axes, curves: Labelled, position: Callable[[Figures], float | None]
-) -> None:
-    """Draws a curve for each run, the best first."""
-    for index, (run, label) in enumerate(curves):
-        points = _curve(run, position)
-        axes.plot(
-            [x for x, _ in points],
-            [y for _, y in points],
-            color=_color(index, len(curves)),
-            linestyle="--" if run.status == "failed" else "-",
-            linewidth=1.6 if len(curves) <= _FEW else 1.1,
-            marker="o" if len(points) <= 20 else None,
-            markersize=3,
-            label=label if run.status == "finished" else f"{label} ({run.status})",
+def _draw_bars(axes: Axes, inside: Labelled, colors: Colors) -> None:
+    bars = [pair for pair in inside if _accuracy(pair[0]) is not None]
+    values = [_accuracy(group) or 0.0 for group, _ in bars]
+    spread = [group.deviations()["test_accuracy"] or 0.0 for group, _ in bars]
+    errors = spread if any(spread) else None
+    drawn = axes.barh(range(len(bars)), values, xerr=errors, color=_color(0, 1))
+    axes.bar_label(drawn, fmt="%.3f", padding=3, fontsize=8)
+    axes.set_yticks(range(len(bars)), [label for _, label in bars], fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set(xlabel="test accuracy")
+
+
+def _draw_legend(figure: Figure, columns: int, names: Sequence[str]) -> None:
+    """Draws one legend for all panels, beside them, the best first."""
+    lines = {
+        line.get_label(): line for axes in figure.axes for line in axes.get_lines()
+    }
+    handles = [lines[name] for name in names if name in lines]
+    if handles:
+        figure.legend(
+            handles=handles, loc="outside right upper", ncols=columns, fontsize=8
         )
 
 
-def _draw_bars(axes: Axes, bars: Labelled) -> None:
-    positions = range(len(bars))
-    values = [_accuracy(run) or 0.0 for run, _ in bars]
-    drawn = axes.barh(positions, values, color=_color(0, 1))
-    axes.bar_label(drawn, fmt="%.3f", padding=3, fontsize=8)
-    axes.set_yticks(positions, [label for _, label in bars], fontsize=8)
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    axes.set(xlabel="test accuracy", title="At the end")
+def _ranked(labelled: Labelled) -> list[str]:
+    """Returns the labels of all curves by their mean last accuracy, the best first."""
+    last: dict[str, list[float]] = {}
+    for group, label in labelled:
+        if points := curve(group, by_round):
+            last.setdefault(label, []).append(points[-1].y)
+    return sorted(last, key=lambda label: -sum(last[label]) / len(last[label]))
 
 
 def _color(index: int, count: int) -> Any:
@@ -118,27 +183,15 @@ def _color(index: int, count: int) -> Any:
     return colormaps["turbo"](0.05 + 0.9 * index / (count - 1))
 
 
-def _curve(
-    run: RunFolder, position: Callable[[Figures], float | None]
-) -> list[tuple[float, float]]:
-    """Returns the points of a curve; rounds that were not validated have none."""
-    points = [(position(row), row.get("val_accuracy")) for row in run.history]
-    known = [(x, y) for x, y in points if x is not None and y is not None]
-    return known if any(x for x, _ in known) or position is _round else []
+def _marker(index: int, num_points: int) -> str | None:
+    """Returns the marker of a curve; many points would hide the line."""
+    return _MARKERS[index % len(_MARKERS)] if num_points <= 20 else None
 
 
-def _round(row: Figures) -> float | None:
-    return row.get("round")
+def _accuracy(group: RunGroup) -> float | None:
+    return group.means()["test_accuracy"]
 
 
-def _rank(pair: tuple[RunFolder, str]) -> float:
-    """Sorts by the accuracy of the last round, the best first."""
-    return -_curve(pair[0], _round)[-1][1]
-
-
-def _accuracy(run: RunFolder) -> float | None:
-    return run.figures()["test_accuracy"]
-
-
-def _wrapped(label: str) -> str:
-    return "\n".join(textwrap.wrap(label, _WIDEST)) or label
+def _legend_text(group: RunGroup, label: str) -> str:
+    status = "" if group.status == "finished" else f" ({group.status})"
+    return "\n".join(textwrap.wrap(label + status, _WIDEST)) or label

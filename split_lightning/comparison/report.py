@@ -1,36 +1,59 @@
-"""What a comparison leaves: a table on the terminal, a CSV file, a plot."""
+"""What a comparison leaves: tables on the terminal and as CSV, a plot, TensorBoard."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from rich import box, filesize
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from split_lightning.comparison.plot import draw_runs
+from split_lightning.comparison.board import write_board
+from split_lightning.comparison.group import SEED, RunGroup, grouped
+from split_lightning.comparison.plot import draw_groups, row_setting
 from split_lightning.comparison.run_folder import RunFolder
-from split_lightning.comparison.settings import differing_settings, short_names, shown
+from split_lightning.comparison.settings import differing_settings, short_names
 
 _WIDEST = 1000  # characters of a line of a file
 _SHORT = 6  # characters of a run's name that a legend has room for
 _STYLES = {"failed": "red", "unreadable": "red", "unfinished": "yellow"}
-_FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
+Columns: TypeAlias = dict[str, tuple[str, Callable[[float], str]]]
+
+
+def _size(value: float) -> str:
+    return filesize.decimal(round(value)) if value else "0"
+
+
+_REACHED: Columns = {
     "test_accuracy": ("test\nacc.", "{:.4f}".format),
     "test_loss": ("test\nloss", "{:.4f}".format),
     "val_accuracy": ("val.\nacc.", "{:.4f}".format),
-    "bytes": ("bytes", lambda value: filesize.decimal(int(value))),
+    "bytes": ("bytes", _size),
     "seconds": ("time\n(s)", "{:,.0f}".format),
+}
+_WITH_DEVIATION = ("test_accuracy", "val_accuracy")
+_TRAVELLED: Columns = {
+    "uplink_bytes": ("clients\nto server", _size),
+    "downlink_bytes": ("server\nto clients", _size),
+    "handoff_bytes": ("client\nto client", _size),
+    "handoffs": ("hand-\noffs", "{:,.0f}".format),
+    "averaging_bytes": ("averaging\nclients", _size),
+    "server_averaging_bytes": ("averaging\nservers", _size),
 }
 
 
 def compare(
     runs: Sequence[RunFolder], output: Path, console: Console | None = None
 ) -> list[Path]:
-    """Prints a table of runs, and writes `comparison.csv` and `comparison.png`.
+    """Prints tables of runs, and writes them, a plot and files for TensorBoard.
+
+    Runs that differ in nothing but their seed are one row and one curve: their means,
+    with the sample standard deviations. `comparison.csv` has a row for each run,
+    `comparison_means.csv` one for each row of the table.
 
     Args:
         runs: From `find_runs`.
@@ -38,75 +61,100 @@ def compare(
         console: Where to print; `None`: standard output.
 
     Returns:
-        The files that were written; no plot where no run has anything to plot.
+        The files that were written: the tables, the plot and the folder for
+        TensorBoard; the last two only where a run has anything to plot.
     """
     console = console or Console()
     keys = differing_settings([run.settings for run in runs])
-    console.print(_fitting_table(runs, keys, console))
+    groups = grouped(runs, keys)
+    _print_table(groups, keys, _REACHED, console)
+    means = [group.means() for group in groups]
+    if any(row[key] for row in means for key in _TRAVELLED):
+        console.print()
+        _print_table(groups, keys, _TRAVELLED, console)
     output.mkdir(parents=True, exist_ok=True)
-    rows, plot = output / "comparison.csv", output / "comparison.png"
-    write_csv(runs, keys, rows)
-    figure = draw_runs(runs, labels(runs, keys))
-    files = [rows]
+    files = [output / "comparison.csv", output / "comparison_means.csv"]
+    write_csv(runs, keys, files[0])
+    write_means(groups, keys, files[1])
+    rows = row_setting(groups, keys)
+    figure = draw_groups(groups, labels(groups, keys, rows), rows)
     if figure is not None:
-        figure.savefig(plot, dpi=120)
-        files.append(plot)
-    for name, file in zip(("table:", "plot: "), files, strict=False):
+        files += [output / "comparison.png", output / "comparison"]
+        figure.savefig(files[2], dpi=120)
+        write_board(groups, labels(groups, keys), keys, files[2], files[3])
+    names = ("table:", "means:", "plot: ", "look:  tensorboard --logdir")
+    for name, file in zip(names, files, strict=False):
         console.print(f"{name} {file}", soft_wrap=True, highlight=False)
     return files
 
 
-def _fitting_table(
-    runs: Sequence[RunFolder], keys: Sequence[str], console: Console
-) -> Table:
-    """Returns a table that a terminal has room for; a file is as wide as need be."""
-    table = as_table(runs, keys)
+def _print_table(
+    groups: Sequence[RunGroup], keys: Sequence[str], columns: Columns, console: Console
+) -> None:
+    """Prints a table that a terminal has room for; a file is as wide as need be."""
+    table = as_table(groups, keys, columns)
     widest = console.options.update(max_width=_WIDEST)
     width = table.__rich_measure__(console, widest).maximum
     if not console.is_terminal:
         console.width = max(console.width, width)
-    return table if width <= console.width else as_table(runs, keys, in_one=True)
+    fits = width <= console.width
+    console.print(table if fits else as_table(groups, keys, columns, in_one=True))
 
 
 def as_table(
-    runs: Sequence[RunFolder], keys: Sequence[str], in_one: bool = False
+    groups: Sequence[RunGroup],
+    keys: Sequence[str],
+    columns: Columns = _REACHED,
+    in_one: bool = False,
 ) -> Table:
-    """Returns a table with a row for each run; the best by validation is bold.
+    """Returns a table with a row for each group; the best by validation is bold.
 
     Args:
-        runs: The runs.
+        groups: The runs, in groups.
         keys: The settings that are shown, a column each.
-        in_one: Whether they share one column instead, as `name=value`.
+        columns: The figures that are shown, where there are any.
+        in_one: Whether the settings share one column instead, as `name=value`.
     """
-    figures = [run.figures() for run in runs]
-    used = [key for key in _FIGURES if any(row[key] is not None for row in figures)]
+    means = [group.means() for group in groups]
+    zero = 0 if columns is _TRAVELLED else None  # what never travelled has no column
+    used = [k for k in columns if any(row[k] not in (None, zero) for row in means)]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for name in ("run", *(["settings"] if in_one else short_names(keys).values())):
         table.add_column(name, overflow="fold")
     for key in used:
-        table.add_column(_FIGURES[key][0], justify="right", no_wrap=True)
+        table.add_column(columns[key][0], justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
-    reached = [row["val_accuracy"] for row in figures]
+    reached = [row["val_accuracy"] for row in means]
     best = max((value for value in reached if value is not None), default=None)
-    for run, row in zip(runs, figures, strict=True):
-        values = [(row[key], _FIGURES[key][1]) for key in used]
-        is_best = best is not None and row["val_accuracy"] == best and len(runs) > 1
-        settings = [shown(run.settings, key) for key in keys]
+    for group, row in zip(groups, means, strict=True):
+        is_best = best is not None and row["val_accuracy"] == best and len(groups) > 1
+        settings = [group.shown(key) for key in keys]
         if in_one:
-            settings = [" ".join(_choices(run, keys))]
+            settings = [" ".join(_choices(group, keys))]
         table.add_row(
-            *map(Text, (run.name, *settings)),
-            *("" if value is None else formatted(value) for value, formatted in values),
-            Text(_status(run), style=_STYLES.get(run.status, "")),
+            *map(Text, (group.name, *settings)),
+            *(_formatted(group, key, columns[key][1]) for key in used),
+            Text(_status(group), style=_STYLES.get(group.status, "")),
             style="bold" if is_best else None,
         )
     return table
 
 
-def _status(run: RunFolder) -> str:
-    if run.status != "unfinished" or not run.history:
-        return run.status
-    return f"unfinished:\n{len(run.history)} rounds"
+def _formatted(group: RunGroup, key: str, formatted: Callable[[float], str]) -> str:
+    """Returns a mean, and the deviation of an accuracy if there is one."""
+    mean, deviation = group.means()[key], group.deviations()[key]
+    if mean is None:
+        return ""
+    if deviation is None or key not in _WITH_DEVIATION:
+        return formatted(mean)
+    return f"{formatted(mean)} ±{formatted(deviation)}"
+
+
+def _status(group: RunGroup) -> str:
+    rounds = min(len(run.history) for run in group.runs)
+    if group.status != "unfinished" or not rounds:
+        return group.status
+    return f"unfinished:\n{rounds} rounds"
 
 
 def write_csv(runs: Sequence[RunFolder], keys: Sequence[str], path: Path) -> None:
@@ -137,19 +185,61 @@ def _plain(run: RunFolder, key: str) -> object:
     return "null" if value is None else value
 
 
-def labels(runs: Sequence[RunFolder], keys: Sequence[str]) -> list[str]:
-    """Returns what tells each run from the others: a short name, and its settings."""
-    found = [", ".join(_choices(run, keys)) for run in runs]
+def write_means(groups: Sequence[RunGroup], keys: Sequence[str], path: Path) -> None:
+    """Writes a row for each group: settings, means and standard deviations.
+
+    Args:
+        groups: The runs, in groups.
+        keys: The settings that become columns; the seed's has those of all runs.
+        path: The file to write.
+    """
+    figures = list(groups[0].means()) if groups else []
+    spread = [f"{key}_std" for key in figures]
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["runs", "num_runs", "status", *keys, *figures, *spread])
+        for group in groups:
+            names = " ".join(run.name for run in group.runs)
+            about = [names, len(group.runs), group.status]
+            values = [
+                group.shown(key) if key == SEED else _plain(group.runs[0], key)
+                for key in keys
+            ]
+            means, deviations = group.means(), group.deviations()
+            rows.writerow([*about, *values, *means.values(), *deviations.values()])
+
+
+def labels(
+    groups: Sequence[RunGroup], keys: Sequence[str], rows: str | None = None
+) -> list[str]:
+    """Returns what tells each group from the others: settings, a single run's name.
+
+    Args:
+        groups: The runs, in groups.
+        keys: The settings in which they differ.
+        rows: The setting that the place of a curve tells, so that its label need not;
+            curves at several places then share a label, which has no name of a run.
+    """
+    if len({group.shown(SEED) for group in groups}) == 1:
+        keys = [key for key in keys if key != SEED]
+    found = [", ".join(_choices(g, [k for k in keys if k != rows])) for g in groups]
+    places = [
+        (g.shown(rows) if rows else "", f) for g, f in zip(groups, found, strict=True)
+    ]
+    named = [
+        len(group.runs) == 1 and len(group.name) <= _SHORT and not rows
+        for group in groups
+    ]
     return [
-        f"{run.name}: {label}".removesuffix(": ")
-        if len(run.name) <= _SHORT or not label or found.count(label) > 1
-        else label
-        for run, label in zip(runs, found, strict=True)
+        f"{group.name}: {place[1]}".removesuffix(": ")
+        if is_named or not place[1] or places.count(place) > 1
+        else place[1]
+        for group, place, is_named in zip(groups, places, named, strict=True)
     ]
 
 
-def _choices(run: RunFolder, keys: Sequence[str]) -> list[str]:
-    """Returns the settings that a run has, as `name=value`."""
+def _choices(group: RunGroup, keys: Sequence[str]) -> list[str]:
+    """Returns the settings that a group has, as `name=value`."""
     names = short_names(keys).items()
-    there = [(key, name) for key, name in names if key in run.settings]
-    return [f"{name}={shown(run.settings, key)}" for key, name in there]
+    there = [(key, name) for key, name in names if key in group.settings]
+    return [f"{name}={group.shown(key)}" for key, name in there]

@@ -18,7 +18,7 @@ from split_lightning.comparison.settings import Setting, flat_settings
 
 FAILURE = "failure.json"  # left by a run of a sweep that failed
 _MARKS = ("config.yaml", FAILURE)  # a folder that holds one of these is a run's
-_BYTES = (
+BYTES = (
     "uplink_bytes",
     "downlink_bytes",
     "handoff_bytes",
@@ -26,7 +26,7 @@ _BYTES = (
     "server_averaging_bytes",
 )
 _FIGURES = ("test_accuracy", "test_loss", "val_accuracy", "val_loss")
-_SPEED = ("seconds", "images_per_second")
+_COUNTS = ("handoffs", "images", "seconds", "images_per_second")
 
 Figures = dict[str, float | None]
 
@@ -66,7 +66,7 @@ class RunFolder:
         last = self.history[-1] if self.history else {}
         found = {**last, **self.results}
         figures = {
-            key: _number(found.get(key)) for key in (*_FIGURES, *_BYTES, *_SPEED)
+            key: _number(found.get(key)) for key in (*_FIGURES, *BYTES, *_COUNTS)
         }
         figures["rounds_done"] = _number(found.get("rounds", found.get("round")))
         figures["bytes"] = total_bytes(found)
@@ -75,7 +75,7 @@ class RunFolder:
 
 def total_bytes(row: Any) -> float | None:
     """Returns all bytes of results or of a round; `None` where none were measured."""
-    counts = [count for key in _BYTES if (count := _number(row.get(key))) is not None]
+    counts = [count for key in BYTES if (count := _number(row.get(key))) is not None]
     return sum(counts) if counts else None
 
 
@@ -120,13 +120,14 @@ def read_run(path: Path, name: str | None = None) -> RunFolder:
 
 def _read(path: Path, name: str) -> RunFolder:
     cfg, typed = _config(path), path / ".hydra" / "overrides.yaml"
+    choices = _choices(path / ".hydra" / "hydra.yaml")
     failure, results = _json(path / FAILURE), _json(path / "results.json")
     status = "failed" if failure else "finished" if results else "unfinished"
     return RunFolder(
         path,
         name,
         status,
-        settings={} if cfg is None else flat_settings(cfg),
+        settings={} if cfg is None else flat_settings(cfg, choices),
         overrides=list(OmegaConf.load(typed)) if typed.is_file() else [],
         results=results,
         history=_history(path / "history.csv"),
@@ -154,6 +155,14 @@ def _config(folder: Path) -> DictConfig | None:
     best = next((file for file in there if "${" in file.read_text()), there[0])
     cfg = OmegaConf.load(best)
     return cfg if isinstance(cfg, DictConfig) else None
+
+
+def _choices(file: Path) -> dict[str, str]:
+    """Returns the option of each group that was chosen, as Hydra notes it."""
+    if not file.is_file():
+        return {}
+    choices = OmegaConf.select(OmegaConf.load(file), "hydra.runtime.choices")
+    return {str(group): str(option) for group, option in (choices or {}).items()}
 
 
 def _json(file: Path) -> dict[str, Any]:

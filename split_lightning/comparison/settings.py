@@ -1,7 +1,9 @@
 """The settings of runs, flat, and which of them differ between runs.
 
 A setting is a key such as `optimizer.client.lr` with its resolved value. An object's
-own key (`data.partitioner`) has the name of its class or function as value.
+own key (`data.partitioner`) has the name of its class or function as value. What was
+chosen of a group of files (`data/partitioner`) is a setting, too: it stands for all
+that the file holds.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from split_lightning.config_keys import is_within, value_at
 
 # No choices: where a run is, where it went on from, what it shows, what it refuses.
 _IGNORED = (
@@ -30,6 +34,12 @@ class Target(str):
     __slots__ = ()
 
 
+class Choice(str):
+    """The option that was chosen of a group of configuration files."""
+
+    __slots__ = ()
+
+
 class Setting(NamedTuple):
     """A value, and how it was written where that differs (`${seed}`)."""
 
@@ -37,11 +47,18 @@ class Setting(NamedTuple):
     written: Any
 
 
-def flat_settings(cfg: DictConfig) -> dict[str, Setting]:
+_NONE = Setting(None, None)
+
+
+def flat_settings(
+    cfg: DictConfig, choices: Mapping[str, str] | None = None
+) -> dict[str, Setting]:
     """Returns the settings of a run.
 
     Args:
         cfg: The run's configuration, with or without its interpolations.
+        choices: The option that was chosen of each group, where that is known. Groups
+            that have no place of their own (`experiment`) are left out.
 
     >>> cfg = {"seed": 1, "data": {"_target_": "my.Data", "seed": "${seed}"}}
     >>> {key: value for key, (value, _) in flat_settings(OmegaConf.create(cfg)).items()}
@@ -50,7 +67,18 @@ def flat_settings(cfg: DictConfig) -> dict[str, Setting]:
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
     cfg.output_dir = _FOLDER
-    return {key: setting for key, setting in _walk(cfg, "") if key not in _IGNORED}
+    plain = _written(cfg)
+    chosen = {
+        group: Setting(Choice(option), option)
+        for group, option in (choices or {}).items()
+        if value_at(plain, _key(group)) != MISSING
+    }
+    return chosen | {key: s for key, s in _walk(cfg, "") if key not in _IGNORED}
+
+
+def _key(group: str) -> str:
+    """Returns the key at which the choice of a group lies."""
+    return group.replace("/", ".")
 
 
 def _walk(node: DictConfig, prefix: str) -> Iterator[tuple[str, Setting]]:
@@ -80,13 +108,15 @@ def _written(node: DictConfig) -> dict[str, Any]:
 
 
 def differing_settings(runs: Sequence[Mapping[str, Setting]]) -> list[str]:
-    """Returns the keys whose values differ between runs, in the order of the files.
+    """Returns the keys whose values differ between runs, choices of groups first.
 
     A key that passes on the same other key in all runs (`${seed}`) is left out. So is
-    one that a run lacks because the object that it belongs to, or another of its group
-    (`protocol.module`, of `protocol.schedule.shuffle`), is of another class. To lack a
-    key is the same as to have nothing there (null, an empty list). A run without any
-    settings is left out of account.
+    what a choice tells: a key inside of a group (`protocol.schedule.shuffle`) from
+    which runs have chosen differently differs where it does so among runs of the same
+    choice. So is one that a run lacks because the object that it belongs to, or
+    another of its group (`protocol.module`, of `protocol.schedule.shuffle`), is of
+    another class. To lack a key is the same as to have nothing there (null, an empty
+    list). A run without any settings is left out of account.
 
     Args:
         runs: The settings of each run, from `flat_settings`.
@@ -96,17 +126,44 @@ def differing_settings(runs: Sequence[Mapping[str, Setting]]) -> list[str]:
     ['seed', 'n']
     """
     runs = [run for run in runs if run]
+    choices = _differing_choices(runs)
     differing: list[str] = []
     for key in dict.fromkeys(key for run in runs for key in run):
-        found = [run[key] for run in runs if key in run]
-        if len({repr(setting.value) for setting in found}) > 1:
-            if not _is_alias(found):
-                differing.append(key)
-        elif len(found) == len(runs) or found[0].value in _NOTHING:
+        if any(isinstance(run.get(key, _NONE).value, Choice) for run in runs):
             continue
-        elif not _owners(key) & set(differing) and not _is_told(key, runs, differing):
+        owners = [group for group in choices if is_within(key, _key(group))]
+        parts: dict[tuple[str, ...], list[Mapping[str, Setting]]] = {}
+        for run in runs:
+            chosen = tuple(run[group].value for group in owners)
+            parts.setdefault(chosen, []).append(run)
+        if any(_differs(key, part, differing) for part in parts.values()):
             differing.append(key)
-    return differing
+    return [*choices, *differing]
+
+
+def _differing_choices(runs: Sequence[Mapping[str, Setting]]) -> list[str]:
+    """Returns the groups of which all runs tell their choice, and not all the same."""
+    found = []
+    for key in runs[0] if runs else ():
+        values = [run[key].value for run in runs if key in run]
+        known = len(values) == len(runs) and all(isinstance(v, Choice) for v in values)
+        if known and len(set(values)) > 1:
+            found.append(key)
+    return found
+
+
+def _differs(
+    key: str, runs: Sequence[Mapping[str, Setting]], differing: Sequence[str]
+) -> bool:
+    """Tells whether a key differs between runs, and nothing else tells how."""
+    found = [run[key] for run in runs if key in run]
+    if not found:
+        return False
+    if len({repr(setting.value) for setting in found}) > 1:
+        return not _is_alias(found)
+    if len(found) == len(runs) or found[0].value in _NOTHING:
+        return False
+    return not _owners(key) & set(differing) and not _is_told(key, runs, differing)
 
 
 def _is_alias(found: Sequence[Setting]) -> bool:
@@ -145,9 +202,9 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     """
     names = {}
     for key in keys:
-        parts = key.split(".")
+        parts = _key(key).split(".")
         endings = [".".join(parts[i:]) for i in reversed(range(len(parts)))]
-        others = [f".{other}" for other in keys if other != key]
+        others = [f".{_key(other)}" for other in keys if other != key]
         alone = (e for e in endings if not any(o.endswith(f".{e}") for o in others))
         names[key] = next(alone, key)
     return names

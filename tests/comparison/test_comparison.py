@@ -8,11 +8,14 @@ from itertools import pairwise
 import pytest
 from made_up import a_run, config, results
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from split_lightning.compare import main
-from split_lightning.comparison import compare, find_runs
-from split_lightning.comparison.plot import draw_runs
+from split_lightning.comparison import compare, differing_settings, find_runs, grouped
+from split_lightning.comparison.plot import draw_groups, row_setting
 from split_lightning.comparison.report import labels
+
+LR = "optimizer.client.lr"
 
 
 def read(file):
@@ -37,13 +40,33 @@ def test_the_csv_has_each_run_in_full(sweep):
     rows = read(sweep / "comparison.csv")
     assert [row["run"] for row in rows] == ["0", "1", "2"]
     assert [row["status"] for row in rows] == ["finished", "finished", "failed"]
-    assert [row["optimizer.client.lr"] for row in rows] == ["0.01", "0.1", "10.0"]
+    assert [row[LR] for row in rows] == ["0.01", "0.1", "10.0"]
     assert [row["test_accuracy"] for row in rows] == ["0.8", "0.9", ""]
     assert [row["val_accuracy"] for row in rows] == ["0.8", "0.9", "0.1"]
     assert [row["bytes"] for row in rows] == ["5500", "5500", "1900"]
     assert [row["seconds"] for row in rows] == ["7.5", "7.5", "2.5"]
     assert [row["error"] for row in rows] == ["", "", "loss is not finite"]
     assert rows[0]["folder"] == str(sweep / "0")
+
+
+def test_the_csv_of_means_has_a_row_for_each_row_of_the_table(tmp_path):
+    for lr, seed, accuracy in ((0.1, 0, 0.7), (0.1, 1, 0.9), (0.2, 0, 0.6)):
+        run = tmp_path / f"{lr}-{seed}"
+        a_run(run, config(run, lr=lr, seed=seed), results(accuracy))
+    printed = io.StringIO()
+    compare(find_runs([tmp_path]), tmp_path, Console(file=printed))
+    assert len(read(tmp_path / "comparison.csv")) == 3
+    two, one = read(tmp_path / "comparison_means.csv")
+    assert (two["runs"], two["num_runs"], two["seed"]) == ("0.1-0 0.1-1", "2", "0,1")
+    assert (one["optimizer.client.lr"], one["num_runs"], one["seed"]) == (
+        "0.2",
+        "1",
+        "0",
+    )
+    assert float(two["test_accuracy"]) == pytest.approx(0.8)
+    assert float(two["test_accuracy_std"]) == pytest.approx(0.02**0.5)
+    assert (one["test_accuracy"], one["test_accuracy_std"]) == ("0.6", "")
+    assert "0.8000 ±0.1414" in printed.getvalue()
 
 
 def test_no_two_columns_of_the_csv_have_one_name(sweep):
@@ -67,12 +90,14 @@ def test_no_two_columns_of_the_csv_have_one_name(sweep):
 def test_the_table_has_differing_settings_and_figures(sweep, width):
     printed = io.StringIO()
     compare(find_runs([sweep]), sweep, Console(file=printed, width=width))
-    lines = printed.getvalue().splitlines()
+    lines, travelled = map(str.splitlines, printed.getvalue().split("\n\n"))
     assert any(line.split()[:2] == ["run", "lr"] for line in lines)
     shown = {line.split()[0]: line.split() for line in lines if line[:1].isdigit()}
     assert shown["1"][1:5] == ["0.1", "0.9000", "0.1000", "0.9000"]
     assert shown["1"][-4:] == ["5.5", "kB", "8", "finished"]
     assert shown["2"][-1] == "failed"
+    figures = ["3.0", "kB", "2.0", "kB", "500", "bytes"]
+    assert travelled[4].split()[1:] == ["0.1", *figures, "finished"]
 
 
 def test_a_narrow_terminal_has_one_column_of_settings(tmp_path):
@@ -121,8 +146,8 @@ def curves(figure):
 
 
 def test_the_plot_draws_the_histories(sweep):
-    runs = find_runs([sweep])
-    drawn = curves(draw_runs(runs, labels(runs, ["optimizer.client.lr"])))
+    runs = grouped(find_runs([sweep]), [LR])
+    drawn = curves(draw_groups(runs, labels(runs, [LR])))
     assert list(drawn) == ["By round", "By bytes"]
     assert list(drawn["By round"]) == ["1: lr=0.1", "0: lr=0.01", "2: lr=10 (failed)"]
     near = pytest.approx
@@ -133,8 +158,8 @@ def test_the_plot_draws_the_histories(sweep):
 def test_without_histories_there_are_bars(sweep):
     for file in sweep.glob("*/history.csv"):
         file.unlink()
-    runs = find_runs([sweep])
-    (axes,) = draw_runs(runs, labels(runs, ["optimizer.client.lr"])).axes
+    runs = grouped(find_runs([sweep]), [LR])
+    (axes,) = draw_groups(runs, labels(runs, [LR])).axes
     assert [bar.get_width() for bar in axes.patches] == [0.8, 0.9]
     ticks = [text.get_text() for text in axes.get_yticklabels()]
     assert ticks == ["0: lr=0.01", "1: lr=0.1"]
@@ -142,8 +167,8 @@ def test_without_histories_there_are_bars(sweep):
 
 def test_a_history_that_is_missing_in_one_run_adds_bars(sweep):
     (sweep / "0" / "history.csv").unlink()
-    runs = find_runs([sweep])
-    titles = [axes.get_title() for axes in draw_runs(runs, ["a", "b", "c"]).axes]
+    runs = grouped(find_runs([sweep]), [LR])
+    titles = [axes.get_title() for axes in draw_groups(runs, ["a", "b", "c"]).axes]
     assert titles == ["By round", "By bytes", "At the end"]
 
 
@@ -153,15 +178,16 @@ def test_the_unsplit_network_has_no_bytes_to_plot(tmp_path):
     file.write_text(
         file.read_text().replace("1000,900", "0,0").replace("2000,1800", ",")
     )
-    runs = find_runs([tmp_path])
-    assert list(curves(draw_runs(runs, ["x"]))) == ["By round"]
+    runs = grouped(find_runs([tmp_path]), [])
+    assert list(curves(draw_groups(runs, ["x"]))) == ["By round"]
 
 
 def test_nothing_to_plot_gives_no_plot(tmp_path):
     a_run(tmp_path / "0")
     runs = find_runs([tmp_path])
     files = compare(runs, tmp_path, Console(file=io.StringIO()))
-    assert [file.name for file in files] == ["comparison.csv"]
+    names = ["comparison.csv", "comparison_means.csv"]
+    assert [file.name for file in files] == names
 
 
 @pytest.mark.parametrize("num_runs", [2, 6, 30])
@@ -170,8 +196,9 @@ def test_the_legend_lies_inside_the_plot_and_beside_the_curves(tmp_path, num_run
         folder = tmp_path / str(i)
         cfg = config(folder, lr=0.0012345 * (i + 1), cut="layer2.0.conv1", own=i)
         a_run(folder, cfg, results(0.9), [0.1, 0.5, 0.9 - i / 100])
-    runs = find_runs([tmp_path])
-    figure = draw_runs(runs, labels(runs, ["optimizer.client.lr", "own", "cut"]))
+    keys = [LR, "own", "cut"]
+    runs = grouped(find_runs([tmp_path]), keys)
+    figure = draw_groups(runs, labels(runs, keys))
     figure.draw_without_rendering()
     (legend,) = figure.legends
     assert len(legend.get_texts()) == num_runs
@@ -187,10 +214,93 @@ def test_the_legend_lies_inside_the_plot_and_beside_the_curves(tmp_path, num_run
         assert not any(a.overlaps(b) for a, b in pairwise(ticks))
 
 
+def seeds_of_twelve(folder, seeds=(0, 1)):
+    """Six learning rates by two options, some seeds each."""
+    for i, lr in enumerate((1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)):
+        for own in ("few", "many"):
+            for seed in seeds:
+                run = folder / f"{i}{own}{seed}"
+                last = 0.9 - i / 100 + 0.02 * seed
+                a_run(
+                    run,
+                    config(run, lr=lr, own=own, seed=seed),
+                    results(last),
+                    [last / 2, last],
+                )
+    runs = find_runs([folder])
+    keys = differing_settings([run.settings for run in runs])
+    return grouped(runs, keys), keys
+
+
+def test_a_curve_is_the_mean_over_seeds_in_a_band_of_one_deviation(tmp_path):
+    for seed, last in ((0, 0.7), (1, 0.8), (2, 0.9)):
+        run = tmp_path / str(seed)
+        a_run(run, config(run, seed=seed), results(last), [0.5, last])
+    groups = grouped(find_runs([tmp_path]), ["seed"])
+    axes = draw_groups(groups, labels(groups, ["seed"])).axes[0]
+    (line,) = axes.get_lines()
+    assert line.get_label() == "0 +2"
+    assert line.get_ydata() == pytest.approx([0.5, 0.8])
+    (band,) = axes.collections
+    assert band.get_paths()[0].get_extents().extents == pytest.approx([1, 0.5, 2, 0.9])
+
+
+def test_many_curves_get_a_row_for_each_value_of_a_setting(tmp_path):
+    groups, keys = seeds_of_twelve(tmp_path)
+    assert row_setting(groups, keys) == "own"
+    assert row_setting(groups[:10], keys) is None
+    figure = draw_groups(groups, labels(groups, keys, "own"), "own")
+    drawn = curves(figure)
+    assert list(drawn) == [
+        *("few: by round", "few: by bytes", "many: by round", "many: by bytes")
+    ]
+    rates = ["1e-05", "0.0001", "0.001", "0.01", "0.1", "1"]  # the best first
+    assert list(drawn["few: by round"]) == [f"lr={rate}" for rate in rates]
+    few, many = (figure.axes[i].get_lines()[0].get_color() for i in (0, 2))
+    assert few == many
+    (legend,) = figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == list(drawn["few: by round"])
+
+
+def test_curves_by_samples(tmp_path):
+    run = a_run(tmp_path / "0", results=results(0.9), history=[0.5, 0.9])
+    file = run / "history.csv"
+    lines = file.read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    for row, images in zip(rows, ("300", "600"), strict=True):
+        row[lines[0].split(",").index("images")] = images
+    file.write_text("\n".join([lines[0], *map(",".join, rows)]))
+    drawn = curves(draw_groups(grouped(find_runs([tmp_path]), []), ["x"]))
+    assert list(drawn) == ["By round", "By samples", "By bytes"]
+    assert drawn["By samples"]["x"] == [(300, 0.5), (600, 0.9)]
+
+
+def test_tensorboard_has_a_run_for_each_group_and_the_plot(tmp_path):
+    for lr, seed, last in ((0.1, 0, 0.7), (0.1, 1, 0.9), (0.2, 0, 0.6)):
+        run = tmp_path / f"{lr}-{seed}"
+        a_run(run, config(run, lr=lr, seed=seed), results(last), [0.5, last])
+    for _ in range(2):  # the second replaces the first
+        compare(find_runs([tmp_path]), tmp_path, Console(file=io.StringIO()))
+    folder = tmp_path / "comparison"
+    found = {
+        file.parent.name: EventAccumulator(str(file.parent)).Reload()
+        for file in folder.rglob("events.*")
+    }
+    assert set(found) == {"comparison", "seed=0,1,_lr=0.1", "0.2-0_seed=0,_lr=0.2"}
+    assert found["comparison"].Tags()["images"] == ["comparison"]
+    group = found["seed=0,1,_lr=0.1"]
+    by_round = group.Scalars("val_accuracy/by_round")
+    assert [(e.step, e.value) for e in by_round] == [(1, 0.5), (2, pytest.approx(0.8))]
+    by_bytes = group.Scalars("val_accuracy/by_bytes")
+    assert [e.step for e in by_bytes] == [1900, 3800]
+    assert group.Scalars("test_accuracy")[-1].value == pytest.approx(0.8)
+
+
 def test_runs_that_differ_in_nothing_are_told_apart_by_name(tmp_path):
     for name in ("2026-01-01_10-00", "2026-01-02_10-00"):
         a_run(tmp_path / name, results=results(0.9))
-    assert labels(find_runs([tmp_path]), []) == ["2026-01-01_10-00", "2026-01-02_10-00"]
+    runs = grouped(find_runs([tmp_path]), [])
+    assert labels(runs, []) == ["2026-01-01_10-00", "2026-01-02_10-00"]
 
 
 def test_the_command_line(sweep, tmp_path, monkeypatch, capsys):

@@ -12,6 +12,10 @@ def flat(**changes):
     return flat_settings(OmegaConf.create(config("somewhere", **changes)))
 
 
+def chosen(choices, **changes):
+    return flat_settings(OmegaConf.create(config("somewhere", **changes)), choices)
+
+
 def columns(*runs):
     keys = differing_settings(runs)
     return {key: [shown(run, key) for run in runs] for key in keys}
@@ -72,6 +76,46 @@ def test_a_group_of_another_class_is_one_column():
     assert columns(one, without) == drift
     # The class does not tell which run lacks it: one with the same class has it.
     assert set(columns(one, two, without)) == {"protocol.module", *drift}
+
+
+def test_a_choice_stands_for_all_that_its_file_holds():
+    """Whether the file holds another class, another option, or a key more."""
+    one = chosen({"protocol": "round_robin"}, protocol=SPLIT)
+    two = chosen({"protocol": "centralized"}, protocol=UNSPLIT)
+    assert columns(one, two) == {"protocol": ["round_robin", "centralized"]}
+    kind = {"_target_": "flwr.DirichletPartitioner", "alpha": 0.5}
+    three, four = (
+        chosen(
+            {"data/partitioner": name}, data={"partitioner": {**kind, "alpha": alpha}}
+        )
+        for name, alpha in (("dirichlet", 0.5), ("dirichlet_01", 0.1))
+    )
+    assert columns(three, four) == {"data/partitioner": ["dirichlet", "dirichlet_01"]}
+
+
+def test_what_differs_under_the_same_choice_is_a_column_of_its_own():
+    shuffled = {**SPLIT, "schedule": {"shuffle": True}}
+    runs = [
+        chosen({"protocol": "round_robin"}, protocol=SPLIT),
+        chosen({"protocol": "round_robin"}, protocol=shuffled),
+        chosen({"protocol": "centralized"}, protocol=UNSPLIT),
+    ]
+    assert columns(*runs) == {
+        "protocol": ["round_robin", "round_robin", "centralized"],
+        "protocol.schedule.shuffle": ["false", "true", ""],
+    }
+
+
+def test_a_choice_that_not_all_runs_tell_is_left_out():
+    runs = [chosen({"protocol": "x"}, protocol=SPLIT), flat(protocol=UNSPLIT)]
+    assert columns(*runs) == {
+        "protocol.module": ["SplitLightningModule", "Centralized"]
+    }
+
+
+def test_a_choice_without_a_place_of_its_own_is_no_setting():
+    runs = [chosen({"experiment": name, "hydra/help": name}) for name in ("a", "b")]
+    assert columns(*runs) == {}
 
 
 def test_what_a_run_shows_is_no_setting():
