@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -153,22 +153,25 @@ class SplitLightningModule(Classifier):
         server_lr_exponent: float = 0.0,
         average_cut_gradients: int | None = None,
     ) -> None:
-        client, server = split(network, cut_layer)
-        clients = Replicas(client, optimizer_state, buffers)
-        servers = Replicas(server, server_optimizer_state, buffers)
-        parties = Parties(clients, servers, server_map)
-        super().__init__(num_classes, criterion, channels_last, non_finite, parties)
-        self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
+        policies = get_args(OptimizerState)
         for name, value, choices in (
             ("scheduler_interval", scheduler_interval, ("batch", "round")),
             ("gradient_clip_algorithm", gradient_clip_algorithm, ("norm", "value")),
             ("cut_gradient", cut_gradient, ("joint", "own")),
+            ("optimizer_state", optimizer_state, policies),
+            ("server_optimizer_state", server_optimizer_state, policies),
         ):
             if value not in choices:
                 raise ValueError(
                     f"Expected argument `{name}` to be one of {choices}, but got "
                     f"{value!r}."
                 )
+        client, server = split(network, cut_layer)
+        clients = Replicas(client, optimizer_state, buffers)
+        servers = Replicas(server, server_optimizer_state, buffers)
+        parties = Parties(clients, servers, server_map)
+        super().__init__(num_classes, criterion, channels_last, non_finite, parties)
+        self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
         if gradient_clip_val is not None and gradient_clip_val <= 0:
             raise ValueError(
                 "Expected argument `gradient_clip_val` to be positive, or null for no "

@@ -51,7 +51,7 @@ def make_unsplit(net=None, optimizer=SGD, **options):
     return UnsplitLightningModule(net, optimizer, 3, **options)
 
 
-def fit(folder, module, data, callbacks, rounds=ROUNDS, **options):
+def fit(folder, module, data, callbacks, rounds=ROUNDS, ckpt_path=None, **options):
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=rounds,
@@ -63,7 +63,7 @@ def fit(folder, module, data, callbacks, rounds=ROUNDS, **options):
         callbacks=callbacks,
         **options,
     )
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
 
