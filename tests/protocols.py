@@ -96,6 +96,32 @@ def mean_state(states, weights):
     return mean
 
 
+def settle(optimizers, weights, policy):
+    """What becomes of optimizer states where weights are averaged.
+
+    Args:
+        optimizers: By party.
+        weights: Of those whose weights were averaged.
+        policy: `keep`, `travel` or `reset`.
+    """
+    states = [optimizers[k].state_dict()["state"] for k in weights]
+    mean = {}
+    if policy == "travel":
+        mean = {
+            i: mean_state([own[i] for own in states], weights.values())
+            for i in states[0]
+        }
+    for optimizer in optimizers.values() if policy != "keep" else ():
+        state = {**optimizer.state_dict(), "state": copy.deepcopy(mean)}
+        optimizer.load_state_dict(state)
+
+
+def without_buffers(state, net):
+    """Those entries of a state that are a network's parameters."""
+    names = {name for name, _ in net.named_parameters()}
+    return {name: tensor for name, tensor in state.items() if name in names}
+
+
 def assert_close(state, expected):
     assert state.keys() == expected.keys()
     for name, tensor in expected.items():
