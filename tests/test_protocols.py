@@ -189,17 +189,19 @@ def assert_each_close(module, expected):
     module.parties.show_live()
 
 
-def plain_v1(data, policy, buffers, make=SGD):
+def plain_v1(data, policy, buffers, make=SGD, every=1):
     """SplitFed v1, as federated averaging of networks that are all in memory."""
     nets = {k: network() for k in range(3)}
     optimizers = {k: make(net.parameters()) for k, net in nets.items()}
+    samples = Counter()
     for round_index in range(ROUNDS):
-        samples = Counter()
         for ((k, inputs, targets),) in batches_of(data, round_index):
             step([optimizers[k]], loss_of(nets[k], inputs, targets))
             samples[k] += len(targets)
-        average(nets, samples, buffers)
-        settle(optimizers, samples, policy)
+        if (round_index + 1) % every == 0:
+            average(nets, samples, buffers)
+            settle(optimizers, samples, policy)
+            samples = Counter()
     return [net.state_dict() for net in nets.values()]
 
 
@@ -266,6 +268,23 @@ def accuracy_of(state, data):
     with torch.no_grad():
         right = [net(inputs).argmax(1) == targets for inputs, targets in pairs]
     return torch.cat(right).float().mean().item()
+
+
+@pytest.mark.parametrize("buffers", ["average", "keep"])
+@pytest.mark.parametrize("seed", [3, 4])
+def test_averaging_every_two_rounds_of_some_clients_equals_a_plain_loop(
+    tmp_path, seed, buffers
+):
+    """Buffers that are lost of a client that waits at the averaging fail here."""
+    schedule = RoundRobinSchedule(clients_per_round=2)
+    options = SKEWED | {"schedule": schedule, "seed": seed}
+    module = make_unsplit(buffers=buffers)
+    fit(tmp_path, module, make_data(**options), [ClientAveraging(2)])
+    expected = plain_v1(make_data(**options), "keep", buffers, every=2)
+    assert sorted(module.clients.known()) == [0, 1, 2]
+    for client_id, state in enumerate(expected):
+        module.parties.show(client_id)
+        assert_close(module.network.state_dict(), state)
 
 
 def plain_multi_server(data, every, policy, buffers):
