@@ -380,7 +380,14 @@ class Classifier(pl.LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.make_room(num_live(checkpoint))  # where it is no fit: there is none yet
+        live = num_live(checkpoint)
+        self.make_room(live)  # where it is no fit: there is none yet
+        if len(self.clients.seats) > live:
+            raise ValueError(
+                "Expected `ckpt_path` to be a checkpoint of a run in which as many "
+                f"clients act together ({len(self.clients.seats)}), but there were "
+                f"{live}: go on with the protocol that the run began with."
+            )
         self._resumed = checkpoint["round"]
         self.parties.load_state_dict(checkpoint["parties"])
         if self.has_totals:

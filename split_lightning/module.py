@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -161,6 +161,19 @@ class SplitLightningModule(Classifier):
         average_cut_gradients: int | None = None,
         spill_to: str | Path | None = None,
     ) -> None:
+        policies = get_args(OptimizerState)
+        for name, value, choices in (
+            ("scheduler_interval", scheduler_interval, ("batch", "round")),
+            ("gradient_clip_algorithm", gradient_clip_algorithm, ("norm", "value")),
+            ("cut_gradient", cut_gradient, ("joint", "own")),
+            ("optimizer_state", optimizer_state, policies),
+            ("server_optimizer_state", server_optimizer_state, policies),
+        ):
+            if value not in choices:
+                raise ValueError(
+                    f"Expected argument `{name}` to be one of {choices}, but got "
+                    f"{value!r}."
+                )
         client, server = split(network, cut_layer)
         spill = None if spill_to is None else SpillFolder(spill_to)
         store = dict if spill is None else spill.store
@@ -169,16 +182,6 @@ class SplitLightningModule(Classifier):
         parties = Parties(clients, servers, server_map, spill)
         super().__init__(num_classes, criterion, channels_last, non_finite, parties)
         self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
-        for name, value, choices in (
-            ("scheduler_interval", scheduler_interval, ("batch", "round")),
-            ("gradient_clip_algorithm", gradient_clip_algorithm, ("norm", "value")),
-            ("cut_gradient", cut_gradient, ("joint", "own")),
-        ):
-            if value not in choices:
-                raise ValueError(
-                    f"Expected argument `{name}` to be one of {choices}, but got "
-                    f"{value!r}."
-                )
         if gradient_clip_val is not None and gradient_clip_val <= 0:
             raise ValueError(
                 "Expected argument `gradient_clip_val` to be positive, or null for no "

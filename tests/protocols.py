@@ -52,8 +52,7 @@ def make_unsplit(net=None, optimizer=SGD, **options):
     return UnsplitLightningModule(net, optimizer, 3, **options)
 
 
-def fit(folder, module, data, callbacks, rounds=ROUNDS, **options):
-    checkpoint = options.pop("ckpt_path", None)
+def fit(folder, module, data, callbacks, rounds=ROUNDS, ckpt_path=None, **options):
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=rounds,
@@ -65,7 +64,7 @@ def fit(folder, module, data, callbacks, rounds=ROUNDS, **options):
         callbacks=callbacks,
         **options,
     )
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
 
@@ -104,6 +103,32 @@ def mean_optimizer(states, weights):
     for index, entries in first["state"].items():
         entries |= mean_state([state["state"][index] for state in states], weights)
     return first
+
+
+def settle(optimizers, weights, policy):
+    """What becomes of optimizer states where weights are averaged.
+
+    Args:
+        optimizers: By party.
+        weights: Of those whose weights were averaged.
+        policy: `keep`, `travel` or `reset`.
+    """
+    states = [optimizers[k].state_dict()["state"] for k in weights]
+    mean = {}
+    if policy == "travel":
+        mean = {
+            i: mean_state([own[i] for own in states], weights.values())
+            for i in states[0]
+        }
+    for optimizer in optimizers.values() if policy != "keep" else ():
+        state = {**optimizer.state_dict(), "state": copy.deepcopy(mean)}
+        optimizer.load_state_dict(state)
+
+
+def without_buffers(state, net):
+    """Those entries of a state that are a network's parameters."""
+    names = {name for name, _ in net.named_parameters()}
+    return {name: tensor for name, tensor in state.items() if name in names}
 
 
 def assert_close(state, expected):

@@ -47,6 +47,14 @@ CASES = {
         "model.non_finite=skip",
         "data.augmentation={_target_:conftest.SpoiledImage}",
     ],
+    "splitfed_v1": ["protocol=splitfed_v1", CUT, "data/partitioner=linear"],
+    "splitfed_v2": [
+        "protocol=splitfed_v2",
+        CUT,
+        "local_steps=1",
+        "optimizer_state=travel",
+        "data/partitioner=linear",
+    ],
     "unsplit": ["protocol=centralized", "num_clients=1"],
 }
 
@@ -155,6 +163,16 @@ def test_two_processes_stop_together_and_go_on(runs, tmp_path):
     assert stopped == [128 + signal.SIGTERM] * 2
     assert start_two(tmp_path, *overrides, "ckpt_path=last") == [0, 0]
     assert_equal(tmp_path / "run", whole)
+
+
+def test_clients_that_act_together_are_refused(monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(monkeypatch, tmp_path, "protocol=parallel", *RUN, CUT, *TWO)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert "2 processes share out the batches of clients that act one" in message
+    assert "Trainer(devices=1, strategy='auto')" in message
+    assert "Traceback" not in message
 
 
 def test_a_sweep_of_several_processes_is_refused(monkeypatch, tmp_path, capsys):

@@ -24,7 +24,9 @@ from protocols import (
     mean_optimizer,
     mean_state,
     network,
+    settle,
     step,
+    without_buffers,
 )
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -168,22 +170,32 @@ def split_step(client, server, optimizers, inputs, targets):
         optimizer.step()
 
 
-def plain_v2(data):
-    """SplitFed v2: one server for all in turn; the clients are averaged each round."""
+def plain_v2(data, policy="keep", buffers="average", make=SGD):
+    """SplitFed v2: one server for all in turn; the clients are averaged each round.
+
+    Returns each client's network.
+    """
     client, server = segments()
-    server_optimizer = SGD(server.parameters())
+    server_optimizer = make(server.parameters())
     clients = {k: clone(client) for k in range(3)}
-    optimizers = {k: SGD(net.parameters()) for k, net in clients.items()}
+    optimizers = {k: make(net.parameters()) for k, net in clients.items()}
     for round_index in range(ROUNDS):
         samples = Counter()
         for ((k, inputs, targets),) in batches_of(data, round_index):
             both = [optimizers[k], server_optimizer]
             split_step(clients[k], server, both, inputs, targets)
             samples[k] += len(targets)
-        mean = mean_state([clients[k].state_dict() for k in samples], samples.values())
-        for net in clients.values():
-            net.load_state_dict(mean)
-    return named(mean, server.state_dict())
+        average(clients, samples, buffers)
+        settle(optimizers, samples, policy)
+    return [named(net.state_dict(), server.state_dict()) for net in clients.values()]
+
+
+def average(nets, weights, buffers):
+    """Averages those that have a weight; all get the mean, with buffers or without."""
+    mean = mean_state([nets[k].state_dict() for k in weights], weights.values())
+    for net in nets.values():
+        own = without_buffers(mean, net) if buffers == "keep" else mean
+        net.load_state_dict({**net.state_dict(), **own})
 
 
 @pytest.mark.parametrize("local_steps", [None, 1])
@@ -192,7 +204,67 @@ def test_splitfed_v2_equals_a_plain_loop(tmp_path, local_steps):
     module = make_split()
     data = make_data(**SKEWED, schedule=schedule)
     fit(tmp_path, module, data, [ClientAveraging()])
-    assert_close(merged(module), plain_v2(make_data(**SKEWED, schedule=schedule)))
+    expected = plain_v2(make_data(**SKEWED, schedule=schedule))
+    assert_close(merged(module), expected[0])
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
+@pytest.mark.parametrize("buffers", ["average", "keep"])
+@pytest.mark.parametrize("policy", ["keep", "travel", "reset"])
+def test_splitfed_v2_by_policy_equals_a_plain_loop(
+    tmp_path, policy, buffers, optimizer
+):
+    """A state that was not averaged, or buffers that were, fail here."""
+    schedule = RoundRobinSchedule(local_steps=1)
+    options = {"optimizer_state": policy, "buffers": buffers}
+    module = make_split(optimizer=optimizer, **options)
+    data = make_data(**SKEWED, schedule=schedule)
+    fit(tmp_path, module, data, [ClientAveraging()])
+    data = make_data(**SKEWED, schedule=schedule)
+    assert_each_close(module, plain_v2(data, policy, buffers, optimizer))
+
+
+def assert_each_close(module, expected):
+    """Each client's network is as expected."""
+    for client_id, state in enumerate(expected):
+        module.parties.show(client_id)
+        assert_close(merged(module), state)
+    module.parties.show_live()
+
+
+def plain_v1(data, policy, buffers, make=SGD, every=1):
+    """SplitFed v1, as federated averaging of networks that are all in memory."""
+    nets = {k: network() for k in range(3)}
+    optimizers = {k: make(net.parameters()) for k, net in nets.items()}
+    samples = Counter()
+    for round_index in range(ROUNDS):
+        for ((k, inputs, targets),) in batches_of(data, round_index):
+            step([optimizers[k]], loss_of(nets[k], inputs, targets))
+            samples[k] += len(targets)
+        if (round_index + 1) % every == 0:
+            average(nets, samples, buffers)
+            settle(optimizers, samples, policy)
+            samples = Counter()
+    return [net.state_dict() for net in nets.values()]
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
+@pytest.mark.parametrize("buffers", ["average", "keep"])
+@pytest.mark.parametrize("policy", ["keep", "travel", "reset"])
+def test_splitfed_v1_and_fedavg_by_policy_equal_a_plain_loop(
+    tmp_path, policy, buffers, optimizer
+):
+    expected = plain_v1(make_data(**SKEWED), policy, buffers, optimizer)
+    options = {"optimizer": optimizer, "optimizer_state": policy, "buffers": buffers}
+    module = make_split(server_map=EACH, server_optimizer_state=policy, **options)
+    data = make_data(**SKEWED, servers=EACH)
+    fit(tmp_path, module, data, [ClientAveraging(), ServerAveraging(remote=False)])
+    assert_each_close(module, expected)
+    unsplit = make_unsplit(**options)
+    fit(tmp_path, unsplit, make_data(**SKEWED), [ClientAveraging()])
+    for client_id, state in enumerate(expected):
+        unsplit.parties.show(client_id)
+        assert_close(unsplit.network.state_dict(), state)
 
 
 def plain_v3(data):
@@ -241,39 +313,62 @@ def accuracy_of(state, data):
     return torch.cat(right).float().mean().item()
 
 
-def plain_multi_server(data, every):
+@pytest.mark.parametrize("buffers", ["average", "keep"])
+@pytest.mark.parametrize("seed", [3, 4])
+def test_averaging_every_two_rounds_of_some_clients_equals_a_plain_loop(
+    tmp_path, seed, buffers
+):
+    """Buffers that are lost of a client that waits at the averaging fail here."""
+    schedule = RoundRobinSchedule(clients_per_round=2)
+    options = SKEWED | {"schedule": schedule, "seed": seed}
+    module = make_unsplit(buffers=buffers)
+    fit(tmp_path, module, make_data(**options), [ClientAveraging(2)])
+    expected = plain_v1(make_data(**options), "keep", buffers, every=2)
+    assert sorted(module.clients.known()) == [0, 1, 2]
+    for client_id, state in enumerate(expected):
+        module.parties.show(client_id)
+        assert_close(module.network.state_dict(), state)
+
+
+def plain_multi_server(data, every, policy, buffers):
     """Two servers, two clients each: a round robin in each group, then the mean."""
     client, server = segments()
-    groups = [(clone(client), clone(server)) for _ in range(2)]
-    server_optimizers = [SGD(server.parameters()) for _, server in groups]
-    optimizers = {k: SGD(groups[k // 2][0].parameters()) for k in range(4)}
-    samples = Counter()
+    clients, servers = ({g: clone(part) for g in (0, 1)} for part in (client, server))
+    server_optimizers = {g: SGD(net.parameters()) for g, net in servers.items()}
+    # Of each client; where the state goes along with the weights, of each group.
+    mine = (lambda k: k) if policy == "keep" else (lambda k: k // 2)
+    optimizers = {mine(k): SGD(clients[k // 2].parameters()) for k in range(4)}
+    samples, last = Counter(), {}
     for round_index in range(ROUNDS):
         for ((k, inputs, targets),) in batches_of(data, round_index):
-            client, server = groups[k // 2]
-            both = [optimizers[k], server_optimizers[k // 2]]
-            split_step(client, server, both, inputs, targets)
-            samples[k // 2] += len(targets)
+            g = k // 2
+            if policy == "reset" and last.get(g, k) != k:
+                optimizers[g].state.clear()
+            last[g] = k
+            both = [optimizers[mine(k)], server_optimizers[g]]
+            split_step(clients[g], servers[g], both, inputs, targets)
+            samples[g] += len(targets)
         if (round_index + 1) % every == 0:
-            for part in (0, 1):
-                states = [group[part].state_dict() for group in groups]
-                mean = mean_state(states, [samples[0], samples[1]])
-                for group in groups:
-                    group[part].load_state_dict(mean)
-            samples.clear()
-    return [named(c.state_dict(), s.state_dict()) for c, s in groups]
+            for nets, own in ((clients, optimizers), (servers, server_optimizers)):
+                average(nets, samples, buffers)
+                settle(own, samples, policy)
+            samples, last = Counter(), {}
+    return [named(clients[g].state_dict(), servers[g].state_dict()) for g in (0, 1)]
 
 
+@pytest.mark.parametrize("buffers", ["average", "keep"])
+@pytest.mark.parametrize("policy", ["keep", "travel", "reset"])
 @pytest.mark.parametrize("every", [1, 2])
-def test_several_servers_equal_a_plain_loop(tmp_path, every):
+def test_several_servers_equal_a_plain_loop(tmp_path, every, policy, buffers):
     two = ServerMap(2)
-    module = make_split(server_map=two)
+    policies = {"optimizer_state": policy, "server_optimizer_state": policy}
+    module = make_split(server_map=two, buffers=buffers, **policies)
     options = SKEWED | {"servers": two, "batch_size": 5}
     data = make_data(4, **options)
     passing = RoundRobinWeightPassing(average_every=every)
     trainer = fit(tmp_path, module, data, [passing, ServerAveraging(every)])
     expected = plain_multi_server(
-        make_data(4, **SKEWED, servers=two, batch_size=5), every
+        make_data(4, **SKEWED, servers=two, batch_size=5), every, policy, buffers
     )
     for client_id in range(4):
         module.parties.show(client_id)

@@ -44,7 +44,7 @@ def make_module(optimizer=SGD, centralized=False, **options):
     torch.manual_seed(5)
     network = tiny_network()
     if centralized:
-        return UnsplitLightningModule(network, optimizer, 3, STEP)
+        return UnsplitLightningModule(network, optimizer, 3, STEP, **options)
     return SplitLightningModule(network, 1, optimizer, optimizer, 3, **options)
 
 
@@ -53,12 +53,14 @@ def make_data(num_clients=3, **options):
     return SplitDataModule(RandomImages(), num_clients, **options)
 
 
-def start(folder, records, module, data, passing=True, kill=None, ckpt=None, **options):
+PASSING = (RoundRobinWeightPassing,)
+ALONE = (partial(RoundRobinWeightPassing, enabled=False),)
+
+
+def start(folder, records, module, data, flow=PASSING, kill=None, ckpt=None, **options):
     """Trains; returns all that a checkpoint holds at the end."""
     checkpoint = ResumeCheckpoint(folder, every_n_batches=1)
-    callbacks = [CommunicationMonitor(), RoundRobinWeightPassing(enabled=passing)]
-    if isinstance(module, UnsplitLightningModule):
-        callbacks = []
+    callbacks = [CommunicationMonitor(), *(make() for make in flow)]
     if kill is not None:
         callbacks.append(Kill(kill))
     trainer = Trainer(
@@ -95,31 +97,39 @@ def assert_same(one, other, path=""):
         assert one == other, (path, one, other)
 
 
-def check(tmp_path, make, kills, passing=True, **options):
-    """Stops a run at each of several batches; each time it goes on to the same end."""
+def check(tmp_path, make, kills, flow=PASSING, **options):
+    """Stops a run at each of several batches; each time it goes on to the same end.
+
+    Args:
+        tmp_path: Where to write.
+        make: Makes the module and the data.
+        kills: The numbers of batches.
+        flow: Make the callbacks that weights go by.
+        options: Those of the Trainer.
+    """
     whole = Recorder()
-    end = start(tmp_path / "whole", whole, *make(), passing, **options)
+    end = start(tmp_path / "whole", whole, *make(), flow, **options)
     for kill in kills:
         folder, parts = tmp_path / f"killed after {kill}", Recorder()
         with pytest.raises(Killed):
-            start(folder, parts, *make(), passing, kill, **options)
+            start(folder, parts, *make(), flow, kill, **options)
         last = folder / "last.ckpt"
         loops = torch.load(last, weights_only=True)["loops"]["fit_loop"]
         assert loops["epoch_loop.batch_progress"]["total"]["processed"] == kill
-        resumed = start(folder, parts, *make(), passing, ckpt=last, **options)
+        resumed = start(folder, parts, *make(), flow, ckpt=last, **options)
         assert_same(end, resumed)
         assert sorted(parts.records) == sorted(whole.records)  # nothing lost or twice
 
 
 @pytest.mark.parametrize(
-    ("policy", "passing"),
-    [("keep", True), ("travel", True), ("reset", True), ("keep", False)],
+    ("policy", "flow"),
+    [("keep", PASSING), ("travel", PASSING), ("reset", PASSING), ("keep", ALONE)],
 )
-def test_at_any_batch_for_each_policy(tmp_path, policy, passing):
+def test_at_any_batch_for_each_policy(tmp_path, policy, flow):
     def make():
         return make_module(ADAM, optimizer_state=policy), make_data()
 
-    check(tmp_path, make, (1, 9, 15), passing)
+    check(tmp_path, make, (1, 9, 15), flow)
 
 
 SKEWED = {
@@ -181,7 +191,7 @@ def test_the_unsplit_network(tmp_path, accumulate):
     def make():
         return make_module(centralized=True), make_data(1)
 
-    check(tmp_path, make, (2, 8), accumulate_grad_batches=accumulate)
+    check(tmp_path, make, (2, 8), (), accumulate_grad_batches=accumulate)
 
 
 def test_other_data_are_refused(tmp_path):

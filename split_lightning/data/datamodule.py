@@ -237,7 +237,7 @@ class SplitDataModule(pl.LightningDataModule):
             ) from error
 
     @override
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Returns what a position in the data depends on."""
         dealt_out = torch.cat([*self.parts, *self.val_parts]).numpy().tobytes()
         return {
@@ -246,10 +246,12 @@ class SplitDataModule(pl.LightningDataModule):
             "batch_size": self.batch_size,
             "local_epochs": self.local_epochs,
             "partition": zlib.crc32(dealt_out),
+            "schedule": _described(self.schedule),
+            "servers": _described(self.servers),
         }
 
     @override
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Stops where training would go on with other data.
 
         Raises:
@@ -258,9 +260,9 @@ class SplitDataModule(pl.LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         own = self.state_dict()
-        differs = [name for name in own if own[name] != state_dict[name]]
+        differs = [name for name in own if own[name] != state_dict.get(name)]
         if differs:
-            before = ", ".join(f"{name}={state_dict[name]}" for name in differs)
+            before = ", ".join(f"{name}={state_dict.get(name)}" for name in differs)
             now = ", ".join(f"{name}={own[name]}" for name in differs)
             raise ValueError(
                 "Expected the data that the run of `ckpt_path` began with, to go on "
@@ -276,6 +278,14 @@ class SplitDataModule(pl.LightningDataModule):
                 "Trainer does so by itself."
             )
         return images
+
+
+def _described(part: object) -> str:
+    """Returns the class of a part and its plain options, in words."""
+    plain = (bool, int, float, str, type(None))
+    options = {k: v for k, v in vars(part).items() if isinstance(v, plain)}
+    listed = ", ".join(f"{name}={value!r}" for name, value in sorted(options.items()))
+    return f"{type(part).__name__}({listed})"
 
 
 def _normalize(pixels: Tensor, mean: list[float], std: list[float]) -> Tensor:

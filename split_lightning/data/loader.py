@@ -27,6 +27,8 @@ class ClientBatch(NamedTuple):
             0 where there are fewer samples than processes: then the samples are
             another's, to compute with and not to count.
         ends_round: Whether this is the client's last batch of the round.
+        size: Number of samples of the client's whole batch; `None`: those that are
+            here.
     """
 
     client_id: int
@@ -35,6 +37,7 @@ class ClientBatch(NamedTuple):
     ends_turn: bool
     share: float = 1.0
     ends_round: bool = True
+    size: int | None = None
 
     @property
     def parts(self) -> tuple[ClientBatch, ...]:
@@ -48,8 +51,8 @@ class ClientBatch(NamedTuple):
 
     @property
     def num_samples_of_all(self) -> int:
-        """Number of samples of the whole batch, as far as this process can tell."""
-        return round(len(self.targets) / self.share) if self.share else 0
+        """Number of samples of the whole batch, of all processes."""
+        return len(self.targets) if self.size is None else self.size
 
 
 class JointBatch(NamedTuple):
@@ -175,6 +178,7 @@ class ClientLoader:
             plan.ends_turn,
             share,
             plan.ends_round,
+            len(targets),
         )
 
     def state_dict(self) -> dict[str, int]:
