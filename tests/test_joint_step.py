@@ -1,6 +1,7 @@
 """What clients compute together, against each client by itself."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def test_batch_norm_that_is_frozen_is_left_as_it_is():
     assert_close(layer.state_dict(), before.state_dict())
 
 
-class OwnNorm(nn.BatchNorm2d):
+class OwnNorm(nn.BatchNorm1d):
     """It may normalise in a way of its own."""
 
 
@@ -122,7 +123,10 @@ def plain_loop(data, layers):
     return {**client.state_dict(), **server.state_dict()}
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d, OwnNorm])
+INSTANCE = partial(nn.InstanceNorm2d, affine=True, track_running_stats=True)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, INSTANCE], ids=["batch", "instance"])
 def test_clients_with_different_numbers_of_samples(tmp_path, norm):
     """Averaged at each step; forgetting a weight, or whose sample is whose, fails."""
     layers = network()
