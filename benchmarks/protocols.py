@@ -6,21 +6,22 @@
 All train torchvision's ResNet-18 (`--model` names another), as `conf` composes it, on
 noise of CIFAR-10's shape, with SGD(lr 0.01, momentum 0.9) and the protocol's own
 callbacks; no validation, checkpoints or progress bar. A step has `--batch-size` images
-in all protocols: of one client, or dealt out to those who act together (with 100
-clients of 128 images one each, 100 in all). A turn is `--turn` batches, far shorter
-than in real runs (39 batches with ten clients of CIFAR-10, and 4 with 100).
+in all protocols: of one client, or dealt out to those who act together. A turn is
+`--turn` batches. (Of CIFAR-10, in batches of 128, ten clients have 39 and 100 have 4.)
 
 Speed: protocols are interleaved in one process, each right beside a run of
 `centralized`, before it and after it in turn, so that what else the machine does slows
-both alike. Timed is the steady state, from the end of one step to that of another; with
-ten clients and `--batches 20` that is one round, its averaging with it. `seconds` are
-those of the clock, `cpu` those of the processor, which others' work disturbs less: on
-an idle machine with one thread they are the same.
+both alike. Timed is the steady state, from the end of one step to that of another: the
+averaging at a round's end is in it only where a round has ended by then. There are two
+ratios: by the clock, and by the processor time of this process, which others' work
+disturbs less. On an idle machine with one thread they are the same.
 
-Memory: each case is a process of its own; two rounds, each client with one batch in a
-round. `peak` is the largest resident set, `live` the weights, buffers and optimizer
-states in place at the end, `waiting` as much of them as is remembered in memory of
-those who do not act. Sizes are in MiB.
+Memory: each case is a process of its own; `--rounds` rounds, each client with one
+batch in a round: of two images where clients take turns, `--batch-size` in all where
+they act together. `peak` is the largest resident set, `live` the weights, buffers and
+optimizer states in place at the end, `waiting` what is remembered beside them: of those
+who do not act (with `--set 'spill_to=${output_dir}/waiting'` in files), and the last
+mean. Sizes are in MiB.
 """
 
 from __future__ import annotations
@@ -192,19 +193,22 @@ def memory_of(name: str, num_clients: int, options: argparse.Namespace) -> list[
     )
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         case = Case(name, num_clients, options, folder)
-        trainer = case.fit(clock, max_epochs=2)
+        trainer = case.fit(clock, max_epochs=options.rounds)
         starts.append(time.perf_counter())
+        peak = peak_rss()  # before what is in files is read
         waiting = tensor_bytes(case.module.parties.state_dict())
     states = [optimizer.state for optimizer in trainer.optimizers]
     live = tensor_bytes([case.module.state_dict(), states])
-    return [peak_rss(), live, waiting, starts[-1] - starts[-2]]
+    return [peak, live, waiting, starts[-1] - starts[-2]]
 
 
 def measure_memory(options: argparse.Namespace) -> None:
     """Prints what each case takes, in a process of its own."""
     print(f"{'':22} clients      peak      live   waiting   s/round  peak ratio")
     given = ["--case", "--memory", "--model", options.model, "--set", *options.set]
-    for name in ("batch_size", "threads"):
+    if options.folder:
+        given += ["--folder", str(options.folder)]
+    for name in ("batch_size", "rounds", "threads"):
         given += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     for name in options.protocols:
         first = 0.0
@@ -227,18 +231,21 @@ def parse() -> argparse.Namespace:
     add("--clients", type=int, nargs="+", default=[10, 100])
     add("--model", default="resnet18", help="of conf/model")
     add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more keys of conf")
-    add("--batch-size", type=int, default=128, help="images in a step")
+    add("--batch-size", type=int, default=100, help="images in a step")
     add("--turn", type=int, default=2, help="batches in a turn")
     add("--batches", type=int, default=20, help="timed steps in a repeat")
     add("--warmup", type=int, default=3, help="steps before them")
     add("--repeats", type=int, default=5)
     add("--threads", type=int, default=1)
+    add("--rounds", type=int, default=2, help="with --memory")
     add("--memory", action="store_true", help="memory in the place of speed")
     add("--folder", type=Path, help="where runs are logged, and spill to")
     add("--case", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if min(options.batches, options.warmup, options.turn, *options.clients) < 1:
         parser.error("--batches, --warmup, --turn and --clients: at least 1 each")
+    if any(options.batch_size % count for count in options.clients):
+        parser.error("--batch-size: divisible by each of --clients")
     return options
 
 

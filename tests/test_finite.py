@@ -16,7 +16,7 @@ from split_lightning import (
     UnsplitLightningModule,
 )
 from split_lightning.callbacks import ResumeCheckpoint
-from split_lightning.finite import NonFiniteError
+from split_lightning.finite import NonFiniteError, are_finite
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
@@ -219,3 +219,12 @@ def test_skipped_batches_are_counted_over_a_resumption(tmp_path):
 def test_other_policies_are_refused():
     with pytest.raises(ValueError, match=r"`non_finite`.*'stop', 'skip'.*'ignore'"):
         make_module(non_finite="ignore")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_one_number_among_many_that_is_not_finite(number):
+    values = [torch.full((3, 2), 3e38), torch.zeros(5), torch.tensor([4, 5]), None]
+    assert are_finite(values)  # finite, and yet too large to be squared
+    values[1][3] = number
+    assert not are_finite(values)
+    assert not are_finite(values[1:])
