@@ -69,6 +69,19 @@ def test_clients_together_bring_a_batch_each_while_they_last():
     ]
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [RoundRobinSchedule(), RoundRobinSchedule(local_steps=2), ParallelSchedule()],
+    ids=["in turn", "short turns", "together"],
+)
+def test_each_client_passes_so_often_over_its_samples(schedule):
+    draws = [draw for step in steps_of(schedule, local_epochs=3) for draw in step]
+    for client, size in SIZES.items():
+        own = [count for k, count in draws if k == client]
+        assert sum(own) == 3 * size
+        assert own == 3 * own[: len(own) // 3]  # no batch spans two passes
+
+
 @pytest.mark.parametrize("local_epochs", [1, 2])
 def test_batches_are_drawn_from_all_clients_in_proportion(local_epochs):
     schedule = ParallelSchedule(draw="proportional")
