@@ -3,17 +3,36 @@
 from pathlib import Path
 
 import pytest
+import torch
 from flwr_datasets.partitioner import LinearPartitioner
 from hydra import compose, initialize_config_dir
-from protocols import assert_equal, fit, make_data, make_split, make_unsplit
+from protocols import (
+    SGD,
+    assert_equal,
+    fit,
+    make_data,
+    make_split,
+    make_unsplit,
+    network,
+)
 
-from split_lightning import RoundRobinWeightPassing, ServerMap
+from split_lightning import (
+    CycleSplitLightningModule,
+    RoundRobinWeightPassing,
+    ServerMap,
+)
 from split_lightning.building import build
 from split_lightning.callbacks import ClientAveraging, ServerAveraging
 from split_lightning.config import check
 from split_lightning.data import ParallelSchedule, PooledSchedule, RoundRobinSchedule
 
 EACH = ServerMap(None)
+
+
+def make_cycle(**options):
+    return CycleSplitLightningModule(network(), 2, SGD, SGD, 3, **options)
+
+
 CONF = Path(__file__).parent.parent / "conf"
 PROTOCOLS = {path.stem for path in (CONF / "protocol").glob("*.yaml")}
 TINY = [
@@ -50,6 +69,12 @@ EXPECTED = {
         [ClientAveraging("step")],
         {"cut_gradient": "own"},
     ),
+    "cyclesl": (
+        ParallelSchedule(),
+        None,
+        [ClientAveraging()],
+        {"make": make_cycle, "server_batch_size": 5},
+    ),
     "splitfed_v1": (RoundRobinSchedule(), EACH, [ClientAveraging(), V1_SERVERS], {}),
     "splitfed_v2": (RoundRobinSchedule(shuffle=True), None, [ClientAveraging()], {}),
     "splitfed_v3": (
@@ -81,6 +106,7 @@ def test_the_configured_protocol_is_the_one_in_python(tmp_path, name):
     check(cfg)
     cfg.callbacks = {}
     run = build(cfg)
+    torch.manual_seed(11)
     run.trainer.fit(run.module, datamodule=run.data)
     (found,) = run.trainer.test(run.module, datamodule=run.data, verbose=False)
 
@@ -95,7 +121,10 @@ def test_the_configured_protocol_is_the_one_in_python(tmp_path, name):
     if options is None:
         module = make_unsplit()
     else:
-        module = make_split(server_map=servers, **options)
+        make = options.get("make", make_split)
+        chosen = {key: value for key, value in options.items() if key != "make"}
+        module = make(server_map=servers, **chosen)
+    torch.manual_seed(11)  # of the server's passes in cyclesl
     trainer = fit(tmp_path, module, data, callbacks, rounds=2)
     (expected,) = trainer.test(module, datamodule=data, verbose=False)
     assert found == expected
