@@ -1,11 +1,13 @@
 """What holds of partitions, schedules and loaders whatever the sizes."""
 
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import RandomImages
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
@@ -32,10 +34,17 @@ REFUSED = "Partitioner (cannot deal|leaves client|gives)|out of range|but .* los
 SEEDS = st.integers(0, 2**32 - 1)
 
 
+@cache
+def composed(name):
+    """What a file of the configuration says, with those that it builds on."""
+    with initialize_config_dir(str(CONF.parents[1]), version_base="1.3"):
+        cfg = compose("train", [f"data/partitioner={name}"])
+    return OmegaConf.to_container(cfg.data.partitioner, resolve=False)
+
+
 def partitioner_of(name, seed):
     """Makes what a file of the configuration names."""
-    file = OmegaConf.load(CONF / f"{name}.yaml")
-    return instantiate(OmegaConf.merge({"seed": seed}, {"it": file}).it)
+    return instantiate(OmegaConf.create({"seed": seed, "it": composed(name)}).it)
 
 
 def must_be_dealt_out(name, num_samples, num_clients):
