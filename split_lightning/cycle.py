@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from split_lightning import joint_step
-from split_lightning.channel import values_of
 from split_lightning.data.loader import StepBatch
-from split_lightning.module import SplitLightningModule
+from split_lightning.module import SplitLightningModule, no_closure
+from split_lightning.support import require_one_device
 
 
 class CycleSplitLightningModule(SplitLightningModule):
@@ -62,6 +63,11 @@ class CycleSplitLightningModule(SplitLightningModule):
         self.server_batch_size = server_batch_size
 
     @override
+    def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
+        super().verify(trainer, data)
+        require_one_device(trainer)  # the pool is of all samples of a step
+
+    @override
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
         self.check_turn(batch)
         client_optimizer, server_optimizer = self._both_optimizers()
@@ -85,7 +91,7 @@ class CycleSplitLightningModule(SplitLightningModule):
             if not self.accepts(batch, batch_idx, computed):
                 return torch.as_tensor(loss.detach())
             self._clip(self.server)
-            step(server_optimizer.optimizer, _no_closure)
+            step(server_optimizer.optimizer, no_closure)
             server_optimizer.zero_grad()
 
         # 2: the gradients at the cut, of the server as it is now, and the clients.
@@ -94,12 +100,9 @@ class CycleSplitLightningModule(SplitLightningModule):
         self.manual_backward(loss)
         server_optimizer.zero_grad()
         gradients = self._sent_down(batch, smashed)
-        values = [value for a in activations for value in values_of(a)]
-        returned = [
-            (a, g) for a, g in zip(values, gradients, strict=True) if g is not None
-        ]
+        outputs, returned = joint_step.with_gradients(activations, gradients)
         if returned:
-            torch.autograd.backward([a for a, _ in returned], [g for _, g in returned])
+            torch.autograd.backward(outputs, returned)
         acting = self.clients.acting()
         computed = {
             "the loss": (loss,),
@@ -108,6 +111,8 @@ class CycleSplitLightningModule(SplitLightningModule):
         }
         if not self.accepts(batch, batch_idx, computed):
             return torch.as_tensor(loss.detach())
+        if self.scheduler_interval == "batch":
+            self._log_learning_rates(on_step=True)
         for segment in acting:
             self._clip(segment)
         client_optimizer.step()  # ticks `trainer.global_step`: once a step
@@ -121,7 +126,3 @@ class CycleSplitLightningModule(SplitLightningModule):
         size = self.server_batch_size or num_samples
         passes = [torch.randperm(num_samples) for _ in range(self.server_passes)]
         return [batch for order in passes for batch in torch.split(order, size)]
-
-
-def _no_closure() -> None:
-    """Does nothing: gradients are there before an optimizer steps."""

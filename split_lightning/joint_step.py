@@ -135,3 +135,18 @@ def average_cut_gradients(
             mean = torch.stack(gradients).mean(dim=0)
             for gradient in gradients:
                 gradient.copy_(mean)
+
+
+def with_gradients(
+    activations: Sequence[Activations], gradients: Sequence[Tensor | None]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns what the clients go back from, and its gradients.
+
+    Args:
+        activations: What crossed, one for each client, or one for all.
+        gradients: The gradient of each value, `None` where there is none: nothing of
+            the clients trains there.
+    """
+    values = [value for a in activations for value in values_of(a)]
+    pairs = [(v, g) for v, g in zip(values, gradients, strict=True) if g is not None]
+    return [value for value, _ in pairs], [gradient for _, gradient in pairs]

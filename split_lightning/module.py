@@ -240,12 +240,9 @@ class SplitLightningModule(Classifier):
         weight = batch.share * self.trainer.world_size
         self.manual_backward(loss * weight / self.accumulate_grad_batches)
         gradients = self._sent_down(batch, smashed)
-        values = [value for a in activations for value in values_of(a)]
-        returned = [
-            (a, g) for a, g in zip(values, gradients, strict=True) if g is not None
-        ]
+        outputs, returned = joint_step.with_gradients(activations, gradients)
         if returned:  # 2: on to the clients, unless nothing of them trains
-            torch.autograd.backward([a for a, _ in returned], [g for _, g in returned])
+            torch.autograd.backward(outputs, returned)
 
         acting = self.clients.acting()
         computed = {
@@ -268,7 +265,7 @@ class SplitLightningModule(Classifier):
             # Only the server's step ticks `trainer.global_step`: one tick a step, so
             # that `max_steps` counts steps as it does for an unsplit network.
             client_step = self.trainer.strategy.optimizer_step
-            client_step(client_optimizer.optimizer, _no_closure)
+            client_step(client_optimizer.optimizer, no_closure)
             server_optimizer.step()
             client_optimizer.optimizer.zero_grad()
             server_optimizer.zero_grad()
@@ -420,5 +417,5 @@ class SplitLightningModule(Classifier):
         self._accumulated = checkpoint["accumulated"]
 
 
-def _no_closure() -> None:
+def no_closure() -> None:
     """Does nothing: gradients are there before an optimizer steps."""

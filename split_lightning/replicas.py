@@ -10,12 +10,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from split_lightning.channel import num_bytes
+from split_lightning.optimizer_states import (
+    OptimizerStates,
+    copied,
+    flat,
+    nested,
+    put_in,
+    states_of,
+    take_out,
+)
 from split_lightning.running_mean import RunningMean
 
 OptimizerState: TypeAlias = Literal["keep", "travel", "reset"]
 Buffers: TypeAlias = Literal["average", "keep"]
 State: TypeAlias = dict[str, Tensor]
-OptimizerStates: TypeAlias = dict[str, dict[str, Any]]  # by parameter
 
 SHARED = -1  # the line of weights that is all parties' own
 
@@ -158,11 +166,11 @@ class Replicas:
             for parameter in segment.parameters():
                 sent += optimizer.state.get(parameter, {}).values()
         else:
-            states = _take_out(segment, optimizer)
+            states = take_out(segment, optimizer)
             if self.optimizer_state == "keep" and before is not None:
                 self._optimizer_states[before] = states
                 own = self._optimizer_states.pop(owner, {})
-                _put_in(segment, optimizer, own)
+                put_in(segment, optimizer, own)
         self._owners[seat] = owner
         return num_bytes(value for value in sent if value is not None)
 
@@ -171,7 +179,7 @@ class Replicas:
         line, owner, segment = self._lines[seat], self._owners[seat], self.seats[seat]
         if line is None or owner is None:
             return
-        states = _take_out(segment, optimizer)
+        states = take_out(segment, optimizer)
         if line not in self._collected:
             self._weights[line] = _cloned(segment.state_dict())
             self._optimizer_states[owner] = states
@@ -194,12 +202,12 @@ class Replicas:
             self._initial = self._weights.get(SHARED) or _cloned(segment.state_dict())
         states = self._optimizer_states.pop(owner, {})
         if line not in self._weights and self.optimizer_state == "travel":
-            states = _copied(self._initial_optimizer)
+            states = copied(self._initial_optimizer)
         begins = {**self._initial, **self._own_buffers.pop(line, {})}
         own = self._weights.pop(line, begins)
         if own:
             segment.load_state_dict(own)
-        _put_in(segment, optimizer, states)
+        put_in(segment, optimizer, states)
         self._lines[seat], self._owners[seat] = line, owner
 
     def trained(self, samples: Mapping[int, int]) -> None:
@@ -210,6 +218,7 @@ class Replicas:
 
     def collect(self, lines: Iterable[int], optimizer: Optimizer) -> None:
         """Adds lines to the running mean that act no more before it is spread."""
+        kept = set(_buffers_of(self.seats[0])) if self.buffers == "keep" else set()
         for line in lines:
             weight = self._samples.pop(line, 0)
             if line in self._collected or weight == 0:
@@ -217,15 +226,14 @@ class Replicas:
             self._collected.add(line)
             if line in self._lines:
                 segment = self.seats[self._lines.index(line)]
-                state, states = segment.state_dict(), _states_of(segment, optimizer)
+                state, states = segment.state_dict(), states_of(segment, optimizer)
             else:
                 state = self._weights[line]
                 states = self._optimizer_states.get(self._last_owner[line], {})
-            if self.buffers == "keep":
-                state = {k: v for k, v in state.items() if k not in self._buffer_names}
-            self._mean.add(state, weight)
+            averaged = {k: v for k, v in state.items() if k not in kept}
+            self._mean.add(averaged, weight)
             if self.optimizer_state == "travel":
-                self._optimizer_mean.add(_flat(states), weight)
+                self._optimizer_mean.add(flat(states), weight)
 
     def spread(self, optimizer: Optimizer) -> int:
         """Lets all lines begin anew from the mean of those that were trained.
@@ -240,12 +248,12 @@ class Replicas:
             return 0
         mean = self._mean.state()
         self._initial = {**self._initial, **mean}
-        self._initial_optimizer = _nested(self._optimizer_mean.state())
+        self._initial_optimizer = nested(self._optimizer_mean.state())
         count = len(self._collected)
-        travels = [*mean.values(), *_flat(self._initial_optimizer).values()]
-        for line, state in self._weights.items():
-            if self.buffers == "keep":
-                names = self._buffer_names & state.keys()
+        travels = [*mean.values(), *flat(self._initial_optimizer).values()]
+        if self.buffers == "keep":
+            names = _buffers_of(self.seats[0]).keys()
+            for line, state in self._weights.items():
                 self._own_buffers[line] = {name: state[name] for name in names}
         for seat, segment in enumerate(self.seats):
             self._leave(seat, optimizer)
@@ -257,10 +265,6 @@ class Replicas:
         if self.optimizer_state != "keep":
             self._optimizer_states.clear()
         return 2 * count * num_bytes(travels)
-
-    @property
-    def _buffer_names(self) -> set[str]:
-        return set(_buffers_of(self.seats[0]))
 
     @property
     def are_apart(self) -> bool:
@@ -353,78 +357,10 @@ class Replicas:
         self._optimizer_mean.load_state_dict(state["optimizer_mean"], device)
 
 
-def _take_out(segment: nn.Module, optimizer: Optimizer) -> OptimizerStates:
-    """Takes the state of a segment's parameters out of an optimizer.
-
-    The live parameters stay the same objects, so that nothing is copied, and the
-    optimizer can never step the parameters of another party.
-    """
-    return {
-        name: optimizer.state.pop(parameter)
-        for name, parameter in segment.named_parameters()
-        if parameter in optimizer.state
-    }
-
-
-def _put_in(
-    segment: nn.Module, optimizer: Optimizer, states: Mapping[str, dict[str, Any]]
-) -> None:
-    """Gives an optimizer the state of a segment's parameters."""
-    for name, parameter in segment.named_parameters():
-        state = states.get(name)
-        if state is None:
-            optimizer.state.pop(parameter, None)
-            continue
-        for key, value in state.items():
-            # From a checkpoint they come on the CPU; elsewhere nothing moves.
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[key] = value.to(parameter.device)
-        optimizer.state[parameter] = state
-
-
-def _states_of(segment: nn.Module, optimizer: Optimizer) -> OptimizerStates:
-    """Returns the state of a segment's parameters in an optimizer."""
-    return {
-        name: optimizer.state[parameter]
-        for name, parameter in segment.named_parameters()
-        if parameter in optimizer.state
-    }
-
-
 def _buffers_of(segment: nn.Module) -> State:
     """Returns those entries of a segment's state that are no parameters."""
     trained = {name for name, _ in segment.named_parameters(remove_duplicate=False)}
     return {k: v for k, v in segment.state_dict().items() if k not in trained}
-
-
-def _flat(states: OptimizerStates) -> State:
-    """Returns the tensors of optimizer states, by parameter and name in one.
-
-    >>> _flat({"0.weight": {"step": torch.tensor(3.0), "momentum_buffer": None}})
-    {'0.weight/step': tensor(3.)}
-    """
-    return {
-        f"{parameter}/{name}": value
-        for parameter, state in states.items()
-        for name, value in state.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _nested(flat: State) -> OptimizerStates:
-    """Returns what `_flat` made flat."""
-    states: OptimizerStates = {}
-    for key, value in flat.items():
-        parameter, _, name = key.rpartition("/")
-        states.setdefault(parameter, {})[name] = value
-    return states
-
-
-def _copied(states: OptimizerStates) -> OptimizerStates:
-    return {
-        parameter: {name: value.clone() for name, value in state.items()}
-        for parameter, state in states.items()
-    }
 
 
 def _cloned(state: Mapping[str, Tensor]) -> State:

@@ -59,6 +59,7 @@ from protocols import (
     step,
     without_buffers,
 )
+from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from split_lightning import (
@@ -696,3 +697,17 @@ def test_a_step_of_clients_of_different_servers_is_refused(tmp_path):
     module = make_split(server_map=EACH)
     with pytest.raises(ValueError, match=r"share a server.*the same `servers`"):
         fit(tmp_path, module, make_data(**PARALLEL), [ClientAveraging()])
+
+
+def test_a_server_that_trains_first_is_for_one_process():
+    """Its batches are drawn from all samples of a step, of which a process has few."""
+    trainer = Trainer(
+        accelerator="cpu",
+        strategy="ddp",
+        devices=2,
+        logger=False,
+        callbacks=[ClientAveraging()],
+    )
+    module = CycleSplitLightningModule(network(), 2, SGD, SGD, 3)
+    with pytest.raises(MisconfigurationException, match="Use one device"):
+        module.verify(trainer, make_data())
