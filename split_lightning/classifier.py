@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from split_lightning.channel import Traffic
-from split_lightning.data.loader import ClientBatch, ClientLoader, StepBatch
+from split_lightning.data.loader import ClientLoader, StepBatch
+from split_lightning.evaluated_classifier import EvaluatedClassifier
 from split_lightning.finite import NonFiniteError, NonFinitePolicy, are_finite
 from split_lightning.parties import Parties, Party
 from split_lightning.processes import all_agree, gathered, processes_of, summed
 from split_lightning.random_state import random_state, set_random_state
-from split_lightning.replicas import Replicas
 from split_lightning.round_losses import RoundLosses
 from split_lightning.support import WEIGHT_PASSING_REMEDY
 
 _logger = logging.getLogger(__name__)
 
-OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
-SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
-
-class Classifier(pl.LightningModule):
-    """Evaluation and logging of an image classifier; subclasses say how it trains.
+class Classifier(EvaluatedClassifier):
+    """What split and unsplit training have in common; subclasses say how they train.
 
     Args:
         num_classes: Number of classes.
         criterion: The loss of logits `(B, K)` and labels `(B,)`; `None`: cross-entropy.
-        channels_last: Whether images and weights are laid out channels-last in memory
-            (faster on most devices; the same results but for rounding).
+        channels_last: Whether images and weights are laid out channels-last.
         non_finite: What becomes of a batch whose numbers are not finite: `stop` the
             run with `NonFiniteError`, or `skip` it: no step, BatchNorm's statistics
             as before, gradients that wait for the same step dropped with it.
@@ -62,61 +53,17 @@ class Classifier(pl.LightningModule):
         non_finite: NonFinitePolicy,
         parties: Parties,
     ) -> None:
-        super().__init__()
         if non_finite not in get_args(NonFinitePolicy):
             raise ValueError(
                 "Expected argument `non_finite` to be one of "
                 f"{get_args(NonFinitePolicy)}, but got {non_finite!r}."
             )
-        self.num_classes = num_classes
-        self.parties = parties
-        self.more_clients = nn.ModuleList()  # live at once with the first
+        super().__init__(num_classes, criterion, channels_last, parties)
         self.non_finite = non_finite
         self.skipped_batches = 0
         self._kept_buffers: list[tuple[Tensor, Tensor]] = []
-        self.criterion = criterion or nn.CrossEntropyLoss()
-        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
-        self._metrics = {
-            "val": (self.val_loss, self.val_accuracy),
-            "test": (self.test_loss, self.test_accuracy),
-        }
         self._losses = RoundLosses()
-        # Of each client's own validation share: those that are right, and all.
-        self._right: dict[int, tuple[Tensor | int, int]] = {}
         self._resumed: dict[str, Any] | None = None  # waits for the training's start
-        self.memory_format = (
-            torch.channels_last if channels_last else torch.contiguous_format
-        )
-
-    @abstractmethod
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Returns the logits `(B, K)` of images `(B, C, H, W)`."""
-
-    @property
-    def clients(self) -> Replicas:
-        """The clients' segments, those that wait among them."""
-        return self.parties.clients
-
-    @property
-    def traffic(self) -> Traffic:
-        """The bytes that would have travelled so far, as this process counts them."""
-        return self.parties.traffic
-
-    @abstractmethod
-    def segments(self) -> dict[str, nn.Module]:
-        """Returns the parts of the network, by the party that holds them."""
-
-    def make_room(self, num_clients: int) -> None:
-        """Makes room for so many clients' segments to be live at once.
-
-        A checkpoint of clients that act together has as many.
-        """
-        more = num_clients - len(self.clients.seats)
-        copies = [copy.deepcopy(self.clients.seats[0]) for _ in range(more)]
-        self.more_clients.extend(copies)
-        self.clients.add_seats(copies)
 
     @abstractmethod
     def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
@@ -179,60 +126,6 @@ class Classifier(pl.LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.verify(self.trainer, getattr(self.trainer, "datamodule", None))
         return []
-
-    @override
-    def validation_step(self, batch: ClientBatch, batch_idx: int) -> Tensor | None:
-        self.parties.show(batch.client_id)  # each client validates its own
-        targets = batch.targets
-        logits = self._evaluate("val", batch.inputs, targets)
-        right, count = self._right.get(batch.client_id, (0, 0))
-        if logits is not None:
-            right = right + (logits.argmax(dim=1) == targets).sum()
-        self._right[batch.client_id] = (right, count + len(targets))
-        return logits  # for callbacks
-
-    @override
-    def on_validation_epoch_end(self) -> None:
-        self.parties.show_live()
-        right, self._right = self._right, {}
-        if right and not self.trainer.sanity_checking:
-            counts = [[int(r), n] for r, n in right.values()]
-            of_all = summed(self.trainer, torch.tensor(counts)).tolist()
-            shares = {k: r / n for k, (r, n) in zip(right, of_all, strict=True)}
-            self._log_by_client("accuracy", shares)
-
-    @override
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
-        """Tests the network; where clients differ each one's, for the mean over them.
-
-        Returns:
-            The logits of each network in turn, `(networks * B, K)`.
-        """
-        clients = self.parties.representatives()
-        if not clients:
-            return self._evaluate("test", *batch)
-        found = []
-        for client_id in clients:
-            self.parties.show(client_id)
-            found.append(self._evaluate("test", *batch))
-        logits = [own for own in found if own is not None]
-        return torch.cat(logits) if logits else None
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        self.parties.show_live()
-
-    @override
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-        probabilities: Tensor = self(inputs).softmax(dim=1)
-        return probabilities
-
-    def laid_out(self, inputs: Tensor) -> Tensor:
-        """Returns images `(B, C, H, W)` in the memory layout of the weights."""
-        if inputs.ndim != 4:  # only images have channels to put last
-            return inputs
-        return inputs.contiguous(memory_format=self.memory_format)
 
     @override
     def on_train_batch_start(self, batch: StepBatch, batch_idx: int) -> None:
@@ -410,62 +303,7 @@ class Classifier(pl.LightningModule):
         losses, self._losses = self._losses, RoundLosses()
         self._log_by_client("loss", losses.by_client(self.trainer))
 
-    def _log_by_client(self, name: str, values: dict[int, Tensor | float]) -> None:
-        # Past `self.log`, which would look at each client's metric in each batch.
-        metrics = {f"client_{k}/{name}": float(value) for k, value in values.items()}
-        step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
-        if not self.trainer.validating:
-            step -= 1  # Lightning logs a round's metrics at its last batch
-        for logger in self.loggers:
-            logger.log_metrics(metrics, step)
-
-    def _evaluate(self, part: str, inputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Returns the logits; `None` where this process has no share of the batch."""
-        loss, accuracy = self._metrics[part]
-        logits: Tensor | None = None
-        if len(targets):
-            logits = self(inputs)
-            accuracy.update(logits, targets)
-            loss.update(self.criterion(logits, targets), len(targets))
-        count = len(targets)
-        self.log(f"{part}/loss", loss, batch_size=count, prog_bar=part == "val")
-        self.log(f"{part}/accuracy", accuracy, batch_size=count, prog_bar=True)
-        return logits
-
 
 def num_live(checkpoint: dict[str, Any]) -> int:
     """Returns how many clients' segments are live at once in a checkpoint."""
     return len(checkpoint["parties"]["client"]["lines"])
-
-
-def make_optimizer(
-    party: str, factory: OptimizerFactory, segment: nn.Module
-) -> Optimizer:
-    """Returns the optimizer of a party's parameters.
-
-    Raises:
-        ValueError: If its options are out of range, or not its own.
-    """
-    try:
-        return factory(segment.parameters())
-    except (TypeError, ValueError) as error:
-        options = getattr(factory, "keywords", {})
-        raise ValueError(
-            f"Expected the {party}'s optimizer (`optimizer.{party}` in a "
-            f"configuration) to have valid options, but got {options}: {error}"
-        ) from error
-
-
-def make_scheduler(factory: SchedulerFactory, optimizer: Optimizer) -> LRScheduler:
-    """Returns the learning-rate scheduler of a party's optimizer.
-
-    Raises:
-        ValueError: If it needs a metric to step.
-    """
-    scheduler = factory(optimizer)
-    if isinstance(scheduler, ReduceLROnPlateau):
-        raise ValueError(
-            "Expected a scheduler that steps without a metric, but got "
-            "ReduceLROnPlateau."
-        )
-    return scheduler

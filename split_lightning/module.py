@@ -16,17 +16,17 @@ from typing_extensions import override
 from split_lightning import joint_step
 from split_lightning.callbacks.weight_passing import WeightPassing
 from split_lightning.channel import Activations, CutLayerChannel, values_of
-from split_lightning.classifier import (
-    Classifier,
+from split_lightning.classifier import Classifier
+from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.data.loader import StepBatch
+from split_lightning.finite import NonFinitePolicy
+from split_lightning.models.split import split
+from split_lightning.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
     make_optimizer,
     make_scheduler,
 )
-from split_lightning.data.datamodule import SplitDataModule
-from split_lightning.data.loader import StepBatch
-from split_lightning.finite import NonFinitePolicy
-from split_lightning.models.split import split
 from split_lightning.parties import Parties
 from split_lightning.replicas import Buffers, OptimizerState, Replicas
 from split_lightning.server_map import ServerMap

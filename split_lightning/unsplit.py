@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from split_lightning.classifier import (
-    Classifier,
+from split_lightning.classifier import Classifier
+from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.data.loader import ClientBatch
+from split_lightning.finite import NonFinitePolicy
+from split_lightning.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
     make_optimizer,
     make_scheduler,
 )
-from split_lightning.data.datamodule import SplitDataModule
-from split_lightning.data.loader import ClientBatch
-from split_lightning.finite import NonFinitePolicy
 from split_lightning.parties import Parties
 from split_lightning.replicas import Buffers, OptimizerState, Replicas
 from split_lightning.spill import SpillFolder
