@@ -1,15 +1,18 @@
-"""BatchNorm over a batch of several clients, each normalised by its own statistics."""
+"""BatchNorm over several clients' samples: each by itself, or all as one batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
+
+# Whose samples are normalised together.
+Normalisation: TypeAlias = Literal["own", "joint"]
 
 _KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -82,3 +85,14 @@ def is_only_mixer(segment: nn.Module) -> bool:
         m for m in segment.modules() if next(m.buffers(recurse=False), None) is not None
     ]
     return all(type(layer) in _KINDS for layer in layers)
+
+
+def statistics_bytes(segment: nn.Module) -> int:
+    """Returns the bytes of a mean and a variance for each channel that is normalised.
+
+    So many a client sends up, and gets back, in a forward by joint statistics, and as
+    many again in the backward: the sums over its samples of the gradient, and of its
+    product with what was normalised.
+    """
+    layers = [m for m in segment.modules() if isinstance(m, _KINDS)]
+    return sum(2 * 4 * layer.num_features for layer in layers if layer.training)

@@ -71,7 +71,7 @@ class CycleSplitLightningModule(SplitLightningModule):
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
         self.check_turn(batch)
         client_optimizer, server_optimizer = self._both_optimizers()
-        activations = joint_step.forward(self.clients, batch, self.laid_out)
+        activations = self._forward_of_clients(batch)
         smashed = [self.channel.uplink(a) for a in activations]
         targets = self.channel.uplink_targets(batch.targets)
 

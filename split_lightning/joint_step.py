@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from split_lightning.batch_norm import BatchNormByClient, is_only_mixer
+from split_lightning.batch_norm import BatchNormByClient, Normalisation, is_only_mixer
 from split_lightning.channel import Activations, values_of
 from split_lightning.data.loader import StepBatch
 from split_lightning.replicas import Replicas
@@ -17,7 +17,12 @@ from split_lightning.running_mean import RunningMean
 Layout = Callable[[Tensor], Tensor]
 
 
-def forward(clients: Replicas, batch: StepBatch, lay_out: Layout) -> list[Activations]:
+def forward(
+    clients: Replicas,
+    batch: StepBatch,
+    lay_out: Layout,
+    normalisation: Normalisation = "own",
+) -> list[Activations]:
     """Returns what each client computes, or all at once where that is the same.
 
     That is so where they share their weights, and no layer mixes samples but
@@ -27,6 +32,12 @@ def forward(clients: Replicas, batch: StepBatch, lay_out: Layout) -> list[Activa
         clients: The live segments.
         batch: The batches of those who take part.
         lay_out: Puts images into the memory layout of the weights.
+        normalisation: Whether BatchNorm sees each client's samples by themselves
+            (`own`), or those of all who share their weights as one batch (`joint`).
+
+    Raises:
+        ValueError: If a layer mixes samples that are to stay apart, and cannot be told
+            whose they are.
     """
     acting = clients.acting()
     if len(batch.parts) == 1 or len(acting) > 1:
@@ -35,8 +46,16 @@ def forward(clients: Replicas, batch: StepBatch, lay_out: Layout) -> list[Activa
         return [segment(lay_out(part.inputs)) for segment, part in pairs]
     (shared,) = acting
     if not is_only_mixer(shared):
+        if normalisation == "joint":
+            raise ValueError(
+                "Expected argument `batch_norm` to be 'own' where the client segment "
+                "has layers beside BatchNorm that keep buffers: they may mix clients' "
+                "samples. Got 'joint'."
+            )
         return _forward_with_mean_buffers(shared, batch, lay_out)
     inputs = lay_out(torch.cat([part.inputs for part in batch.parts]))
+    if normalisation == "joint":
+        return [shared(inputs)]
     with BatchNormByClient([len(part.targets) for part in batch.parts]):
         return [shared(inputs)]
 

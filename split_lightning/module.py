@@ -9,11 +9,13 @@ from typing import Any, Literal, get_args
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from split_lightning import joint_step
+from split_lightning.batch_norm import Normalisation, statistics_bytes
 from split_lightning.callbacks.weight_passing import WeightPassing
 from split_lightning.channel import Activations, CutLayerChannel, values_of
 from split_lightning.classifier import Classifier
@@ -51,6 +53,7 @@ _HYPERPARAMETERS = (
     "server_optimizer_state",
     "buffers",
     "cut_gradient",
+    "batch_norm",
     "server_lr_exponent",
     "average_cut_gradients",
 )
@@ -103,6 +106,10 @@ class SplitLightningModule(Classifier):
             samples, which is B / b times as large. With clients that are averaged at
             each step `own` is what makes them the unsplit network: the mean of their
             gradients, weighted by b / B, is then the sum of the slices.
+        batch_norm: Whose samples BatchNorm of the client segment sees where clients act
+            on the same weights together: each client's by themselves (`own`), or those
+            of the step (`joint`), for which clients exchange sums over their samples,
+            in the forward and in the backward, as torch's SyncBatchNorm does.
         server_lr_exponent: The server's learning rate is multiplied by K to this power,
             where K clients take part in a step (SGLR, Pal et al. 2021,
             https://arxiv.org/abs/2112.05929).
@@ -157,6 +164,7 @@ class SplitLightningModule(Classifier):
         server_optimizer_state: OptimizerState = "keep",
         buffers: Buffers = "average",
         cut_gradient: Literal["joint", "own"] = "joint",
+        batch_norm: Normalisation = "own",
         server_lr_exponent: float = 0.0,
         average_cut_gradients: int | None = None,
         spill_to: str | Path | None = None,
@@ -166,6 +174,7 @@ class SplitLightningModule(Classifier):
             ("scheduler_interval", scheduler_interval, ("batch", "round")),
             ("gradient_clip_algorithm", gradient_clip_algorithm, ("norm", "value")),
             ("cut_gradient", cut_gradient, ("joint", "own")),
+            ("batch_norm", batch_norm, get_args(Normalisation)),
             ("optimizer_state", optimizer_state, policies),
             ("server_optimizer_state", server_optimizer_state, policies),
         ):
@@ -209,6 +218,7 @@ class SplitLightningModule(Classifier):
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.accumulate_grad_batches = accumulate_grad_batches
         self.cut_gradient = cut_gradient
+        self.batch_norm = batch_norm
         self.server_lr_exponent = server_lr_exponent
         self.average_cut_gradients = average_cut_gradients
         self.channel = CutLayerChannel(self.traffic)
@@ -230,7 +240,7 @@ class SplitLightningModule(Classifier):
         self.channel.is_counting = batch.share > 0
 
         # Each client's forward; what crosses is detached; the server's, on all at once.
-        activations = joint_step.forward(self.clients, batch, self.laid_out)
+        activations = self._forward_of_clients(batch)
         smashed = [self.channel.uplink(a) for a in activations]
         targets = self.channel.uplink_targets(batch.targets)
         logits = self.server(*joint_step.joined(smashed))
@@ -272,6 +282,13 @@ class SplitLightningModule(Classifier):
             self._after_step()
         self.end_of_step(batch, self._losses_of(batch, loss, logits), batch_idx)
         return loss.detach()
+
+    def _forward_of_clients(self, batch: StepBatch) -> list[Activations]:
+        """Returns what each client computes, or all who share their weights at once."""
+        if self.batch_norm == "joint":  # up and down, in the forward and the backward
+            exchanged = 4 * statistics_bytes(self.clients.acting()[0])
+            self.traffic.averaging_bytes += len(batch.parts) * exchanged
+        return joint_step.forward(self.clients, batch, self.laid_out, self.batch_norm)
 
     def _sent_down(
         self, batch: StepBatch, smashed: Sequence[Activations]
@@ -369,8 +386,7 @@ class SplitLightningModule(Classifier):
     def _num_seats(self) -> int:
         """Returns how many client segments must be live at once."""
         together = self._num_together()
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        passing = [c for c in callbacks if isinstance(c, WeightPassing)]
+        passing = _passing_of(self.trainer)
         return min([together, *(c.num_seats or together for c in passing)])
 
     @override
@@ -399,6 +415,15 @@ class SplitLightningModule(Classifier):
         refuse_unsupported(trainer)
         require_one_process(trainer, data)
         require_weight_passing(trainer, data, self.clients.optimizer_state)
+        if self.batch_norm == "joint" and not _act_on_the_same_weights(trainer, data):
+            raise MisconfigurationException(
+                "Expected argument `batch_norm` to be 'own' where clients do not act "
+                "on the same weights together, but got 'joint', which is for "
+                "ParallelSchedule with clients averaged at each step "
+                '(`ClientAveraging(every="step")`; in a configuration protocol=gpsl, '
+                "or protocol=parallel "
+                "protocol.callbacks.weight_passing.every=step)."
+            )
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -415,6 +440,19 @@ class SplitLightningModule(Classifier):
                 "layers differ."
             )
         self._accumulated = checkpoint["accumulated"]
+
+
+def _passing_of(trainer: pl.Trainer) -> list[WeightPassing]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, WeightPassing)]
+
+
+def _act_on_the_same_weights(
+    trainer: pl.Trainer, data: pl.LightningDataModule | None
+) -> bool:
+    """Tells whether clients of a step act together, and share their weights."""
+    together = isinstance(data, SplitDataModule) and data.schedule.acts_together
+    return together and any(c.num_seats == 1 for c in _passing_of(trainer))
 
 
 def no_closure() -> None:

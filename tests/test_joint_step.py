@@ -90,6 +90,16 @@ def test_other_layers_with_buffers_may_mix_samples(layer):
     assert is_only_mixer(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
 
 
+def test_joint_statistics_are_of_batch_norm_alone(tmp_path):
+    """Another layer with buffers may mix samples in a way that nobody could compute."""
+    layers = network()
+    layers[1] = INSTANCE(4)
+    module = make_split(net=layers, optimizer=plain_sgd, batch_norm="joint")
+    data = make_data(schedule=ParallelSchedule(draw="proportional"))
+    with pytest.raises(ValueError, match="`batch_norm` to be 'own' where the client"):
+        fit(tmp_path, module, data, [ClientAveraging(every="step")])
+
+
 def plain_sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.05)
 

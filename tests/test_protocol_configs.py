@@ -67,7 +67,7 @@ EXPECTED = {
         ParallelSchedule(draw="proportional"),
         None,
         [ClientAveraging("step")],
-        {"cut_gradient": "own"},
+        {"cut_gradient": "own", "batch_norm": "joint"},
     ),
     "cyclesl": (
         ParallelSchedule(),

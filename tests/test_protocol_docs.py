@@ -179,7 +179,8 @@ def sizes_of_segments(cut_layer):
     before = list(layers)[: list(layers).index(cut_layer) + 1]
     client = [layer for name, layer in layers.items() if name in before]
     server = [layer for name, layer in layers.items() if name not in before]
-    sizes = {"d": CUTS[cut_layer]}
+    channels = [c.num_features for c in client if isinstance(c, torch.nn.BatchNorm2d)]
+    sizes = {"d": CUTS[cut_layer], "Y": 2 * 4 * sum(channels)}
     for names, segment in (("WPV", client), ("SQU", server)):
         parameters = sum(p.nbytes for layer in segment for p in layer.parameters())
         buffers = sum(b.nbytes for layer in segment for b in layer.buffers())

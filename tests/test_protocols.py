@@ -25,6 +25,8 @@ Each rule below was broken on purpose, in the library's code, and a test failed:
 - slices go to the wrong clients: test_parallel_equals_...
 - at each step the last client's buffers are taken, or each client's go on from the
   last one's, or BatchNorm sees all as one batch: test_parallel_averaged_at_each_...
+- with joint statistics BatchNorm sees each client by itself:
+  test_parallel_averaged_at_each_step_equals_centralized_...
 - SGLR sums in place of averaging, or averages over all: test_options_of_sglr_...
 - pooled samples are one client's alone: test_centralized_training_...
 - turns in order or by client in place of drawn, one pass in place of several:
@@ -515,19 +517,24 @@ def test_parallel_averaged_at_each_step_equals_a_plain_loop(
     assert_close(merged(module), expected[0])
 
 
+@pytest.mark.parametrize("norm", [True, False], ids=["BatchNorm", "GroupNorm"])
 @pytest.mark.parametrize("draw", ["equal", "proportional"])
-def test_parallel_averaged_at_each_step_equals_centralized_training(tmp_path, draw):
+def test_parallel_averaged_at_each_step_equals_centralized_training(
+    tmp_path, draw, norm
+):
     """On the joined batches, once each client's gradient is of its own mean loss.
 
     The mean of the clients' gradients, weighted by b / B, of B / b times their slices
-    is the sum of the slices: the unsplit network's gradient.
+    is the sum of the slices: the unsplit network's gradient. BatchNorm must see the
+    samples of all clients, as it does there.
     """
     schedule = ParallelSchedule(draw=draw)
     options = SKEWED | {"schedule": schedule, "batch_size": 12}
-    module = make_split(net=network(norm=False), cut_gradient="own")
+    normalisation = "joint" if norm else "own"
+    module = make_split(net=network(norm), cut_gradient="own", batch_norm=normalisation)
     fit(tmp_path, module, make_data(**options), [ClientAveraging(every="step")])
 
-    net = network(norm=False)
+    net = network(norm)
     optimizer = SGD(net.parameters())
     for round_index in range(ROUNDS):
         for parts in batches_of(make_data(**options), round_index):
@@ -678,6 +685,14 @@ MISMATCHES = {
             [ClientAveraging(every=None)],
         ),
         "optimizer_state=reset.*every=None",
+    ),
+    "joint statistics of different weights": (
+        (partial(make_split, batch_norm="joint"), PARALLEL, [ClientAveraging()]),
+        "`batch_norm` to be 'own' where clients do not act on the same weights",
+    ),
+    "joint statistics of clients in turn": (
+        (partial(make_split, batch_norm="joint"), {}, [RoundRobinWeightPassing()]),
+        "`batch_norm` to be 'own' where clients do not act on the same weights",
     ),
     "nothing that passes weights on": (
         (make_split, PARALLEL, []),

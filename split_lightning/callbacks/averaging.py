@@ -66,8 +66,10 @@ class ClientAveraging(WeightPassing):
         if isinstance(self.every, int):
             sent = average_if_due("client", self.every, trainer, pl_module, batch)
         elif self.every == "step" and not pl_module.is_accumulating():
-            segment = pl_module.clients.acting()[0].state_dict().values()
-            sent = 2 * len(batch.parts) * num_bytes(segment)
+            segment = pl_module.clients.acting()[0]
+            joint = pl_module.batch_norm == "joint"  # then all have the same buffers
+            travels = segment.parameters() if joint else segment.state_dict().values()
+            sent = 2 * len(batch.parts) * num_bytes(travels)
         pl_module.traffic.averaging_bytes += sent
 
 
