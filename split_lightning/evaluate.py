@@ -10,8 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from split_lightning.evaluation import TRAINER_KEYS, evaluate, print_evaluation
-from split_lightning.run_command import Command, compose_run, typed_words
-from split_lightning.user_errors import leave_out_known_messages, one_message
+from split_lightning.run_command import (
+    Command,
+    compose_run,
+    ending_with_one_line,
+    typed_words,
+)
+from split_lightning.user_errors import leave_out_known_messages
 
 COMMAND = Command(
     name="evaluate",
@@ -44,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """
     leave_out_known_messages()
     words = typed_words(COMMAND) if words is None else list(words)
-    with one_message(typed=words):
+    with ending_with_one_line(words):
         cfg = compose_run(COMMAND, words)
         results, figures = evaluate(cfg, cfg.run, cfg.checkpoint, cfg.client)
     print_evaluation(results, figures, Path(cfg.output_dir))

@@ -22,9 +22,14 @@ import split_lightning
 from split_lightning.artifacts import make_folder
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.exporting import TOLERANCE, Exporter, require_onnx
-from split_lightning.run_command import Command, compose_run, typed_words
+from split_lightning.run_command import (
+    Command,
+    compose_run,
+    ending_with_one_line,
+    typed_words,
+)
 from split_lightning.runs import choose_network, rebuild_module, restore
-from split_lightning.user_errors import leave_out_known_messages, one_message
+from split_lightning.user_errors import leave_out_known_messages
 
 FORMATS = ("safetensors", "torch", "onnx")
 NUM_IMAGES = 64  # of the test set, on which what was written is checked
@@ -126,7 +131,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """
     leave_out_known_messages()
     words = typed_words(COMMAND) if words is None else list(words)
-    with one_message(typed=words):
+    with ending_with_one_line(words):
         cfg = compose_run(COMMAND, words)
         formats = _formats(cfg.format)
         found = export(cfg, cfg.run, formats, cfg.checkpoint, cfg.client)

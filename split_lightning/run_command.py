@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from split_lightning.config_keys import did_you_mean, is_within, keys_of, used_keys
 from split_lightning.runs import read_config
+from split_lightning.signals import Interrupted, interrupted_by_signals
+from split_lightning.user_errors import one_message
 
 
 class Command(NamedTuple):
@@ -46,6 +49,21 @@ def typed_words(command: Command) -> list[str]:
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=argparse.SUPPRESS)
     words: list[str] = parser.parse_args(sys.argv[1:]).words
     return words
+
+
+@contextmanager
+def ending_with_one_line(typed: Sequence[str]) -> Iterator[None]:
+    """Ends the program with one line where a user makes a mistake, or interrupts it.
+
+    Args:
+        typed: What was typed.
+    """
+    try:
+        with interrupted_by_signals(), one_message(typed=typed):
+            yield
+    except Interrupted as stopped:
+        print(f"\n{stopped}: nothing is complete.", file=sys.stderr)
+        raise SystemExit(128 + stopped.signal) from stopped
 
 
 def compose_run(command: Command, words: Sequence[str]) -> DictConfig:

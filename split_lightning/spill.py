@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import tempfile
 import weakref
 from collections.abc import Iterator, MutableMapping
@@ -13,13 +15,16 @@ from typing import Any
 import torch
 from typing_extensions import override
 
+_PREFIX = f"waiting-{socket.gethostname()}-"
+
 
 class SpillFolder:
     """A folder that stores keep their entries in, as long as they are used.
 
     Entries are in a new folder inside it, made when it is opened and removed when it is
     closed, or else when nothing refers to it any more, or the process ends. Several
-    runs and processes may use the same folder.
+    runs and processes may use the same folder. What a process that was killed left
+    there is removed when one of the same machine opens it (but on Windows).
 
     Args:
         folder: The folder; it is made where there is none, and removed in the end if
@@ -45,7 +50,9 @@ class SpillFolder:
             is_new = not self.folder.exists()
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._own = Path(tempfile.mkdtemp(prefix="waiting-", dir=self.folder))
+                _remove_left_behind(self.folder)
+                prefix = f"{_PREFIX}{os.getpid()}-"
+                self._own = Path(tempfile.mkdtemp(prefix=prefix, dir=self.folder))
             except OSError as error:
                 raise ValueError(
                     "Expected argument `spill_to` to be a folder that can be written, "
@@ -113,6 +120,26 @@ class FolderStore(MutableMapping[int, Any]):
     def clear(self) -> None:
         for key in list(self._keys):
             del self[key]
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Removes the entries of processes of this machine that are no more."""
+    if os.name != "posix":
+        return
+    for own in folder.glob(f"{_PREFIX}*-*"):
+        process = own.name.removeprefix(_PREFIX).partition("-")[0]
+        if process.isdigit() and not _is_alive(int(process)):
+            shutil.rmtree(own, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _remove(own: Path, outer: Path | None) -> None:

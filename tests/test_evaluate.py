@@ -1,7 +1,9 @@
 """A finished run, tested again from its folder alone."""
 
 import csv
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file, save_file
 
-from split_lightning import DigitsImages, train
+from split_lightning import DigitsImages, export, train
 from split_lightning.building import build_module
 from split_lightning.evaluate import main
 from split_lightning.models import DigitsCNN
@@ -65,6 +67,24 @@ def refused(capsys):
         return message
 
     return evaluate
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", [main, export.main])
+def test_an_interruption_ends_with_one_line(
+    run, tmp_path, capsys, monkeypatch, command, number
+):
+    def interrupt(*_):
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("split_lightning.SplitDataModule.prepare_data", interrupt)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        command([f"run={run}", f"output_dir={tmp_path / 'out'}"])
+    assert stopped.value.code == 128 + number
+    assert capsys.readouterr().err.strip() == f"{number.name}: nothing is complete."
+    assert not list((tmp_path / "out").rglob("*.json"))
+    assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize("kind", ["split", "centralized"])

@@ -73,6 +73,11 @@ def accuracy_of(folder, client):
     return (told == images.targets).float().mean().item()
 
 
+def test_results_say_of_how_many_networks_an_accuracy_is_the_mean(case):
+    folder, clients, _ = case
+    assert read_results(folder)["networks"] == max(len(clients), 1)
+
+
 def test_each_network_is_on_disk_once(case):
     folder, clients, own = case
     segments = ["network"] if "network" in own else ["client", "server"]

@@ -10,11 +10,13 @@ from functools import cache, partial
 
 import pytest
 import torch
-from conftest import begin_child, exit_code
+from conftest import RandomImages, begin_child, exit_code
 from safetensors.torch import load_file
 from test_killed import assert_equal, at_batch, events_of
 from test_train import command
 
+from split_lightning import SplitDataModule
+from split_lightning.data.loader import ClientLoader
 from split_lightning.processes import Processes
 
 # Of 479 samples 34 validate; 445 leave a last batch of one: turns of 4 batches.
@@ -214,3 +216,21 @@ def test_shares_are_a_partition_of_the_batch(world_size, num_samples):
         taken += samples if share else []
     assert sorted(taken) == list(range(num_samples))
     assert sum(shares) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_every_process_knows_the_size_of_the_whole_batch(world_size):
+    """Averaging weighs by it: by its own share each process would make another mean."""
+    data = SplitDataModule(RandomImages(), 3, batch_size=5, val_share=0.2)
+    data.setup("fit")
+    whole = data.train_dataloader()
+    expected = [len(batch.targets) for batch in whole]
+    assert 1 in expected  # fewer samples than processes
+    own = []
+    for rank in range(world_size):
+        place = Processes(rank, world_size)
+        loader = ClientLoader(whole.images, whole.sampler, whole.normalize, None, place)
+        batches = list(loader)
+        assert [batch.num_samples_of_all for batch in batches] == expected
+        own.append([batch.num_samples for batch in batches])
+    assert [sum(shares) for shares in zip(*own, strict=True)] == expected

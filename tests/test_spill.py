@@ -1,9 +1,12 @@
 """What waits in files of a folder: the same run as in memory, and nothing left."""
 
 import gc
+import os
+import signal
 from functools import partial
 
 import pytest
+from conftest import begin_child, exit_code
 from protocols import ADAM, assert_equal, fit, make_data, make_split, make_unsplit
 from pytorch_lightning import Callback
 from test_resume import Kill, Killed, assert_same
@@ -17,6 +20,7 @@ from split_lightning.callbacks import (
 from split_lightning.classifier import Classifier
 from split_lightning.data import ParallelSchedule, RoundRobinSchedule
 from split_lightning.server_map import ServerMap
+from split_lightning.spill import SpillFolder
 from split_lightning.train import main
 
 EACH = ServerMap(None)
@@ -139,6 +143,25 @@ def test_nothing_is_left_behind(tmp_path, ends_well, is_there):
     assert [p.name for p in tmp_path.rglob("*") if "waiting" in str(p)] == (
         ["waiting", "own.txt"] if is_there else []
     )
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+    """But not what belongs to a process that lives."""
+
+    def use_and_be_killed():
+        store = SpillFolder(tmp_path).store()
+        store[3] = {}
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    living = SpillFolder(tmp_path)
+    store = living.store()
+    store[1] = {}
+    assert exit_code(begin_child(use_and_be_killed)) == -signal.SIGKILL
+    assert len(list(tmp_path.rglob("*.pt"))) == 2
+    other = SpillFolder(tmp_path)
+    expected = sorted([living.open(), other.open()])
+    assert sorted(tmp_path.iterdir()) == expected
+    assert len(list(tmp_path.rglob("*.pt"))) == 1
 
 
 QUICK = ["protocol=local", "data=digits", "num_clients=3", "rounds=1"]
