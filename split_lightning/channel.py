@@ -1,18 +1,43 @@
-"""The channel: all that passes between a client and the server goes through it."""
+"""The channel: all that passes between parties in a step goes through it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
+
+from split_lightning.route import Party
 
 # What one segment hands to the next: a tensor, or several values.
 Activations: TypeAlias = Tensor | tuple[Any, ...]
 
-Observer: TypeAlias = Callable[[str, tuple[Any, ...]], None]
 
+class Crossing(NamedTuple):
+    """Something that passes from one party to another.
+
+    Attributes:
+        content: What it is.
+        sender: Whose it was.
+        receiver: Who gets it.
+        cut: Which cut it crosses, from 0 in the order of the network.
+    """
+
+    content: Literal["smashed data", "gradient", "targets"]
+    sender: Party
+    receiver: Party
+    cut: int
+
+
+Observer: TypeAlias = Callable[[Crossing, tuple[Any, ...]], None]
+
+# Where the bytes of what one party sends to another are counted.
+_COUNTS: dict[tuple[Party, Party], str] = {
+    ("client", "server"): "uplink_bytes",
+    ("server", "client"): "downlink_bytes",
+    ("server", "server"): "hop_bytes",
+}
 # A size that crosses beside the tensors travels as an int64.
 _BYTES_PER_NUMBER = 8
 
@@ -22,8 +47,10 @@ class Traffic:
     """Bytes that would have travelled in training since the start of the run.
 
     Attributes:
-        uplink_bytes: Smashed data and targets, from clients to the server.
-        downlink_bytes: Gradients of the smashed data, from the server to clients.
+        uplink_bytes: What clients send to servers: smashed data and targets; in a
+            U-shape the gradients of what came down, too.
+        downlink_bytes: What servers send to clients: gradients of the smashed data; in
+            a U-shape the server's activations, too.
         handoff_bytes: Client segments (and optimizer states, where they travel too),
             from client to client.
         handoffs: Number of hand-offs.
@@ -31,6 +58,7 @@ class Traffic:
             or gradients, where those are averaged), from clients to where they are
             averaged and back.
         server_averaging_bytes: Server segments, between servers, in the same way.
+        hop_bytes: Smashed data and their gradients, from server to server.
     """
 
     uplink_bytes: int = 0
@@ -39,6 +67,7 @@ class Traffic:
     handoffs: int = 0
     averaging_bytes: int = 0
     server_averaging_bytes: int = 0
+    hop_bytes: int = 0
 
     def state_dict(self) -> dict[str, int]:
         """Returns the counts."""
@@ -51,67 +80,82 @@ class Traffic:
 
 
 class CutLayerChannel:
-    """Carries smashed data up and gradients down across a cut, and counts the bytes.
+    """Carries smashed data and gradients across the cuts, and counts the bytes.
 
-    The client's half and the server's half of a step meet here alone. Counted is what
-    the tensors take as they are: 4 bytes a value in fp32, 2 in bfloat16, 8 a target.
+    The parties' parts of a step meet here alone. Counted is what the tensors take as
+    they are: 4 bytes a value in fp32, 2 in bfloat16, 8 a target.
 
     Args:
         traffic: Where the bytes are counted.
+        holders: Who computes each stretch of the network, from cut to cut.
 
     Attributes:
         is_counting: Whether what crosses is counted: not where a process computes with
             samples that are another's.
-        observers: Called with the name of the crossing (`uplink`, `targets`,
-            `downlink`) and all values that cross, each time something does. They may
-            look, and change nothing.
+        by_cut: The bytes that crossed each cut in this process, forward and back.
+        observers: Called with the `Crossing` and all values that cross, each time
+            something does. They may look, and change nothing.
     """
 
-    def __init__(self, traffic: Traffic) -> None:
+    def __init__(
+        self, traffic: Traffic, holders: Sequence[Party] = ("client", "server")
+    ) -> None:
         self.traffic = traffic
+        self.holders = tuple(holders)
         self.is_counting = True
+        self.by_cut = [[0, 0] for _ in self.holders[1:]]
         self.observers: list[Observer] = []
 
-    def uplink(self, activations: Activations) -> Activations:
-        """Sends activations up to the server.
+    def send(self, activations: Activations, cut: int = 0) -> Activations:
+        """Sends activations across a cut.
 
         Args:
-            activations: What the client segment returned.
+            activations: What the stretch before the cut returned.
+            cut: Which cut.
 
         Returns:
             The same values as detached leaves of autograd: nothing else crosses.
         """
-        self.traffic.uplink_bytes += self._count(values_of(activations))
         smashed = tuple(map(_leaf, values_of(activations)))
-        self._show("uplink", smashed)
+        sender, receiver = self.holders[cut : cut + 2]
+        self._cross(Crossing("smashed data", sender, receiver, cut), smashed)
         return smashed if isinstance(activations, tuple) else smashed[0]
 
-    def uplink_targets(self, targets: Tensor) -> Tensor:
-        """Sends the labels of a batch up to the server, which has the loss."""
-        self.traffic.uplink_bytes += self._count([targets])
-        self._show("targets", (targets,))
+    def send_targets(self, targets: Tensor) -> Tensor:
+        """Sends the labels of a batch to whoever has the loss.
+
+        They cross nothing where that is the client itself.
+        """
+        last = len(self.holders) - 2
+        receiver = self.holders[-1]
+        if receiver != "client":
+            self._cross(Crossing("targets", "client", receiver, last), (targets,))
         return targets
 
-    def downlink(self, smashed: Activations) -> tuple[Tensor | None, ...]:
-        """Sends the gradient at the cut down to the client.
+    def send_back(
+        self, smashed: Activations, cut: int = 0
+    ) -> tuple[Tensor | None, ...]:
+        """Sends the gradient at a cut back.
 
         Args:
-            smashed: What `uplink` returned, after the server's backward.
+            smashed: What `send` returned, after the backward of what is behind the cut.
+            cut: Which cut.
 
         Returns:
             The gradient of each value, `None` where there is none.
         """
         gradients = tuple(getattr(v, "grad", None) for v in values_of(smashed))
-        self.traffic.downlink_bytes += self._count(
-            g for g in gradients if g is not None
-        )
-        self._show("downlink", gradients)
+        receiver, sender = self.holders[cut : cut + 2]
+        self._cross(Crossing("gradient", sender, receiver, cut), gradients)
         return gradients
 
-    def _count(self, values: Iterable[Any]) -> int:
-        return num_bytes(values) if self.is_counting else 0
-
-    def _show(self, crossing: str, values: tuple[Any, ...]) -> None:
+    def _cross(self, crossing: Crossing, values: tuple[Any, ...]) -> None:
+        if self.is_counting:
+            count = num_bytes(value for value in values if value is not None)
+            name = _COUNTS[crossing.sender, crossing.receiver]
+            setattr(self.traffic, name, getattr(self.traffic, name) + count)
+            if crossing.content != "targets":
+                self.by_cut[crossing.cut][crossing.content == "gradient"] += count
         for observer in self.observers:
             observer(crossing, values)
 

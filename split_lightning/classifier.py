@@ -17,10 +17,11 @@ from typing_extensions import override
 from split_lightning.data.loader import ClientLoader, StepBatch
 from split_lightning.evaluated_classifier import EvaluatedClassifier
 from split_lightning.finite import NonFiniteError, NonFinitePolicy, are_finite
-from split_lightning.parties import Parties, Party
+from split_lightning.parties import Parties
 from split_lightning.processes import all_agree, gathered, processes_of, summed
 from split_lightning.random_state import random_state, set_random_state
 from split_lightning.round_losses import RoundLosses
+from split_lightning.route import Party
 from split_lightning.support import WEIGHT_PASSING_REMEDY
 
 _logger = logging.getLogger(__name__)

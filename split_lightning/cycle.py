@@ -53,6 +53,12 @@ class CycleSplitLightningModule(SplitLightningModule):
                     f"Expected argument `{name}` to be a positive integer, but got "
                     f"{value}."
                 )
+        if len(self.route) > 2:
+            raise ValueError(
+                "Expected argument `cut_layer` to be one layer where the server trains "
+                f"first, on what clients sent, but got {len(self.route) - 1}: behind "
+                "another cut it would have no loss of its own."
+            )
         if self.accumulate_grad_batches != 1:
             raise ValueError(
                 "Expected argument `accumulate_grad_batches` to be 1 where the server "
@@ -71,9 +77,10 @@ class CycleSplitLightningModule(SplitLightningModule):
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
         self.check_turn(batch)
         client_optimizer, server_optimizer = self._both_optimizers()
-        activations = self._forward_of_clients(batch)
-        smashed = [self.channel.uplink(a) for a in activations]
-        targets = self.channel.uplink_targets(batch.targets)
+        inputs = [self.laid_out(part.inputs) for part in batch.parts]
+        activations = self._compute(self.route[0], batch, inputs)
+        smashed = [self.channel.send(own) for own in activations]
+        targets = self.channel.send_targets(batch.targets)
 
         # 1: the server, on batches drawn from what all clients sent up.
         pooled = [value.detach() for value in joint_step.joined(smashed)]
@@ -90,16 +97,16 @@ class CycleSplitLightningModule(SplitLightningModule):
             }
             if not self.accepts(batch, batch_idx, computed):
                 return torch.as_tensor(loss.detach())
-            self._clip(self.server)
+            self._clip(*self._of_servers())
             step(server_optimizer.optimizer, no_closure)
             server_optimizer.zero_grad()
 
         # 2: the gradients at the cut, of the server as it is now, and the clients.
-        logits = self.server(*joint_step.joined(smashed))
-        loss = self.criterion(logits, targets)
+        logits = self._compute(self.route[1], batch, smashed)
+        losses, loss = self._loss_of(batch, logits, targets)
         self.manual_backward(loss)
         server_optimizer.zero_grad()
-        gradients = self._sent_down(batch, smashed)
+        gradients = self._returned(batch, smashed, cut=0)
         outputs, returned = joint_step.with_gradients(activations, gradients)
         if returned:
             torch.autograd.backward(outputs, returned)
@@ -113,12 +120,11 @@ class CycleSplitLightningModule(SplitLightningModule):
             return torch.as_tensor(loss.detach())
         if self.scheduler_interval == "batch":
             self._log_learning_rates(on_step=True)
-        for segment in acting:
-            self._clip(segment)
+        self._clip(*self._of_clients())
         client_optimizer.step()  # ticks `trainer.global_step`: once a step
         client_optimizer.zero_grad()
         self._after_step()
-        self.end_of_step(batch, self._losses_of(batch, loss, logits), batch_idx)
+        self.end_of_step(batch, [own.detach() for own in losses], batch_idx)
         return torch.as_tensor(loss.detach())
 
     def _server_batches(self, num_samples: int) -> list[Tensor]:

@@ -1,9 +1,9 @@
-"""What several clients that take part in a step together do at the cut."""
+"""What clients that take part in a step together compute, and get at a cut."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,15 @@ from split_lightning.data.loader import StepBatch
 from split_lightning.replicas import Replicas
 from split_lightning.running_mean import RunningMean
 
-Layout = Callable[[Tensor], Tensor]
+# What crosses a cut: of each client by itself, or of all in one.
+Several: TypeAlias = Sequence[Activations]
 
 
-def forward(
+def at_clients(
     clients: Replicas,
     batch: StepBatch,
-    lay_out: Layout,
+    inputs: Several,
+    stretch: int = 0,
     normalisation: Normalisation = "own",
 ) -> list[Activations]:
     """Returns what each client computes, or all at once where that is the same.
@@ -31,7 +33,8 @@ def forward(
     Args:
         clients: The live segments.
         batch: The batches of those who take part.
-        lay_out: Puts images into the memory layout of the weights.
+        inputs: What they compute from.
+        stretch: Which stretch of their segment.
         normalisation: Whether BatchNorm sees each client's samples by themselves
             (`own`), or those of all who share their weights as one batch (`joint`).
 
@@ -39,11 +42,11 @@ def forward(
         ValueError: If a layer mixes samples that are to stay apart, and cannot be told
             whose they are.
     """
-    acting = clients.acting()
-    if len(batch.parts) == 1 or len(acting) > 1:
+    acting, sizes = clients.acting(), sizes_of(batch)
+    if len(sizes) == 1 or len(acting) > 1:
         seats = [clients.seat_of(part.client_id) for part in batch.parts]
-        pairs = zip(seats, batch.parts, strict=True)
-        return [segment(lay_out(part.inputs)) for segment, part in pairs]
+        pairs = zip(seats, apart(inputs, sizes), strict=True)
+        return [segment(*values, stretch=stretch) for segment, values in pairs]
     (shared,) = acting
     if not is_only_mixer(shared):
         if normalisation == "joint":
@@ -52,16 +55,18 @@ def forward(
                 "has layers beside BatchNorm that keep buffers: they may mix clients' "
                 "samples. Got 'joint'."
             )
-        return _forward_with_mean_buffers(shared, batch, lay_out)
-    inputs = lay_out(torch.cat([part.inputs for part in batch.parts]))
+        return _with_mean_buffers(shared, sizes, apart(inputs, sizes), stretch)
     if normalisation == "joint":
-        return [shared(inputs)]
-    with BatchNormByClient([len(part.targets) for part in batch.parts]):
-        return [shared(inputs)]
+        return [shared(*joined(inputs), stretch=stretch)]
+    with BatchNormByClient(sizes):
+        return [shared(*joined(inputs), stretch=stretch)]
 
 
-def _forward_with_mean_buffers(
-    segment: nn.Module, batch: StepBatch, lay_out: Layout
+def _with_mean_buffers(
+    segment: nn.Module,
+    sizes: Sequence[int],
+    inputs: Sequence[tuple[Any, ...]],
+    stretch: int,
 ) -> list[Activations]:
     """Returns what clients compute that share their weights, each by itself.
 
@@ -71,10 +76,10 @@ def _forward_with_mean_buffers(
     buffers = dict(segment.named_buffers())
     before = {name: buffer.clone() for name, buffer in buffers.items()}
     mean, activations = RunningMean(), []
-    for part in batch.parts:
+    for size, values in zip(sizes, inputs, strict=True):
         _copy(before, buffers)
-        activations.append(segment(lay_out(part.inputs)))
-        mean.add(buffers, part.num_samples)
+        activations.append(segment(*values, stretch=stretch))
+        mean.add(buffers, size)
     _copy(mean.state(), buffers)
     return activations
 
@@ -86,47 +91,80 @@ def _copy(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
         buffer.data.copy_(state[name])
 
 
-def joined(smashed: Sequence[Activations]) -> tuple[Any, ...]:
-    """Returns what several clients sent up as one batch; of one client as it is.
+def sizes_of(batch: StepBatch) -> list[int]:
+    """Returns the number of samples of each client in a step."""
+    return [len(part.targets) for part in batch.parts]
+
+
+def joined(several: Several) -> tuple[Any, ...]:
+    """Returns what several clients sent as one batch; of one client as it is.
 
     Raises:
         ValueError: If numbers cross the cut that may depend on a client's batch.
     """
-    if len(smashed) == 1:
-        return values_of(smashed[0])
-    values = list(zip(*map(values_of, smashed), strict=True))
-    if not all(isinstance(value, Tensor) for several in values for value in several):
+    if len(several) == 1:
+        return values_of(several[0])
+    values = list(zip(*map(values_of, several), strict=True))
+    _require_tensors(value for alike in values for value in alike)
+    return tuple(torch.cat(alike) for alike in values)
+
+
+def apart(several: Several, sizes: Sequence[int]) -> list[tuple[Any, ...]]:
+    """Returns what is each client's of what is theirs, or of one batch of all.
+
+    Raises:
+        ValueError: If numbers cross the cut that may depend on the whole batch.
+    """
+    if len(several) == len(sizes):
+        return [values_of(own) for own in several]
+    (values,) = map(values_of, several)
+    _require_tensors(values)
+    parts = (torch.split(value, list(sizes)) for value in values)
+    return list(zip(*parts, strict=True))
+
+
+def _require_tensors(values: Iterable[Any]) -> None:
+    if not all(isinstance(value, Tensor) for value in values):
         raise ValueError(
             "Expected only tensors to cross the cut where clients act together, but "
-            "the server segment takes sizes, too, which are those of one client's "
-            "batch. Cut after another layer."
+            "those behind it take sizes, too, which are those of one batch. Cut after "
+            "another layer."
         )
-    return tuple(torch.cat(several) for several in values)
 
 
-def scale_cut_gradients(
-    smashed: Sequence[Activations], sizes: Tensor, own: bool, shared: bool
-) -> None:
-    """Scales each client's gradient at the cut, in place.
+def factors_of(sizes: Sequence[int], own: bool, shared: bool) -> Tensor:
+    """Returns by what clients multiply the gradient of the step's mean loss.
 
     Of B samples in a step b are a client's. The gradient of its own mean loss is B / b
     times its slice of the gradient of the joint mean loss. In a mean over clients that
     is weighted by samples it counts b / B times. Both together change nothing.
 
     Args:
-        smashed: What crossed, after the server's backward: one for each client, or one
-            for all.
         sizes: Number of samples of each client.
         own: Whether the gradient is to be that of each client's own mean loss.
         shared: Whether the clients' gradients are averaged in this step.
     """
-    if len(sizes) == 1 or own == shared:
+    counts = torch.tensor(sizes)
+    if own == shared:
+        return torch.ones(len(sizes))
+    return counts / counts.sum() if shared else counts.sum() / counts
+
+
+def scale_gradients(several: Several, sizes: Sequence[int], factors: Tensor) -> None:
+    """Multiplies each client's gradient at a cut, in place.
+
+    Args:
+        several: What crossed, after the backward of what is behind the cut: one for
+            each client, or one for all.
+        sizes: Number of samples of each client.
+        factors: One for each client.
+    """
+    if bool((factors == 1).all()):
         return
-    factors = sizes / sizes.sum() if shared else sizes.sum() / sizes
-    of_samples = factors.repeat_interleave(sizes)
-    lengths = [len(values_of(several)[0]) for several in smashed]
-    for several, part in zip(smashed, torch.split(of_samples, lengths), strict=True):
-        for gradient in (value.grad for value in values_of(several)):
+    of_samples = factors.repeat_interleave(torch.tensor(sizes))
+    lengths = [len(values_of(own)[0]) for own in several]
+    for own, part in zip(several, torch.split(of_samples, lengths), strict=True):
+        for gradient in (value.grad for value in values_of(own)):
             if gradient is not None:
                 shape = (-1, *[1] * (gradient.ndim - 1))
                 gradient.mul_(part.to(gradient).reshape(shape))

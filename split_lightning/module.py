@@ -22,7 +22,9 @@ from split_lightning.classifier import Classifier
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import StepBatch
 from split_lightning.finite import NonFinitePolicy
-from split_lightning.models.split import split
+from split_lightning.joint_step import Several
+from split_lightning.models.segment import Segment
+from split_lightning.models.split import CutLayer, listed, split
 from split_lightning.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
@@ -31,6 +33,7 @@ from split_lightning.optimizers import (
 )
 from split_lightning.parties import Parties
 from split_lightning.replicas import Buffers, OptimizerState, Replicas
+from split_lightning.route import Party, Stage, route_of
 from split_lightning.server_map import ServerMap
 from split_lightning.spill import SpillFolder
 from split_lightning.support import (
@@ -42,6 +45,7 @@ from split_lightning.support import (
 # Kept in checkpoints: plain values, so that `weights_only=True` loads them.
 _HYPERPARAMETERS = (
     "cut_layer",
+    "labels",
     "num_classes",
     "scheduler_interval",
     "optimizer_state",
@@ -76,7 +80,8 @@ class SplitLightningModule(Classifier):
 
     Args:
         network: The unsplit network: images `(B, C, H, W)` to logits `(B, K)`.
-        cut_layer: The layer after which to cut it (see `split`).
+        cut_layer: The layer after which to cut it, or several in order (see `split`).
+            The client computes up to the first, a server from each to the next.
         client_optimizer: Makes the optimizer of the client segment's parameters.
         server_optimizer: Makes the optimizer of the server segment's parameters.
         num_classes: Number of classes.
@@ -121,8 +126,13 @@ class SplitLightningModule(Classifier):
             buffers, optimizer states) is kept in the place of memory; all of it is
             removed in the end. `None`: in memory. A checkpoint holds all of it, and is
             made in memory.
+        labels: Who has the labels in training, and with them the loss: the `server`
+            behind the last cut, to which clients send them; or the `client`, which then
+            computes what is behind the last cut, too (a U-shape, Vepakomma et al. 2018,
+            https://arxiv.org/abs/1812.00564), and to which no label is ever asked for.
 
     Attributes:
+        route: Who computes which stretch of the network.
         client: The live client segment, the first where there are several.
         server: The live server segment.
         channel: What carries all that crosses the cut.
@@ -146,7 +156,7 @@ class SplitLightningModule(Classifier):
     def __init__(
         self,
         network: nn.Module,
-        cut_layer: str | int,
+        cut_layer: CutLayer,
         client_optimizer: OptimizerFactory,
         server_optimizer: OptimizerFactory,
         num_classes: int,
@@ -168,11 +178,13 @@ class SplitLightningModule(Classifier):
         server_lr_exponent: float = 0.0,
         average_cut_gradients: int | None = None,
         spill_to: str | Path | None = None,
+        labels: Party = "server",
     ) -> None:
         policies = get_args(OptimizerState)
         for name, value, choices in (
             ("scheduler_interval", scheduler_interval, ("batch", "round")),
             ("gradient_clip_algorithm", gradient_clip_algorithm, ("norm", "value")),
+            ("labels", labels, get_args(Party)),
             ("cut_gradient", cut_gradient, ("joint", "own")),
             ("batch_norm", batch_norm, get_args(Normalisation)),
             ("optimizer_state", optimizer_state, policies),
@@ -183,7 +195,10 @@ class SplitLightningModule(Classifier):
                     f"Expected argument `{name}` to be one of {choices}, but got "
                     f"{value!r}."
                 )
-        client, server = split(network, cut_layer)
+        route = route_of(len(listed(cut_layer)), labels)
+        holders = [stage.party for stage in route]
+        places = [int(party == "server") for party in holders]
+        client, server = split(network, cut_layer, places)
         spill = None if spill_to is None else SpillFolder(spill_to)
         store = dict if spill is None else spill.store
         clients = Replicas(client, optimizer_state, buffers, store)
@@ -208,7 +223,7 @@ class SplitLightningModule(Classifier):
             )
         self.automatic_optimization = False
         self.client = client.to(memory_format=self.memory_format)
-        self.server = server.to(memory_format=self.memory_format)
+        self.server: Segment = server.to(memory_format=self.memory_format)
         self.client_optimizer = client_optimizer
         self.server_optimizer = server_optimizer
         self.client_scheduler = client_scheduler
@@ -221,7 +236,8 @@ class SplitLightningModule(Classifier):
         self.batch_norm = batch_norm
         self.server_lr_exponent = server_lr_exponent
         self.average_cut_gradients = average_cut_gradients
-        self.channel = CutLayerChannel(self.traffic)
+        self.route = route
+        self.channel = CutLayerChannel(self.traffic, holders)
         self._accumulated = 0
 
     @override
@@ -230,8 +246,11 @@ class SplitLightningModule(Classifier):
 
         The client segment is that of the client that trained last.
         """
-        activations = self.client(self.laid_out(inputs))
-        logits: Tensor = self.server(*values_of(activations))
+        values: tuple[Any, ...] = (self.laid_out(inputs),)
+        for stage in self.route:
+            segment = self.segments()[stage.party]
+            values = values_of(segment(*values, stretch=stage.stretch))
+        logits: Tensor = values[0]
         return logits
 
     @override
@@ -239,25 +258,35 @@ class SplitLightningModule(Classifier):
         self.check_turn(batch)
         self.channel.is_counting = batch.share > 0
 
-        # Each client's forward; what crosses is detached; the server's, on all at once.
-        activations = self._forward_of_clients(batch)
-        smashed = [self.channel.uplink(a) for a in activations]
-        targets = self.channel.uplink_targets(batch.targets)
-        logits = self.server(*joint_step.joined(smashed))
-        loss: Tensor = self.criterion(logits, targets)
+        # Forward, from cut to cut: what crosses is detached.
+        several: Several = [self.laid_out(part.inputs) for part in batch.parts]
+        crossed: list[tuple[Several, Several]] = []
+        for cut, stage in enumerate(self.route[:-1]):
+            activations: Several = self._compute(stage, batch, several)
+            several = [self.channel.send(own, cut) for own in activations]
+            crossed.append((activations, several))
+        logits = self._compute(self.route[-1], batch, several)
+        targets = self.channel.send_targets(batch.targets)
+        losses, loss = self._loss_of(batch, logits, targets)
 
-        # 1: down to the cut. Gradients of several processes are averaged.
+        # Back to the last cut, and on from cut to cut. Gradients of several processes
+        # are averaged.
         weight = batch.share * self.trainer.world_size
         self.manual_backward(loss * weight / self.accumulate_grad_batches)
-        gradients = self._sent_down(batch, smashed)
-        outputs, returned = joint_step.with_gradients(activations, gradients)
-        if returned:  # 2: on to the clients, unless nothing of them trains
-            torch.autograd.backward(outputs, returned)
+        gradients: list[Tensor | None] = []
+        for cut, (activations, smashed) in reversed(list(enumerate(crossed))):
+            returned = self._returned(batch, smashed, cut)
+            outputs, slopes = joint_step.with_gradients(activations, returned)
+            if slopes:  # unless nothing trains before the cut
+                torch.autograd.backward(outputs, slopes)
+            gradients += returned
 
         acting = self.clients.acting()
         computed = {
-            "the smashed data": [value for s in smashed for value in values_of(s)],
-            "the loss": (loss,),
+            "the smashed data": [
+                value for _, sent in crossed for own in sent for value in values_of(own)
+            ],
+            "the loss": losses,
             "the gradient of the smashed data": gradients,
             "the server's gradient": [p.grad for p in self.server.parameters()],
             "the client's gradient": [p.grad for c in acting for p in c.parameters()],
@@ -270,8 +299,7 @@ class SplitLightningModule(Classifier):
             self._log_learning_rates(on_step=True)
         if self._is_time_to_step(batch.ends_turn):
             client_optimizer, server_optimizer = self._both_optimizers()
-            for segment in (*acting, self.server):
-                self._clip(segment)
+            self._clip(*self._of_clients(), *self._of_servers())
             # Only the server's step ticks `trainer.global_step`: one tick a step, so
             # that `max_steps` counts steps as it does for an unsplit network.
             client_step = self.trainer.strategy.optimizer_step
@@ -280,40 +308,71 @@ class SplitLightningModule(Classifier):
             client_optimizer.optimizer.zero_grad()
             server_optimizer.zero_grad()
             self._after_step()
-        self.end_of_step(batch, self._losses_of(batch, loss, logits), batch_idx)
+        self.end_of_step(batch, [own.detach() for own in losses], batch_idx)
         return loss.detach()
 
-    def _forward_of_clients(self, batch: StepBatch) -> list[Activations]:
-        """Returns what each client computes, or all who share their weights at once."""
-        if self.batch_norm == "joint":  # up and down, in the forward and the backward
+    def _compute(
+        self, stage: Stage, batch: StepBatch, inputs: Several
+    ) -> list[Activations]:
+        """Returns what a stage's party computes; of clients each, or all at once."""
+        if stage.party == "server":
+            return [self.server(*joint_step.joined(inputs), stretch=stage.stretch)]
+        if self.batch_norm == "joint" and stage.stretch == 0:
+            # Up and down, in the forward and in the backward.
             exchanged = 4 * statistics_bytes(self.clients.acting()[0])
             self.traffic.averaging_bytes += len(batch.parts) * exchanged
-        return joint_step.forward(self.clients, batch, self.laid_out, self.batch_norm)
+        return joint_step.at_clients(
+            self.clients, batch, inputs, stage.stretch, self.batch_norm
+        )
 
-    def _sent_down(
-        self, batch: StepBatch, smashed: Sequence[Activations]
-    ) -> list[Tensor | None]:
-        """Returns the gradients that the clients get, as the arguments scale them."""
-        sizes = [len(part.targets) for part in batch.parts]
-        joint_step.scale_cut_gradients(
-            smashed,
-            torch.tensor(sizes),
+    def _factors(self, batch: StepBatch) -> Tensor:
+        """Returns by what clients multiply the gradient of the step's mean loss."""
+        return joint_step.factors_of(
+            joint_step.sizes_of(batch),
             own=self.cut_gradient == "own",
             shared=len(self.clients.acting()) == 1,
         )
-        if self.average_cut_gradients is not None:
-            joint_step.average_cut_gradients(smashed, sizes, self.average_cut_gradients)
-        return [gradient for s in smashed for gradient in self.channel.downlink(s)]
 
-    def _losses_of(
-        self, batch: StepBatch, loss: Tensor, logits: Tensor
-    ) -> list[Tensor]:
-        """Returns the mean loss of each client that took part."""
-        if len(batch.parts) == 1:
-            return [loss]
-        sizes = [len(part.targets) for part in batch.parts]
-        pairs = zip(torch.split(logits.detach(), sizes), batch.parts, strict=True)
-        return [self.criterion(own, part.targets) for own, part in pairs]
+    def _loss_of(
+        self, batch: StepBatch, logits: Several, targets: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Returns each client's mean loss, and the loss that the backward begins with.
+
+        A server has the logits of all as one batch; a client that keeps its labels has
+        its own.
+        """
+        sizes = joint_step.sizes_of(batch)
+        if len(sizes) == 1:
+            loss: Tensor = self.criterion(logits[0], targets)
+            return [loss], loss
+        at_server = self.route[-1].party == "server"
+        pairs = zip(joint_step.apart(logits, sizes), batch.parts, strict=True)
+        own = [
+            self.criterion(values[0].detach() if at_server else values[0], part.targets)
+            for values, part in pairs
+        ]
+        if at_server:
+            return own, self.criterion(logits[0], targets)
+        weights = self._factors(batch) * torch.tensor(sizes) / sum(sizes)
+        return own, torch.stack(own) @ weights.to(own[0])
+
+    def _returned(
+        self, batch: StepBatch, smashed: Several, cut: int
+    ) -> list[Tensor | None]:
+        """Returns the gradients that go back across a cut, as the arguments scale them.
+
+        Clients multiply what comes to them; what they send on is as it was.
+        """
+        sizes, factors = joint_step.sizes_of(batch), self._factors(batch)
+        if self.route[cut + 1].party == "client":
+            joint_step.scale_gradients(smashed, sizes, 1 / factors)
+        if self.route[cut].party == "client":
+            joint_step.scale_gradients(smashed, sizes, factors)
+            if self.average_cut_gradients is not None:
+                joint_step.average_cut_gradients(
+                    smashed, sizes, self.average_cut_gradients
+                )
+        return [g for own in smashed for g in self.channel.send_back(own, cut)]
 
     @override
     def is_accumulating(self) -> bool:
@@ -334,13 +393,24 @@ class SplitLightningModule(Classifier):
         assert isinstance(both, list)
         return both
 
-    def _clip(self, segment: nn.Module) -> None:
+    def _clip(self, *parties: Sequence[nn.Parameter]) -> None:
+        """Limits each party's gradient, by itself."""
         if self.gradient_clip_val is None:
             return
-        if self.gradient_clip_algorithm == "norm":
-            nn.utils.clip_grad_norm_(segment.parameters(), self.gradient_clip_val)
-        else:
-            nn.utils.clip_grad_value_(segment.parameters(), self.gradient_clip_val)
+        clip = nn.utils.clip_grad_norm_
+        if self.gradient_clip_algorithm == "value":
+            clip = nn.utils.clip_grad_value_  # type: ignore[assignment]
+        for parameters in parties:
+            clip(parameters, self.gradient_clip_val)
+
+    def _of_clients(self) -> list[list[nn.Parameter]]:
+        """Returns the parameters of each client that acts."""
+        return [list(segment.parameters()) for segment in self.clients.acting()]
+
+    def _of_servers(self) -> list[list[nn.Parameter]]:
+        """Returns the parameters of each server on the route."""
+        stretches = [s.stretch for s in self.route if s.party == "server"]
+        return [self.server.parameters_of(stretch) for stretch in stretches]
 
     def _step_schedulers(self) -> None:
         for config in self.trainer.lr_scheduler_configs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from torch import nn
 from torch.optim import Optimizer
@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 from split_lightning.channel import Traffic
 from split_lightning.data.loader import StepBatch
 from split_lightning.replicas import SHARED, Replicas, State
+from split_lightning.route import Party
 from split_lightning.server_map import ServerMap
 from split_lightning.spill import SpillFolder
 
-Party: TypeAlias = Literal["client", "server"]
 Optimizers: TypeAlias = Mapping[str, Optimizer]
 
 

@@ -23,12 +23,13 @@ _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "handoffs": ("hand-offs", "{:,}".format),
     "averaging_bytes": ("bytes for averaging", filesize.decimal),
     "server_averaging_bytes": ("bytes between servers", filesize.decimal),
+    "hop_bytes": ("bytes from hop to hop", filesize.decimal),
     "images_per_second": ("images per second", "{:,.0f}".format),
     "seconds": ("time", lambda value: str(timedelta(seconds=round(value)))),
 }
 # Shown where there is a cut, and where there was some.
 _TRAFFIC = ("uplink_bytes", "downlink_bytes", "handoff_bytes", "handoffs")
-_AVERAGING = ("averaging_bytes", "server_averaging_bytes")
+_AVERAGING = ("averaging_bytes", "server_averaging_bytes", "hop_bytes")
 
 
 def print_results(

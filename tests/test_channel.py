@@ -71,7 +71,7 @@ def test_only_detached_values_cross():
     channel = CutLayerChannel(traffic)
     weight = torch.ones(3, requires_grad=True)
     activations = (weight * 2, 7, torch.arange(2))
-    first, number, labels = channel.uplink(activations)
+    first, number, labels = channel.send(activations)
     assert first.is_leaf
     assert first.requires_grad
     assert first.grad_fn is None
@@ -79,7 +79,7 @@ def test_only_detached_values_cross():
     assert not labels.requires_grad
     (first * 5).sum().backward()
     assert weight.grad is None
-    gradient, *rest = channel.downlink((first, number, labels))
+    gradient, *rest = channel.send_back((first, number, labels))
     assert torch.equal(gradient, torch.full((3,), 5.0))
     assert rest == [None, None]
     assert traffic.uplink_bytes == 3 * 4 + 8 + 2 * 8
@@ -89,5 +89,5 @@ def test_only_detached_values_cross():
 def test_targets_are_counted():
     traffic = Traffic()
     targets = torch.tensor([1, 2, 3])
-    assert CutLayerChannel(traffic).uplink_targets(targets) is targets
+    assert CutLayerChannel(traffic).send_targets(targets) is targets
     assert traffic == Traffic(uplink_bytes=24)

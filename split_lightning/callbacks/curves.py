@@ -17,6 +17,7 @@ _BYTES = {
     "handoff_bytes": "handed over: client segments",
     "averaging_bytes": "for averaging: client segments",
     "server_averaging_bytes": "between servers: their segments",
+    "hop_bytes": "between servers: smashed data and gradients",
 }
 
 

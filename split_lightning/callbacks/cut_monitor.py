@@ -11,14 +11,16 @@ from torch import Tensor
 from typing_extensions import override
 
 from split_lightning.callbacks.logs import is_logged, log_metrics
+from split_lightning.channel import Crossing
 from split_lightning.processes import summed
 
-_NAMES = {"uplink": "cut/smashed_norm", "downlink": "cut/gradient_norm"}
+_NAMES = {"smashed data": "cut/smashed_norm", "gradient": "cut/gradient_norm"}
 
 
 class CutMonitor(pl.Callback):
     """Logs the norms of the smashed data and of its gradient, as they cross the cut.
 
+    Of the first cut; those of a further one have its number (`cut/smashed_norm_2`).
     `cut/smashed_norm` and `cut/gradient_norm` are Euclidean norms over all values of a
     step, of all tensors that cross together (where several do, or several clients
     take part). The gradient is that
@@ -65,7 +67,9 @@ class CutMonitor(pl.Callback):
         squares = torch.stack(list(norms.values())).square() * is_own
         joint = dict(zip(norms, summed(trainer, squares).sqrt(), strict=True))
         # Each process's gradient is of its loss times their number, to be averaged.
-        joint[_NAMES["downlink"]] /= trainer.world_size
+        for name in joint:
+            if name.startswith(_NAMES["gradient"]):
+                joint[name] /= trainer.world_size
         return joint
 
     @override
@@ -73,9 +77,10 @@ class CutMonitor(pl.Callback):
         if stage == "fit" and self._observe in pl_module.channel.observers:
             pl_module.channel.observers.remove(self._observe)
 
-    def _observe(self, crossing: str, values: tuple[Any, ...]) -> None:
-        if self._looks and crossing in _NAMES:
-            name, norm = _NAMES[crossing], joint_norm(values)
+    def _observe(self, crossing: Crossing, values: tuple[Any, ...]) -> None:
+        if self._looks and crossing.content in _NAMES:
+            name, norm = _NAMES[crossing.content], joint_norm(values)
+            name += f"_{crossing.cut + 1}" if crossing.cut else ""
             before = self._norms.get(name, torch.zeros_like(norm))  # other clients'
             self._norms[name] = torch.hypot(before, norm)
 

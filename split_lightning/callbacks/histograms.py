@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from split_lightning.callbacks.logs import tensorboard_writers
+from split_lightning.channel import Crossing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -64,9 +65,10 @@ class Histograms(pl.Callback):
                 channel.observers.remove(self._observe)
         self._trainer = None
 
-    def _observe(self, crossing: str, values: tuple[Any, ...]) -> None:
+    def _observe(self, crossing: Crossing, values: tuple[Any, ...]) -> None:
         # Kept from the round's last batch alone: else it would hold on to memory.
-        if crossing == "uplink" and self._trainer and self._trainer.is_last_batch:
+        is_wanted = crossing.content == "smashed data" and crossing.cut == 0
+        if is_wanted and self._trainer and self._trainer.is_last_batch:
             self._smashed = tuple(v.detach() for v in values if isinstance(v, Tensor))
 
 

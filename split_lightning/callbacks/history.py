@@ -30,6 +30,7 @@ COLUMNS = (
     "handoffs",
     "averaging_bytes",
     "server_averaging_bytes",
+    "hop_bytes",
     "images",
     "seconds",
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from split_lightning.parties import Party
+from split_lightning.route import Party
 
 
 def check_rounds(name: str, every: Any, otherwise: str) -> None:

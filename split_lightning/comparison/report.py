@@ -43,6 +43,7 @@ _TRAVELLED: Columns = {
     "handoffs": ("hand-\noffs", "{:,.0f}".format),
     "averaging_bytes": ("averaging\nclients", _size),
     "server_averaging_bytes": ("averaging\nservers", _size),
+    "hop_bytes": ("hop to\nhop", _size),
 }
 
 

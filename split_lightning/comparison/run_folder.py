@@ -24,6 +24,7 @@ BYTES = (
     "handoff_bytes",
     "averaging_bytes",
     "server_averaging_bytes",
+    "hop_bytes",
 )
 _FIGURES = ("test_accuracy", "test_loss", "val_accuracy", "val_loss")
 _COUNTS = ("handoffs", "images", "seconds", "images_per_second")

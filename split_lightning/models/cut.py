@@ -89,7 +89,7 @@ class Cut:
         sent = set(self.crossing) - self.trace.numbers
         if not sent:
             return "leaves nothing to send: the server segment needs no result of it"
-        if sent & self._raw():
+        if self.trace.takes_raw and sent & self._raw():
             return "would send raw inputs, which the layers behind it need too"
         return None
 

@@ -1,13 +1,28 @@
-"""A segment: the part of a network that one party holds."""
+"""A segment: what of a network one party holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, fx, nn
 
 from split_lightning.models.trace import find
+
+# The operations of a stretch of a network, in train mode (`True`) and eval mode.
+Graphs: TypeAlias = dict[bool, fx.Graph]
+
+
+class Stretch(NamedTuple):
+    """The operations of a network from one cut to the next.
+
+    Attributes:
+        graphs: The operations, over the network's layers.
+        sends: Whether what it returns crosses a cut.
+    """
+
+    graphs: Graphs
+    sends: bool
 
 
 class Segment(nn.Module):
@@ -16,47 +31,69 @@ class Segment(nn.Module):
     The layers keep their paths, so that the keys of the segment's state dict are the
     network's own. They are the network's layers themselves, not copies.
 
+    A party may hold several stretches of the network, between which others compute (the
+    first and the last in a U-shape): then the segment has several, and one state dict.
+
     Args:
         network: The network that the layers are taken from.
-        graphs: The segment's operations in train mode (`True`) and eval mode
-            (`False`), over the network's layers.
-        sends: Whether what it returns crosses a cut.
+        stretches: What it runs, in the order of the network.
 
     Raises:
         ValueError: In `forward`, if a tuple of tensors would cross as one value.
     """
 
-    def __init__(
-        self, network: nn.Module, graphs: dict[bool, fx.Graph], sends: bool = False
-    ) -> None:
+    def __init__(self, network: nn.Module, stretches: Sequence[Stretch]) -> None:
         super().__init__()
-        nodes = [node for graph in graphs.values() for node in graph.nodes]
+        graphs = [graph for stretch in stretches for graph in stretch.graphs.values()]
+        nodes = [node for graph in graphs for node in graph.nodes]
         used = {str(n.target) for n in nodes if n.op in ("call_module", "get_attr")}
         for path in sorted(used):  # a layer before what is in it
             adopt(self, network, path)
         self.training = network.training
         self._version = network._version
-        self._sends = sends
-        self._forwards: dict[bool, Callable[..., Any]] = {
-            training: type(fx.GraphModule(network, graph)).forward
-            for training, graph in graphs.items()
-        }
+        self._paths = [
+            {
+                str(node.target)
+                for graph in stretch.graphs.values()
+                for node in graph.nodes
+                if node.op in ("call_module", "get_attr")
+            }
+            for stretch in stretches
+        ]
+        self._sends = [stretch.sends for stretch in stretches]
+        self._forwards: list[dict[bool, Callable[..., Any]]] = [
+            {
+                training: type(fx.GraphModule(network, graph)).forward
+                for training, graph in stretch.graphs.items()
+            }
+            for stretch in stretches
+        ]
 
-    def forward(self, *inputs: Any) -> Any:
-        """Runs the segment's operations, in the order of the unsplit network.
+    def forward(self, *inputs: Any, stretch: int = 0) -> Any:
+        """Runs a stretch of operations, in the order of the unsplit network.
 
         Args:
-            inputs: The network's inputs for the client segment; for the server
-                segment what the client segment returned (each element of a tuple).
+            inputs: The network's inputs for its first stretch; else what the stretch
+                before returned (each element of a tuple).
+            stretch: Which of the segment's.
 
         Returns:
-            The client segment: the activations at the cut, a tensor, or a tuple where
-            several values cross. The server segment: what the network returns.
+            The activations at the cut, a tensor, or a tuple where several values cross;
+            the last stretch of the network: what the network returns.
         """
-        results = self._forwards[self.training](self, *inputs)
-        if self._sends:
+        results = self._forwards[stretch][self.training](self, *inputs)
+        if self._sends[stretch]:
             _refuse_nested(results)
         return results
+
+    def parameters_of(self, stretch: int) -> list[nn.Parameter]:
+        """Returns the parameters that a stretch of operations uses."""
+        paths = self._paths[stretch]
+        return [
+            parameter
+            for name, parameter in self.named_parameters()
+            if any(name == path or name.startswith(f"{path}.") for path in paths)
+        ]
 
 
 def adopt(segment: nn.Module, network: nn.Module, path: str) -> None:

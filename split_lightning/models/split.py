@@ -1,38 +1,51 @@
-"""Cutting a network into a client segment and a server segment, and joining them."""
+"""Cutting a network into the parties' segments, and joining them."""
 
 from __future__ import annotations
 
 import copy
 import difflib
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
 from split_lightning.models.cut import Cut
-from split_lightning.models.segment import Segment, adopt
+from split_lightning.models.segment import Segment, Stretch, adopt
 from split_lightning.models.trace import Trace
 
+# A layer after which to cut, or several: paths, or indices of children.
+CutLayer: TypeAlias = str | int | Sequence[str | int]
 
-def split(network: nn.Module, cut_layer: str | int) -> tuple[Segment, Segment]:
-    """Cuts a network after one of its layers.
 
-    The client segment runs every operation up to the last one of the cut layer, in the
-    order in which the network runs them; the server segment runs the rest. Where
-    several values cross (a cut inside a residual block), the client segment returns a
-    tuple and the server segment takes its elements as positional arguments. Sizes that
-    the server segment needs (`x.shape[0]` of an earlier tensor) cross as ints.
+def split(
+    network: nn.Module, cut_layer: CutLayer, parties: Sequence[int] | None = None
+) -> tuple[Segment, ...]:
+    """Cuts a network after one of its layers, or after several.
+
+    With one cut the client segment runs every operation up to the last one of the cut
+    layer, in the order in which the network runs them; the server segment runs the
+    rest. Each further cut cuts the rest in the same way. Where several values cross (a
+    cut inside a residual block), the segment before the cut returns a tuple and the one
+    after it takes its elements as positional arguments. Sizes that it needs
+    (`x.shape[0]` of an earlier tensor) cross as ints.
 
     The segments hold copies: the network is left as it is. Layers that the network
-    owns but never runs go to the server segment.
+    owns but never runs go to the second segment.
 
     Args:
         network: Any network that `torch.fx` can trace.
         cut_layer: The layer after which to cut: a module path (`"layer2.0.conv1"`), or
             the index of a child (3). A layer that runs several times: after its last.
+            Several layers in the order in which the network runs them: after each.
+        parties: For each stretch of the network, from cut to cut, the number of the
+            party that holds it, from 0: (0, 1, 0) is a U-shape. `None`: a party for
+            each.
 
     Returns:
-        The client segment and the server segment. Their state dicts have the network's
-        own keys, each key in one of them (but for a buffer that both sides read).
+        Each party's segment: with one cut the client's and the server's. Their state
+        dicts have the network's own keys, each key in one of them (but for a buffer
+        that both sides read).
 
     Raises:
         ValueError: If there is no such layer, if cutting after it would leave a side
@@ -49,26 +62,66 @@ def split(network: nn.Module, cut_layer: str | int) -> tuple[Segment, Segment]:
     (['0.weight', '0.bias'], ['2.weight', '2.bias'])
     """
     network = copy.deepcopy(network)
-    traces = _trace(network)
-    path = _path_of(network, cut_layer, traces)
-    if problem := _problem(traces, path):
+    stretches = _cut(network, listed(cut_layer))
+    holders = range(len(stretches)) if parties is None else parties
+    held: dict[int, list[Stretch]] = {}
+    for party, stretch in zip(holders, stretches, strict=True):
+        held.setdefault(party, []).append(stretch)
+    first, *others = (Segment(network, held[party]) for party in sorted(held))
+    _hold_the_rest(network, first, others)
+    # Copied, so that a layer without parameters that several run is not shared.
+    return (first, *map(copy.deepcopy, others))
+
+
+def listed(cut_layer: CutLayer) -> list[str | int]:
+    """Returns the layers after which to cut, of one or several.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    layers = [cut_layer] if isinstance(cut_layer, str | int) else list(cut_layer)
+    if not layers:
         raise ValueError(
-            "Expected argument `cut_layer` to be a layer with parts of the network "
-            f"before and after it, but cutting after `{path}` {problem}. "
-            f"{_nearest(network, traces, path)}"
+            "Expected argument `cut_layer` to be a layer, or several, but got none."
         )
-    cuts = {mode: Cut(trace, path) for mode, trace in traces.items()}
-    client_graphs = {mode: cut.client_graph() for mode, cut in cuts.items()}
-    server_graphs = {mode: cut.server_graph() for mode, cut in cuts.items()}
-    client = Segment(network, client_graphs, sends=True)
-    server = Segment(network, server_graphs)
-    _hold_the_rest(network, client, server)
-    # Copied, so that a layer without parameters that both sides run is not shared.
-    return client, copy.deepcopy(server)
+    return layers
 
 
-def merge(client: nn.Module, server: nn.Module) -> dict[str, Tensor]:
-    """Returns the state dict of the unsplit network from its two segments.
+def _cut(network: nn.Module, cut_layers: Sequence[str | int]) -> list[Stretch]:
+    """Returns the operations from each cut to the next.
+
+    Args:
+        network: A copy of the network, which tracing may add to.
+        cut_layers: The layers after which to cut.
+    """
+    traces, stretches, before = _trace(network), list[Stretch](), ""
+    for cut_layer in cut_layers:
+        path = _path_of(network, cut_layer, traces)
+        if before and path not in traces[True].ends:
+            raise ValueError(
+                "Expected argument `cut_layer` to name layers in the order in which "
+                f"the network runs them, but `{path}` does not run after `{before}`. "
+                f"{_nearest(network, traces, path)}"
+            )
+        if problem := _problem(traces, path):
+            raise ValueError(
+                "Expected argument `cut_layer` to be a layer with parts of the network "
+                f"before and after it, but cutting after `{path}` {problem}. "
+                f"{_nearest(network, traces, path)}"
+            )
+        cuts = {mode: Cut(trace, path) for mode, trace in traces.items()}
+        graphs = {mode: cut.client_graph() for mode, cut in cuts.items()}
+        stretches.append(Stretch(graphs, sends=True))
+        traces = {
+            mode: Trace(network, mode, cut.server_graph()) for mode, cut in cuts.items()
+        }
+        before = path
+    graphs = {mode: trace.graph for mode, trace in traces.items()}
+    return [*stretches, Stretch(graphs, sends=False)]
+
+
+def merge(*segments: nn.Module) -> dict[str, Tensor]:
+    """Returns the state dict of the unsplit network from its segments.
 
     The tensors are the segments' own, not copies.
 
@@ -76,10 +129,12 @@ def merge(client: nn.Module, server: nn.Module) -> dict[str, Tensor]:
     >>> network.load_state_dict(merge(*split(network, 0)))
     <All keys matched successfully>
     """
-    merged = OrderedDict(client.state_dict() | server.state_dict())
+    states = [segment.state_dict() for segment in segments]
+    merged = OrderedDict(entry for state in states for entry in state.items())
     # The layers' versions, which `load_state_dict` reads: an attribute, as in torch.
-    metadata = [getattr(s.state_dict(), "_metadata", {}) for s in (client, server)]
-    merged._metadata = metadata[0] | metadata[1]  # type: ignore[attr-defined]
+    metadata = [getattr(state, "_metadata", {}) for state in states]
+    versions = {path: version for own in metadata for path, version in own.items()}
+    merged._metadata = versions  # type: ignore[attr-defined]
     return merged
 
 
@@ -155,10 +210,15 @@ def _nearest(network: nn.Module, traces: dict[bool, Trace], path: str) -> str:
     return f"Nearest valid cut layers: `{'`, `'.join(near)}`."
 
 
-def _hold_the_rest(network: nn.Module, client: Segment, server: Segment) -> None:
+def _hold_the_rest(network: nn.Module, first: Segment, others: list[Segment]) -> None:
     """Gives the segments what the network owns under a second path, or never runs."""
-    held = {id(tensor) for tensor in client.state_dict(keep_vars=True).values()}
+    segments = (first, *others)
+    holders = {
+        id(tensor): segment
+        for segment in reversed(segments)
+        for tensor in segment.state_dict(keep_vars=True).values()
+    }
     state = network.state_dict(keep_vars=True)
-    kept = client.state_dict().keys() | server.state_dict().keys()
+    kept = {key for segment in segments for key in segment.state_dict()}
     for path in [key for key in state if key not in kept]:
-        adopt(client if id(state[path]) in held else server, network, path)
+        adopt(holders.get(id(state[path]), others[0]), network, path)

@@ -46,8 +46,12 @@ class Trace:
             (`_tensor_constant0`): pass a copy.
         training: Whether to trace it in train mode: `self.training` becomes a constant
             of a trace, as in `F.dropout(x, training=self.training)`.
+        graph: The operations behind a cut; `None`: all those of the network.
 
     Attributes:
+        takes_raw: Whether it takes raw samples, which may not cross a cut; else what
+            it takes has crossed one already, and may go on.
+        graph: All operations, as a graph.
         nodes: The operations in order, without the output.
         output: The output.
         ends: The position of the last operation inside each layer, by its path.
@@ -63,8 +67,12 @@ class Trace:
         ValueError: If `torch.fx` cannot trace the network; says what stopped it.
     """
 
-    def __init__(self, network: nn.Module, training: bool) -> None:
-        graph = trace_graph(network, training)
+    def __init__(
+        self, network: nn.Module, training: bool, graph: fx.Graph | None = None
+    ) -> None:
+        takes_raw = graph is None
+        graph = trace_graph(network, training) if graph is None else graph
+        self.takes_raw, self.graph = takes_raw, graph
         self.nodes = [node for node in graph.nodes if node.op != "output"]
         self.output = next(n for n in reversed(graph.nodes) if n.op == "output")
         self.ends: dict[str, int] = {}

@@ -66,14 +66,14 @@ def test_several_tensors_have_one_norm(tmp_path):
     module = make_module("relu", Skip())
 
     def note(crossing, values):
-        crossed.setdefault(crossing, []).append(
+        crossed.setdefault(crossing.content, []).append(
             torch.cat([value.flatten() for value in values]).detach().clone()
         )
 
     module.channel.observers.append(note)
     fit(tmp_path, [CutMonitor()], module, logger=logger, log_every_n_steps=1)
-    assert len(crossed["uplink"][0]) == 2 * 7 * 2 * 36
-    for name, crossing in (("smashed", "uplink"), ("gradient", "downlink")):
+    assert len(crossed["smashed data"][0]) == 2 * 7 * 2 * 36
+    for name, crossing in (("smashed", "smashed data"), ("gradient", "gradient")):
         norms = [values.norm().item() for values in crossed[crossing]]
         assert logger.values(f"cut/{name}_norm") == pytest.approx(norms)
 

@@ -28,7 +28,7 @@ def test_weights_and_smashed_data_each_round(tmp_path):
     assert weights[-1].histogram_value.sum == pytest.approx(
         module.server.get_parameter("5.weight").double().sum().item(), rel=1e-5
     )
-    smashed = [values[0] for name, values in last if name == "uplink"][-1]
+    smashed = [v[0] for crossing, v in last if crossing.content == "smashed data"][-1]
     found = written.Histograms("cut/smashed")[-1].histogram_value
     assert found.num == smashed.numel()
     assert found.sum == pytest.approx(smashed.double().sum().item(), rel=1e-4)
