@@ -56,6 +56,8 @@ class ModelConfig:
 
     network: Any = MISSING
     cut_layer: int | str = MISSING
+    hop_layer: int | str | None = None
+    head_layer: int | str | None = None
     weights: str | None = None
     weights_exclude: list[str] = field(default_factory=list)
     criterion: Any = None
@@ -64,6 +66,14 @@ class ModelConfig:
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: str = "norm"
     accumulate_grad_batches: int = 1
+
+
+@dataclass
+class TopologyConfig:
+    """Where the network is cut, and who has the labels: `conf/topology`."""
+
+    cut_layers: list[Any] = MISSING
+    labels: str = MISSING
 
 
 @dataclass
@@ -110,6 +120,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    topology: TopologyConfig = field(default_factory=TopologyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: Any = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)

@@ -77,6 +77,10 @@ class EvaluatedClassifier(pl.LightningModule):
     def segments(self) -> dict[str, nn.Module]:
         """Returns the parts of the network, by the party that holds them."""
 
+    def stages(self) -> dict[str, nn.Module]:
+        """Returns what computes one after the other, from images to logits."""
+        return self.segments()
+
     def make_room(self, num_clients: int) -> None:
         """Makes room for so many clients' segments to be live at once.
 

@@ -78,7 +78,7 @@ def export(
     data = instantiate(cfg.datamodule, _convert_="all")
     images = images_of_test(data)
     about = describe(cfg, data, images)
-    exporter = Exporter(module.segments(), images, about)
+    exporter = Exporter(module.stages(), images, about)
     found = {}
     for name in formats:
         if name == "safetensors":
@@ -116,7 +116,7 @@ def describe(cfg: DictConfig, data: SplitDataModule, images: Tensor) -> dict[str
         "std": std * (shape[0] // len(std)),
         "input": "(pixels / 255 - mean) / std, float32 of shape (B, C, H, W)",
         "network": OmegaConf.to_container(cfg.model.network, resolve=True),
-        "cut_layer": cfg.model.cut_layer,
+        "cut_layers": list(cfg.topology.cut_layers),
         "split_lightning": split_lightning.__version__,
         "torch": str(torch.__version__),
     }

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from split_lightning.channel import values_of
-from split_lightning.models.segment import Segment
+from split_lightning.models.segment import OneStretch, Segment
 
 # The largest difference from the logits of the run, in units of the largest logit
 # (or 1): another runtime rounds in another way.
@@ -29,7 +29,7 @@ class Exporter:
     """Writes a network that was cut, and checks what is read back.
 
     Args:
-        segments: The segments, by their names, in the order in which they run.
+        stages: What computes, by name, in the order in which it runs.
         images: Normalised images `(B, C, H, W)`, at least 3, on which to check.
         about: What a user of the files must know; goes into each of them.
 
@@ -39,17 +39,17 @@ class Exporter:
 
     def __init__(
         self,
-        segments: Mapping[str, nn.Module],
+        stages: Mapping[str, nn.Module],
         images: Tensor,
         about: Mapping[str, Any],
     ) -> None:
-        self.segments = {
-            name: segment.cpu().float().eval().to(memory_format=torch.contiguous_format)
-            for name, segment in segments.items()
+        self.stages = {
+            name: stage.cpu().float().eval().to(memory_format=torch.contiguous_format)
+            for name, stage in stages.items()
         }
         self.images = images.float().contiguous()
         self.about = {key: json.dumps(value) for key, value in about.items()}
-        self.expected = self._logits(list(self.segments.values()))
+        self.expected = self._logits(list(self.stages.values()))
 
     def export_weights(self, network: nn.Module, folder: Path) -> float:
         """Writes the weights of the unsplit network to `network.safetensors`.
@@ -63,8 +63,8 @@ class Exporter:
         """
         file = folder / "network.safetensors"
         merged: dict[str, Tensor] = {}
-        for segment in self.segments.values():
-            merged |= segment.state_dict()
+        for stage in self.stages.values():
+            merged |= getattr(stage, "segment", stage).state_dict()
         save_file(
             {k: v.clone().contiguous() for k, v in merged.items()}, file, self.about
         )
@@ -77,7 +77,7 @@ class Exporter:
         Returns:
             The largest difference from the logits of the segments.
         """
-        files = [folder / f"{name}.pt2" for name in self.segments]
+        files = [folder / f"{name}.pt2" for name in self.stages]
         for file, program in zip(files, self._programs(), strict=True):
             torch.export.save(
                 program, file, extra_files={"about": json.dumps(self.about)}
@@ -95,7 +95,7 @@ class Exporter:
             ValueError: If torch cannot express a segment in ONNX.
         """
         require_onnx()
-        files = [folder / f"{name}.onnx" for name in self.segments]
+        files = [folder / f"{name}.onnx" for name in self.stages]
         names = [["images"], *self._crossing_names(), ["logits"]]
         for file, program, (inputs, outputs) in zip(
             files, self._programs(), pairwise(names), strict=True
@@ -136,10 +136,10 @@ class Exporter:
         """
         programs = []
         two, three = (self.images[:2],), (self.images[:3],)
-        for segment in self.segments.values():
+        for segment in self.stages.values():
             free: Any = tuple(map(_free, two, three))
-            if isinstance(segment, Segment):  # takes `*inputs`: one argument
-                free = (free,)
+            if isinstance(segment, Segment | OneStretch):
+                free = (free,)  # of `*inputs`, which is one argument
             with torch.no_grad():
                 programs.append(
                     torch.export.export(segment, two, dynamic_shapes=free, strict=False)
@@ -149,12 +149,14 @@ class Exporter:
 
     def _crossing_names(self) -> list[list[str]]:
         """Returns the names of what crosses each cut."""
-        names, values = [], (self.images[:1],)
-        for segment in list(self.segments.values())[:-1]:
+        names: list[list[str]] = []
+        values: tuple[Any, ...] = (self.images[:1],)
+        for segment in list(self.stages.values())[:-1]:
             with torch.no_grad():
                 values = values_of(segment(*values))
-            several = [f"smashed_{i}" for i in range(len(values))]
-            names.append(several if len(values) > 1 else ["smashed"])
+            crosses = f"smashed_at_cut_{len(names) + 1}" if names else "smashed"
+            several = [f"{crosses}_{i}" for i in range(len(values))]
+            names.append(several if len(values) > 1 else [crosses])
         return names
 
     def _logits(self, runners: Sequence[Runner]) -> Tensor:

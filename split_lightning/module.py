@@ -23,7 +23,7 @@ from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import StepBatch
 from split_lightning.finite import NonFinitePolicy
 from split_lightning.joint_step import Several
-from split_lightning.models.segment import Segment
+from split_lightning.models.segment import OneStretch, Segment
 from split_lightning.models.split import CutLayer, listed, split
 from split_lightning.optimizers import (
     OptimizerFactory,
@@ -462,6 +462,17 @@ class SplitLightningModule(Classifier):
     @override
     def segments(self) -> dict[str, nn.Module]:
         return {"client": self.client, "server": self.server}
+
+    @override
+    def stages(self) -> dict[str, nn.Module]:
+        parties = [stage.party for stage in self.route]
+        return {
+            stage.name: OneStretch(segment, stage.stretch)
+            if parties.count(stage.party) > 1
+            else segment
+            for stage in self.route
+            for segment in [self.segments()[stage.party]]
+        }
 
     @override
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:

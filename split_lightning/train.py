@@ -183,7 +183,7 @@ def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
     metadata = {
         "network": str(cfg.model.network["_target_"]),
         "network_options": json.dumps(network),
-        "cut_layer": str(cfg.model.cut_layer),
+        "cut_layer": ",".join(map(str, cfg.topology.cut_layers)),
         "classes": ",".join(run.data.source.classes),
         "split_lightning": split_lightning.__version__,
         "torch": str(torch.__version__),

@@ -96,6 +96,24 @@ class Segment(nn.Module):
         ]
 
 
+class OneStretch(nn.Module):
+    """One stretch of a segment that has several, as a module of its own.
+
+    Args:
+        segment: The segment; its layers are the segment's own.
+        stretch: Which of its stretches.
+    """
+
+    def __init__(self, segment: nn.Module, stretch: int) -> None:
+        super().__init__()
+        self.segment = segment
+        self.stretch = stretch
+
+    def forward(self, *inputs: Any) -> Any:
+        """Runs the stretch: see `Segment.forward`."""
+        return self.segment(*inputs, stretch=self.stretch)
+
+
 def adopt(segment: nn.Module, network: nn.Module, path: str) -> None:
     """Hangs what the network has at a path on the segment, at the same path."""
     *parents, name = path.split(".")
