@@ -32,6 +32,7 @@ from split_lightning.optimizers import (
     make_scheduler,
 )
 from split_lightning.parties import Parties
+from split_lightning.processes import summed
 from split_lightning.replicas import Buffers, OptimizerState, Replicas
 from split_lightning.route import Party, Stage, route_of
 from split_lightning.server_map import ServerMap
@@ -427,6 +428,7 @@ class SplitLightningModule(Classifier):
         super().on_fit_start()
         if self.trainer.ckpt_path is None:
             self._accumulated = 0
+            self.channel.by_cut = [[0, 0] for _ in self.route[1:]]
 
     @override
     def on_train_epoch_end(self) -> None:
@@ -510,6 +512,8 @@ class SplitLightningModule(Classifier):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["accumulated"] = self._accumulated
+        by_cut = summed(self.trainer, torch.tensor(self.channel.by_cut))
+        checkpoint["by_cut"] = by_cut.tolist()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -521,6 +525,8 @@ class SplitLightningModule(Classifier):
                 "layers differ."
             )
         self._accumulated = checkpoint["accumulated"]
+        if self.has_totals:
+            self.channel.by_cut = checkpoint["by_cut"]
 
 
 def _passing_of(trainer: pl.Trainer) -> list[WeightPassing]:

@@ -66,6 +66,29 @@ def test_client_on_a_device_and_server_behind_a_service(run, batch_size):
     )
 
 
+@pytest.mark.parametrize("topology", ["u_shaped", "multi_hop"])
+def test_each_stretch_of_a_route_is_a_file(tmp_path, topology):
+    """Run one after the other, in the order of the route, they give the logits."""
+    folder = trained(tmp_path / "run", f"topology={topology}")
+    main([f"run={folder}", "format=[safetensors,torch,onnx]"])
+    last = "client_2" if topology == "u_shaped" else "server_2"
+    names = ["client", "server", last]
+    pixels = pixels_of(7)
+    values = [(pixels.astype(np.float32) / 255 - 0.5) / 0.5]
+    programs = [torch.from_numpy(values[0])]
+    for name in names:
+        session = onnxruntime.InferenceSession(folder / "export" / f"{name}.onnx")
+        taken = [value.name for value in session.get_inputs()]
+        values = session.run(None, dict(zip(taken, values, strict=True)))
+        program = torch.export.load(folder / "export" / f"{name}.pt2").module()
+        programs = [program(*programs)]
+    expected = logits_of(folder, pixels)
+    np.testing.assert_allclose(values[0], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(programs[0].detach().numpy(), expected)
+    about = json.loads((folder / "export" / "export.json").read_text())
+    assert about["cut_layers"][0] == "maxpool"
+
+
 def test_programs_need_torch_alone(run):
     pixels = pixels_of(7)
     client = torch.export.load(run / "export" / "client.pt2").module()

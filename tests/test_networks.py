@@ -47,6 +47,7 @@ CASES = {
         ["network"],
     ),
     "averaged": (["protocol=splitfed_v1"], [], []),
+    "U": (["protocol=splitfed_v3", "topology=u_shaped"], EACH, ["client"]),
 }
 
 

@@ -30,6 +30,7 @@ from protocols import (
     step,
 )
 from test_protocols import EACH, SKEWED, plain_fedavg
+from test_resume import check
 from test_train import command
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -353,6 +354,21 @@ def test_the_head_is_handed_over_too(tmp_path):
     size = sum(tensor.nbytes for tensor in state.values())
     assert module.totals()["handoffs"] == 3 * ROUNDS - 1
     assert module.totals()["handoff_bytes"] == (3 * ROUNDS - 1) * size
+
+
+@pytest.mark.parametrize("name", ["two hops", "U over two hops"])
+@pytest.mark.parametrize("flow", [[RoundRobinWeightPassing], [ClientAveraging]])
+def test_a_run_that_was_stopped_goes_on(tmp_path, name, flow):
+    """What crossed each cut is counted on, too."""
+    modules = []
+
+    def make():
+        modules.append(made(ROUTES[name]))
+        return modules[-1], make_data(schedule=RoundRobinSchedule(local_steps=1))
+
+    check(tmp_path, make, (2, 7), flow)
+    whole, _, resumed, *_ = modules
+    assert resumed.channel.by_cut == whole.channel.by_cut
 
 
 BAD = {
