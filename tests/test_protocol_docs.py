@@ -15,6 +15,7 @@ from split_lightning.models import DigitsCNN
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
 DOCUMENT = (ROOT / "docs" / "protocols.md").read_text()
+TOPOLOGIES = (ROOT / "docs" / "topologies.md").read_text()
 PROTOCOLS = {path.stem for path in (CONF / "protocol").glob("*.yaml")}
 COUNTS = (
     "uplink_bytes",
@@ -24,6 +25,7 @@ COUNTS = (
     "server_averaging_bytes",
 )
 # DigitsCNN: what a layer hands on of a sample.
+WIDTHS = {"maxpool": 32 * 4 * 4, "relu3": 64, "fc1": 64}
 CUTS = {"conv1": 16 * 8 * 8, "relu2": 32 * 8 * 8, "maxpool": 32 * 4 * 4, "fc1": 64}
 QUICK = [
     "data.source._target_=test_protocol_docs.FewDigits",
@@ -87,7 +89,9 @@ def test_each_protocol_has_a_section(name):
 
 @pytest.mark.parametrize(
     "line",
-    re.findall(r"^python -m split_lightning\.train (.*)", DOCUMENT, re.MULTILINE),
+    re.findall(
+        r"^python -m split_lightning\.train (.*)", DOCUMENT + TOPOLOGIES, re.MULTILINE
+    ),
 )
 def test_its_commands_are_right(line):
     composed(line.split())
@@ -140,6 +144,26 @@ def test_formulas_equal_what_is_counted(setting, name, typed):
         networks = run.module.state_dict().values()
         assert num_bytes(run.module.parties.state_dict()) == remembered
         assert sum(tensor.nbytes for tensor in networks) == live
+
+
+HEADER, *COUNTED = re.findall(
+    r"^\| (`?\w+`? \|.*) \|$", TOPOLOGIES.split("## Bytes")[1], re.MULTILINE
+)[:4]
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_formulas_of_topologies_equal_what_is_counted(place):
+    name = HEADER.split(" | ")[place].partition(",")[0]
+    cfg = composed([f"topology={name}"], [*QUICK, *SETTINGS["all"]])
+    cfg.callbacks = {}
+    run = build(cfg)
+    run.trainer.fit(run.module, datamodule=run.data)
+    widths = [WIDTHS[cut] for cut in cfg.topology.cut_layers]
+    symbols = {f"d_{i}": width for i, width in enumerate(widths, 1)}
+    symbols["N"] = cfg.rounds * sum(map(len, run.data.parts))
+    for line in COUNTED:
+        count, *formulas = [cell.strip("` ") for cell in line.split(" | ")]
+        assert run.module.totals()[count] == eval(formulas[place - 1], symbols)
 
 
 def by_round(cfg, data):

@@ -1,9 +1,10 @@
 """Several cuts, and labels that stay with clients, against the unsplit network.
 
-Each rule below was broken on purpose, and a test failed: the client's head is not
-handed over, or is stepped with the server's optimizer; labels are sent in a U-shape;
-gradients of the head are scaled for the body, or not at all; slices go to the wrong
-heads; a gradient is counted at the wrong cut; servers on a route are clipped as one.
+Each rule below was broken on purpose, and a test failed: the head is the server's, and
+so neither handed over nor stepped by the client's optimizer; labels are sent in a
+U-shape; what a head sends up stays scaled for its client; losses of heads count alike
+whatever their number of samples; slices go to the wrong heads; all is counted at the
+first cut; servers on a route are clipped as one.
 """
 
 import copy
