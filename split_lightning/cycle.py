@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from split_lightning import joint_step
 from split_lightning.data.loader import StepBatch
-from split_lightning.module import SplitLightningModule, no_closure
+from split_lightning.manual_optimization import no_closure
+from split_lightning.module import SplitLightningModule
 from split_lightning.support import require_one_device
 
 

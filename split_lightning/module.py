@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from typing_extensions import override
 
 from split_lightning import joint_step
 from split_lightning.batch_norm import Normalisation, statistics_bytes
 from split_lightning.callbacks.weight_passing import WeightPassing
 from split_lightning.channel import Activations, CutLayerChannel, values_of
-from split_lightning.classifier import Classifier
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import StepBatch
 from split_lightning.finite import NonFinitePolicy
 from split_lightning.joint_step import Several
+from split_lightning.manual_optimization import ManualOptimization, no_closure
 from split_lightning.models.segment import OneStretch, Segment
 from split_lightning.models.split import CutLayer, listed, split
 from split_lightning.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
-    make_optimizer,
-    make_scheduler,
 )
 from split_lightning.parties import Parties
 from split_lightning.processes import summed
@@ -64,7 +59,7 @@ _HYPERPARAMETERS = (
 )
 
 
-class SplitLightningModule(Classifier):
+class SplitLightningModule(ManualOptimization):
     """Trains a network in two segments, which meet only at the cut.
 
     The protocol of Gupta and Raskar 2018 (https://arxiv.org/abs/1810.06060): the client
@@ -205,41 +200,35 @@ class SplitLightningModule(Classifier):
         clients = Replicas(client, optimizer_state, buffers, store)
         servers = Replicas(server, server_optimizer_state, buffers, store)
         parties = Parties(clients, servers, server_map, spill)
-        super().__init__(num_classes, criterion, channels_last, non_finite, parties)
+        super().__init__(
+            num_classes,
+            criterion,
+            channels_last,
+            non_finite,
+            parties,
+            client_optimizer=client_optimizer,
+            server_optimizer=server_optimizer,
+            client_scheduler=client_scheduler,
+            server_scheduler=server_scheduler,
+            scheduler_interval=scheduler_interval,
+            gradient_clip_val=gradient_clip_val,
+            gradient_clip_algorithm=gradient_clip_algorithm,
+            accumulate_grad_batches=accumulate_grad_batches,
+            server_lr_exponent=server_lr_exponent,
+        )
         self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
-        if gradient_clip_val is not None and gradient_clip_val <= 0:
-            raise ValueError(
-                "Expected argument `gradient_clip_val` to be positive, or null for no "
-                f"limit, but got {gradient_clip_val}."
-            )
-        if accumulate_grad_batches < 1:
-            raise ValueError(
-                "Expected argument `accumulate_grad_batches` to be a positive integer, "
-                f"but got {accumulate_grad_batches}."
-            )
         if average_cut_gradients is not None and average_cut_gradients < 2:
             raise ValueError(
                 "Expected argument `average_cut_gradients` to be at least 2 clients, "
                 f"or null for none, but got {average_cut_gradients}."
             )
-        self.automatic_optimization = False
         self.client = client.to(memory_format=self.memory_format)
         self.server: Segment = server.to(memory_format=self.memory_format)
-        self.client_optimizer = client_optimizer
-        self.server_optimizer = server_optimizer
-        self.client_scheduler = client_scheduler
-        self.server_scheduler = server_scheduler
-        self.scheduler_interval = scheduler_interval
-        self.gradient_clip_val = gradient_clip_val
-        self.gradient_clip_algorithm = gradient_clip_algorithm
-        self.accumulate_grad_batches = accumulate_grad_batches
         self.cut_gradient = cut_gradient
         self.batch_norm = batch_norm
-        self.server_lr_exponent = server_lr_exponent
         self.average_cut_gradients = average_cut_gradients
         self.route = route
         self.channel = CutLayerChannel(self.traffic, holders)
-        self._accumulated = 0
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
@@ -375,35 +364,6 @@ class SplitLightningModule(Classifier):
                 )
         return [g for own in smashed for g in self.channel.send_back(own, cut)]
 
-    @override
-    def is_accumulating(self) -> bool:
-        return self._accumulated > 0
-
-    def _is_time_to_step(self, ends_turn: bool) -> bool:
-        is_full = self._accumulated == self.accumulate_grad_batches
-        return is_full or ends_turn or self.trainer.is_last_batch
-
-    def _after_step(self) -> None:
-        self._accumulated = 0
-        if self.scheduler_interval == "batch":
-            self._step_schedulers()
-
-    def _both_optimizers(self) -> list[LightningOptimizer]:
-        """Returns the client's optimizer and the server's."""
-        both = self.optimizers()
-        assert isinstance(both, list)
-        return both
-
-    def _clip(self, *parties: Sequence[nn.Parameter]) -> None:
-        """Limits each party's gradient, by itself."""
-        if self.gradient_clip_val is None:
-            return
-        clip = nn.utils.clip_grad_norm_
-        if self.gradient_clip_algorithm == "value":
-            clip = nn.utils.clip_grad_value_  # type: ignore[assignment]
-        for parameters in parties:
-            clip(parameters, self.gradient_clip_val)
-
     def _of_clients(self) -> list[list[nn.Parameter]]:
         """Returns the parameters of each client that acts."""
         return [list(segment.parameters()) for segment in self.clients.acting()]
@@ -413,47 +373,17 @@ class SplitLightningModule(Classifier):
         stretches = [s.stretch for s in self.route if s.party == "server"]
         return [self.server.parameters_of(stretch) for stretch in stretches]
 
-    def _step_schedulers(self) -> None:
-        for config in self.trainer.lr_scheduler_configs:
-            config.scheduler.step()  # type: ignore[call-arg]  # needs no metric
-
-    def _log_learning_rates(self, on_step: bool) -> None:
-        both = self._both_optimizers()
-        for party, optimizer in zip(("client", "server"), both, strict=True):
-            lr = optimizer.param_groups[0]["lr"]
-            self.log(f"lr/{party}", lr, on_step=on_step, on_epoch=not on_step)
-
     @override
     def on_fit_start(self) -> None:
         super().on_fit_start()
         if self.trainer.ckpt_path is None:
-            self._accumulated = 0
             self.channel.by_cut = [[0, 0] for _ in self.route[1:]]
-
-    @override
-    def on_train_epoch_end(self) -> None:
-        super().on_train_epoch_end()
-        if self.scheduler_interval == "round":
-            self._log_learning_rates(on_step=False)
-            self._step_schedulers()
-
-    @override
-    def optimizers_of(self) -> dict[str, Optimizer]:
-        client, server = self._both_optimizers()
-        return {"client": client.optimizer, "server": server.optimizer}
 
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
             self.make_room(self._num_seats())
-
-    def _num_together(self) -> int:
-        """Returns how many clients may take part in a step."""
-        data = getattr(self._trainer, "datamodule", None)
-        if not isinstance(data, SplitDataModule):
-            return 1
-        return data.schedule.most_together(data.num_clients)
 
     def _num_seats(self) -> int:
         """Returns how many client segments must be live at once."""
@@ -477,23 +407,6 @@ class SplitLightningModule(Classifier):
         }
 
     @override
-    def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
-        live = nn.ModuleList(self.clients.seats)
-        client = make_optimizer("client", self.client_optimizer, live)
-        server = make_optimizer("server", self.server_optimizer, self.server)
-        for group in server.param_groups:
-            group["lr"] *= self._num_together() ** self.server_lr_exponent
-        schedulers = [
-            {"scheduler": make_scheduler(make, optimizer), "name": f"lr/{party}"}
-            for party, make, optimizer in (
-                ("client", self.client_scheduler, client),
-                ("server", self.server_scheduler, server),
-            )
-            if make is not None
-        ]
-        return [client, server], schedulers
-
-    @override
     def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
         refuse_unsupported(trainer)
         require_one_process(trainer, data)
@@ -511,7 +424,6 @@ class SplitLightningModule(Classifier):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["accumulated"] = self._accumulated
         by_cut = summed(self.trainer, torch.tensor(self.channel.by_cut))
         checkpoint["by_cut"] = by_cut.tolist()
 
@@ -524,7 +436,6 @@ class SplitLightningModule(Classifier):
                 f"after the same layer ({self.hparams['cut_layer']!r}), but its "
                 "layers differ."
             )
-        self._accumulated = checkpoint["accumulated"]
         if self.has_totals:
             self.channel.by_cut = checkpoint["by_cut"]
 
@@ -540,7 +451,3 @@ def _act_on_the_same_weights(
     """Tells whether clients of a step act together, and share their weights."""
     together = isinstance(data, SplitDataModule) and data.schedule.acts_together
     return together and any(c.num_seats == 1 for c in _passing_of(trainer))
-
-
-def no_closure() -> None:
-    """Does nothing: gradients are there before an optimizer steps."""
