@@ -42,6 +42,8 @@ def build(cfg: DictConfig) -> Run:
     callbacks = [speed]
     for group in (cfg.protocol.callbacks, cfg.callbacks):
         callbacks += instantiate(group, _convert_="all").values()
+    if cfg.system.clock is not None:
+        callbacks.append(instantiate(cfg.system.clock, _convert_="all"))
     trainer = instantiate(
         cfg.trainer,
         callbacks=[c for c in callbacks if _is_wanted(c, cfg.trainer, data)],

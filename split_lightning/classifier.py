@@ -109,16 +109,20 @@ class Classifier(EvaluatedClassifier):
         """
         self.parties.collect(party, list(client_ids), self.optimizers_of())
 
-    def average(self, party: Party) -> int:
+    def average(self, party: Party, is_remote: bool = True) -> int:
         """Lets all go on from the mean of a party's segments.
 
         The mean is weighted by the samples that each was trained on since the last.
+
+        Args:
+            party: Whose.
+            is_remote: Whether they are at different places.
 
         Returns:
             The bytes that would travel, from all that were trained to where the mean
             is made, and back.
         """
-        return self.parties.average(party, self.optimizers_of())
+        return self.parties.average(party, self.optimizers_of(), is_remote)
 
     @override
     def configure_callbacks(self) -> list[pl.Callback]:

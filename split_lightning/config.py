@@ -77,6 +77,14 @@ class TopologyConfig:
 
 
 @dataclass
+class SystemConfig:
+    """Devices, links, and clients that are not there: `conf/system`."""
+
+    clock: Any = None
+    availability: Any = None
+
+
+@dataclass
 class ProtocolConfig:
     """Who acts in which step, and how weights flow: `conf/protocol`."""
 
@@ -121,6 +129,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     topology: TopologyConfig = field(default_factory=TopologyConfig)
+    system: SystemConfig = field(default_factory=SystemConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: Any = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)

@@ -31,6 +31,7 @@ _READ = (
     "protocol.module",
     "protocol.callbacks",
     "protocol.ignores",
+    "system.clock",
 )
 
 

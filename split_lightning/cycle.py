@@ -67,6 +67,7 @@ class CycleSplitLightningModule(SplitLightningModule):
                 f"{self.accumulate_grad_batches}."
             )
         self.server_passes = server_passes
+        self.server_work = server_passes + 1
         self.server_batch_size = server_batch_size
 
     @override

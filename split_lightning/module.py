@@ -128,6 +128,7 @@ class SplitLightningModule(ManualOptimization):
             https://arxiv.org/abs/1812.00564), and to which no label is ever asked for.
 
     Attributes:
+        server_work: How often the server computes a batch in a step.
         route: Who computes which stretch of the network.
         client: The live client segment, the first where there are several.
         server: The live server segment.
@@ -148,6 +149,8 @@ class SplitLightningModule(ManualOptimization):
         trainer = Trainer(max_epochs=5, callbacks=[RoundRobinWeightPassing()])
         trainer.fit(module, datamodule=data)
     """
+
+    server_work = 1
 
     def __init__(
         self,
@@ -308,9 +311,10 @@ class SplitLightningModule(ManualOptimization):
         if stage.party == "server":
             return [self.server(*joint_step.joined(inputs), stretch=stage.stretch)]
         if self.batch_norm == "joint" and stage.stretch == 0:
-            # Up and down, in the forward and in the backward.
-            exchanged = 4 * statistics_bytes(self.clients.acting()[0])
-            self.traffic.averaging_bytes += len(batch.parts) * exchanged
+            own = statistics_bytes(self.clients.acting()[0])
+            for _ in range(2):  # in the forward and in the backward
+                self.parties.exchanged({part.client_id: own for part in batch.parts})
+                self.traffic.averaging_bytes += 2 * len(batch.parts) * own
         return joint_step.at_clients(
             self.clients, batch, inputs, stage.stretch, self.batch_norm
         )

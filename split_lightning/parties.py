@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from torch import nn
 from torch.optim import Optimizer
@@ -16,6 +16,22 @@ from split_lightning.server_map import ServerMap
 from split_lightning.spill import SpillFolder
 
 Optimizers: TypeAlias = Mapping[str, Optimizer]
+
+
+class PartyListener(Protocol):
+    """Is told of what parties do with each other, when they do it."""
+
+    def stepped(self, samples: Mapping[int, int], server: int) -> None:
+        """Clients made a step on some samples each, with a server."""
+
+    def handed_over(self, sender: int, receiver: int, num_bytes: int) -> None:
+        """A client took weights over from another."""
+
+    def averaged(self, party: Party, sent: Mapping[int, int]) -> None:
+        """Parties sent so many bytes of weights each, and got the mean back."""
+
+    def exchanged(self, sent: Mapping[int, int]) -> None:
+        """Clients sent so many bytes of something else each, and got a mean back."""
 
 
 class Parties:
@@ -34,6 +50,7 @@ class Parties:
         num_clients: Number of all clients.
         is_counting: Whether this process counts what is handed over.
         traffic: The bytes that would have travelled so far.
+        listeners: Are told of what the parties do with each other.
     """
 
     def __init__(
@@ -50,6 +67,7 @@ class Parties:
         self.num_clients = 1
         self.is_counting = True
         self.traffic = Traffic()
+        self.listeners: list[PartyListener] = []
 
     def forget(self) -> None:
         """Goes back to before the first turn; the live weights stay."""
@@ -75,7 +93,11 @@ class Parties:
     def hand_over(self, client_id: int, optimizers: Optimizers) -> None:
         """Gives the turn to a client, which goes on from the last one's weights."""
         line = self._shared_line(client_id)
+        sender = self.clients.last_on(line)
         sent = self.clients.enter({client_id: line}, optimizers["client"])
+        if sent and sender is not None:
+            for listener in self.listeners:
+                listener.handed_over(sender, client_id, sum(sent))
         if self.is_counting:
             self.traffic.handoff_bytes += sum(sent)
             self.traffic.handoffs += len(sent)
@@ -121,6 +143,8 @@ class Parties:
     def trained(self, batch: StepBatch) -> None:
         """Notes on how many samples the parties that act were trained."""
         counts = {part.client_id: part.num_samples_of_all for part in batch.parts}
+        for listener in self.listeners:
+            listener.stepped(counts, self.server_of(batch.parts[0].client_id))
         self.clients.trained(counts)
         if self.servers is not None and not self.server_map.is_single:
             server = self.server_of(batch.parts[0].client_id)
@@ -135,10 +159,24 @@ class Parties:
         elif self.servers is not None and self.server_map.is_one_each:
             self.servers.collect(client_ids, optimizers[party])
 
-    def average(self, party: Party, optimizers: Optimizers) -> int:
+    def average(
+        self, party: Party, optimizers: Optimizers, is_remote: bool = True
+    ) -> int:
         """Lets all of a party go on from the mean; returns the bytes to it and back."""
         replicas = self._replicas().get(party)
-        return 0 if replicas is None else replicas.spread(optimizers[party])
+        sent = {} if replicas is None else replicas.spread(optimizers[party])
+        self.averaged(party, sent if is_remote else dict.fromkeys(sent, 0))
+        return 2 * sum(sent.values())
+
+    def averaged(self, party: Party, sent: Mapping[int, int]) -> None:
+        """Tells listeners who was averaged, and the bytes that each sent and got."""
+        for listener in self.listeners if sent else ():
+            listener.averaged(party, sent)
+
+    def exchanged(self, sent: Mapping[int, int]) -> None:
+        """Tells listeners that clients averaged something else than weights."""
+        for listener in self.listeners:
+            listener.exchanged(sent)
 
     def representatives(self) -> list[int]:
         """Returns one client for each network that differs; none if there is one."""

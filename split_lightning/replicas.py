@@ -235,22 +235,22 @@ class Replicas:
             if self.optimizer_state == "travel":
                 self._optimizer_mean.add(flat(states), weight)
 
-    def spread(self, optimizer: Optimizer) -> int:
+    def spread(self, optimizer: Optimizer) -> dict[int, int]:
         """Lets all lines begin anew from the mean of those that were trained.
 
         Returns:
-            The bytes that would travel, from each line to where the mean is made and
-            back.
+            Of the party that trained each line last the bytes that would travel to
+            where the mean is made; as many come back.
         """
         live = [line for line in self._lines if line is not None]
         self.collect([*self._weights, *live], optimizer)
         if not self._collected:
-            return 0
+            return {}
         mean = self._mean.state()
         self._initial = {**self._initial, **mean}
         self._initial_optimizer = nested(self._optimizer_mean.state())
-        count = len(self._collected)
         travels = [*mean.values(), *flat(self._initial_optimizer).values()]
+        sent = {self._last_owner[k]: num_bytes(travels) for k in self._collected}
         if self.buffers == "keep":
             names = _buffers_of(self.seats[0]).keys()
             for line, state in self._weights.items():
@@ -264,7 +264,7 @@ class Replicas:
         self._mean, self._optimizer_mean = RunningMean(), RunningMean()
         if self.optimizer_state != "keep":
             self._optimizer_states.clear()
-        return 2 * count * num_bytes(travels)
+        return sent
 
     @property
     def are_apart(self) -> bool:
@@ -272,6 +272,10 @@ class Replicas:
         live = {line for line in self._lines if line is not None}
         waiting = bool(self._weights or self._own_buffers)
         return waiting or len(live) > 1 or bool(live and self._initial)
+
+    def last_on(self, line: int) -> int | None:
+        """Returns the party that acted last on a line; `None` before the first."""
+        return self._last_owner.get(line)
 
     def known(self) -> list[int]:
         """Returns the parties that ever acted."""

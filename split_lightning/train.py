@@ -29,6 +29,7 @@ from split_lightning.artifacts import save_config, save_results
 from split_lightning.building import Run, build
 from split_lightning.callbacks.history import History
 from split_lightning.callbacks.resume_checkpoint import ResumeCheckpoint
+from split_lightning.callbacks.virtual_clock import virtual_seconds
 from split_lightning.checkpoints import FOLDER, LAST
 from split_lightning.config import check, summary
 from split_lightning.network_files import save_networks
@@ -133,6 +134,7 @@ def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
         "rounds": trainer.current_epoch,
         "images_per_second": run.speed.images_per_second,
         "seconds": seconds,
+        **_virtual(trainer),
         "seed": cfg.seed,
         **_best(trainer),
     }
@@ -171,6 +173,17 @@ def _best(trainer: pl.Trainer) -> dict[str, Any]:
             return {
                 "best_round": row["round"],
                 "best_val_accuracy": row["val_accuracy"],
+            }
+    return {}
+
+
+def _virtual(trainer: pl.Trainer) -> dict[str, Any]:
+    """Returns the virtual seconds of a run, and those to each tenth of accuracy."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, History) and virtual_seconds(trainer) is not None:
+            return {
+                "virtual_seconds": virtual_seconds(trainer),
+                "time_to_accuracy": callback.time_to_accuracy(),
             }
     return {}
 

@@ -22,6 +22,7 @@ from split_lightning.callbacks.resume_checkpoint import ResumeCheckpoint
 from split_lightning.callbacks.round_progress_bar import RoundProgressBar
 from split_lightning.callbacks.speed_monitor import SpeedMonitor
 from split_lightning.callbacks.tensorboard_layout import TensorBoardLayout
+from split_lightning.callbacks.virtual_clock import VirtualClock
 from split_lightning.callbacks.weight_passing import (
     RoundRobinWeightPassing,
     WeightPassing,
@@ -45,6 +46,7 @@ __all__ = [
     "ServerAveraging",
     "SpeedMonitor",
     "TensorBoardLayout",
+    "VirtualClock",
     "WeightPassing",
     "draw_confusion",
     "draw_curves",

@@ -69,7 +69,11 @@ class ClientAveraging(WeightPassing):
             segment = pl_module.clients.acting()[0]
             joint = pl_module.batch_norm == "joint"  # then all have the same buffers
             travels = segment.parameters() if joint else segment.state_dict().values()
-            sent = 2 * len(batch.parts) * num_bytes(travels)
+            own = num_bytes(travels)
+            pl_module.parties.averaged(
+                "client", {part.client_id: own for part in batch.parts}
+            )
+            sent = 2 * len(batch.parts) * own
         pl_module.traffic.averaging_bytes += sent
 
 
@@ -104,6 +108,8 @@ class ServerAveraging(pl.Callback):
     ) -> None:
         if self.every is None:
             return
-        sent = average_if_due("server", self.every, trainer, pl_module, batch)
+        sent = average_if_due(
+            "server", self.every, trainer, pl_module, batch, self.remote
+        )
         if self.remote:
             pl_module.traffic.server_averaging_bytes += sent

@@ -16,6 +16,7 @@ from rich import filesize
 from typing_extensions import override
 
 from split_lightning.callbacks.curves import draw_curves
+from split_lightning.callbacks.virtual_clock import virtual_seconds
 
 Row: TypeAlias = dict[str, Any]
 
@@ -33,6 +34,7 @@ COLUMNS = (
     "hop_bytes",
     "images",
     "seconds",
+    "virtual_seconds",
 )
 _logger = logging.getLogger(__name__)
 
@@ -42,10 +44,11 @@ class History(pl.Callback):
 
     The columns are `COLUMNS`: the round, from 1; the round's training loss; loss and
     accuracy of the validation after it, empty where there was none; and, since the
-    start of the run, bytes, hand-offs, images trained on and seconds of the fit,
-    validation and writing included. The rows are in checkpoints, so that a run that
-    goes on from one has them all. Where no progress bar shows, each row is a line of
-    the log (logger `split_lightning`, level INFO).
+    start of the run, bytes, hand-offs, images trained on, seconds of the fit,
+    validation and writing included, and virtual seconds where there is a
+    `VirtualClock`. The rows are in checkpoints, so that a run that goes on from one has
+    them all. Where no progress bar shows, each row is a line of the log (logger
+    `split_lightning`, level INFO).
 
     Args:
         folder: Where `history.csv` is written anew each round, and `curves.png` at the
@@ -78,6 +81,19 @@ class History(pl.Callback):
         """Returns the row of the first round of the highest validation accuracy."""
         validated = [row for row in self.rows if row["val_accuracy"] is not None]
         return max(validated, key=lambda row: row["val_accuracy"], default=None)
+
+    def time_to_accuracy(self) -> dict[str, float]:
+        """Returns when validation accuracy first was at each tenth: virtual seconds.
+
+        Those that were never reached are left out.
+        """
+        found: dict[str, float] = {}
+        for row in self.rows:
+            for tenth in range(1, 11):
+                reached = (row["val_accuracy"] or 0.0) >= tenth / 10
+                if reached and row["virtual_seconds"] is not None:
+                    found.setdefault(f"{tenth / 10}", row["virtual_seconds"])
+        return found
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -115,6 +131,7 @@ class History(pl.Callback):
             **pl_module.totals(),
             "images": self._images,
             "seconds": round(self.seconds, 3),
+            "virtual_seconds": virtual_seconds(trainer),
         }
         row = {column: known.get(column) for column in COLUMNS}
         self.rows = [r for r in self.rows if r["round"] < row["round"]] + [row]

@@ -24,7 +24,12 @@ def check_rounds(name: str, every: Any, otherwise: str) -> None:
 
 
 def average_if_due(
-    party: Party, every: int, trainer: pl.Trainer, module: Any, batch: Any
+    party: Party,
+    every: int,
+    trainer: pl.Trainer,
+    module: Any,
+    batch: Any,
+    is_remote: bool = True,
 ) -> int:
     """Averages a party's segments after the last step of each n-th round.
 
@@ -36,5 +41,5 @@ def average_if_due(
     if (trainer.current_epoch + 1) % every:
         return 0
     module.collect(party, *(p.client_id for p in batch.parts if p.ends_round))
-    sent = module.average(party) if trainer.is_last_batch else 0
+    sent = module.average(party, is_remote) if trainer.is_last_batch else 0
     return sent if trainer.is_global_zero else 0  # all processes do the same

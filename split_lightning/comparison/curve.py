@@ -34,12 +34,18 @@ def by_bytes(row: Figures) -> float | None:
     return total_bytes(row)
 
 
+def by_virtual_seconds(row: Figures) -> float | None:
+    """Returns the virtual seconds so far."""
+    return row.get("virtual_seconds")
+
+
 def curve(group: RunGroup, position: Position) -> list[Point]:
     """Returns mean validation accuracies; rounds that were not validated have none.
 
     Args:
         group: The runs.
-        position: Where a round lies: `by_round`, `by_samples` or `by_bytes`. If that is
+        position: Where a round lies: `by_round`, `by_samples`, `by_bytes` or
+            `by_virtual_seconds`. If that is
             0 throughout, as bytes are where nothing travels, there is no curve.
     """
     points = [

@@ -12,6 +12,7 @@ from split_lightning.comparison.curve import (
     by_bytes,
     by_round,
     by_samples,
+    by_virtual_seconds,
     curve,
 )
 from split_lightning.comparison.group import RunGroup
@@ -31,6 +32,7 @@ _PANELS: dict[str, tuple[Position, str, str]] = {  # title: position, axis, unit
     "By round": (by_round, "round", ""),
     "By samples": (by_samples, "images trained on", ""),
     "By bytes": (by_bytes, "bytes that travelled", "B"),
+    "By virtual time": (by_virtual_seconds, "virtual seconds", "s"),
 }
 
 Labelled: TypeAlias = list[tuple[RunGroup, str]]

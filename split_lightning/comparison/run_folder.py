@@ -27,7 +27,7 @@ BYTES = (
     "hop_bytes",
 )
 _FIGURES = ("test_accuracy", "test_loss", "val_accuracy", "val_loss")
-_COUNTS = ("handoffs", "images", "seconds", "images_per_second")
+_COUNTS = ("handoffs", "images", "seconds", "virtual_seconds", "images_per_second")
 
 Figures = dict[str, float | None]
 
