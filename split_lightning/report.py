@@ -25,10 +25,7 @@ _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "server_averaging_bytes": ("bytes between servers", filesize.decimal),
     "hop_bytes": ("bytes from hop to hop", filesize.decimal),
     "images_per_second": ("images per second", "{:,.0f}".format),
-    "virtual_seconds": (
-        "virtual time",
-        lambda value: str(timedelta(seconds=round(value, 1))),
-    ),
+    "virtual_seconds": ("virtual seconds", "{:,.1f}".format),
     "seconds": ("time", lambda value: str(timedelta(seconds=round(value)))),
 }
 # Shown where there is a cut, and where there was some.

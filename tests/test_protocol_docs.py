@@ -15,6 +15,7 @@ from split_lightning.models import DigitsCNN
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
 DOCUMENT = (ROOT / "docs" / "protocols.md").read_text()
+TIME = (ROOT / "docs" / "time.md").read_text()
 TOPOLOGIES = (ROOT / "docs" / "topologies.md").read_text()
 PROTOCOLS = {path.stem for path in (CONF / "protocol").glob("*.yaml")}
 COUNTS = (
@@ -90,7 +91,9 @@ def test_each_protocol_has_a_section(name):
 @pytest.mark.parametrize(
     "line",
     re.findall(
-        r"^python -m split_lightning\.train (.*)", DOCUMENT + TOPOLOGIES, re.MULTILINE
+        r"^python -m split_lightning\.train (.*)",
+        DOCUMENT + TOPOLOGIES + TIME,
+        re.MULTILINE,
     ),
 )
 def test_its_commands_are_right(line):

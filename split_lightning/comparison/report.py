@@ -33,6 +33,7 @@ _REACHED: Columns = {
     "test_loss": ("test\nloss", "{:.4f}".format),
     "val_accuracy": ("val.\nacc.", "{:.4f}".format),
     "bytes": ("bytes", _size),
+    "virtual_seconds": ("virtual\ntime (s)", "{:,.1f}".format),
     "seconds": ("time\n(s)", "{:,.0f}".format),
 }
 _WITH_DEVIATION = ("test_accuracy", "val_accuracy")

@@ -1,0 +1,182 @@
+"""The virtual seconds of whole runs, against times added up by hand."""
+
+import json
+
+import pytest
+import torch
+from protocols import ROUNDS, batches_of, fit, make_data, make_split, make_unsplit
+from pytorch_lightning import Trainer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from test_resume import check
+from test_train import command
+
+from split_lightning import RoundRobinWeightPassing, merge
+from split_lightning.callbacks import (
+    ClientAveraging,
+    History,
+    ServerAveraging,
+    VirtualClock,
+)
+from split_lightning.data import ParallelSchedule, PooledSchedule, RoundRobinSchedule
+from split_lightning.server_map import ServerMap
+from split_lightning.system import System, work_of
+
+EACH = ServerMap(None)
+UP, DOWN = 4 * 4 * 36 + 8, 4 * 4 * 36  # bytes of a sample, cut after layer 2
+
+
+def a_system():
+    return System([1e5, 1e6], 1e6, [1e4, 1e5], [1e5, 1e6], latency=0.01, seed=5)
+
+
+def clocked(tmp_path, module, data, callbacks):
+    clock = VirtualClock(a_system())
+    trainer = fit(tmp_path, module, data, [*callbacks, clock])
+    return clock, trainer
+
+
+def parts_of_a_step(module, client_id, count):
+    """Up to the server, at the server, and from there on, in seconds."""
+    system = a_system()
+    device = system.client(client_id)
+    mine, theirs = work_of(module.segments(), torch.rand(1, 1, 6, 6))
+    return (
+        count * mine.forward / device.flops + device.sends(UP * count),
+        count * sum(theirs) / system.server_flops,
+        device.receives(DOWN * count) + count * mine.backward / device.flops,
+    )
+
+
+def size_of(segment):
+    return sum(tensor.nbytes for tensor in segment.state_dict().values())
+
+
+def test_a_round_robin_is_one_chain(tmp_path):
+    """Each step, then each hand-off, waits for the one before."""
+    module = make_split()
+    clock, _ = clocked(tmp_path, module, make_data(), [RoundRobinWeightPassing()])
+    total, before, size = 0.0, None, size_of(module.client)
+    for round_index in range(ROUNDS):
+        for ((client, _, targets),) in batches_of(make_data(), round_index):
+            if before not in (None, client):
+                one, other = (a_system().client(k) for k in (before, client))
+                total += one.sends(size) + other.receives(size)
+            before = client
+            total += sum(parts_of_a_step(module, client, len(targets)))
+    assert clock.seconds == pytest.approx(total)
+
+
+def test_clients_with_a_server_each_work_at_the_same_time(tmp_path):
+    """SplitFed v1: the slowest decides, each round; replicas are at one place."""
+    module = make_split(server_map=EACH)
+    averaging = [ClientAveraging(), ServerAveraging(remote=False)]
+    clock, _ = clocked(tmp_path, module, make_data(servers=EACH), averaging)
+    size, ready, servers = size_of(module.client), dict.fromkeys(range(3), 0.0), 0.0
+    for round_index in range(ROUNDS):
+        own = dict.fromkeys(range(3), servers)
+        for ((k, _, targets),) in batches_of(make_data(), round_index):
+            up, at, back = parts_of_a_step(module, k, len(targets))
+            own[k] = max(ready[k] + up, own[k]) + at
+            ready[k] = own[k] + back
+        devices = {k: a_system().client(k) for k in ready}
+        made = max(ready[k] + devices[k].sends(size) for k in ready)
+        ready = {k: made + devices[k].receives(size) for k in ready}
+        servers = max(own.values())
+    assert clock.seconds == pytest.approx(max(ready.values()))
+
+
+@pytest.mark.parametrize("every", [None, "step"])
+def test_clients_together_wait_for_each_other(tmp_path, every):
+    options = {"schedule": ParallelSchedule(), "batch_size": 8}
+    module = make_split()
+    clock, _ = clocked(tmp_path, module, make_data(**options), [ClientAveraging(every)])
+    size, ready = size_of(module.client), dict.fromkeys(range(3), 0.0)
+    for round_index in range(ROUNDS):
+        for parts in batches_of(make_data(**options), round_index):
+            times = {k: parts_of_a_step(module, k, len(t)) for k, _, t in parts}
+            at = max(ready[k] + times[k][0] for k in times)
+            at += sum(own[1] for own in times.values())
+            ready |= {k: at + own[2] for k, own in times.items()}
+            if every == "step":
+                devices = {k: a_system().client(k) for k in times}
+                made = max(ready[k] + devices[k].sends(size) for k in times)
+                ready |= {k: made + devices[k].receives(size) for k in times}
+    assert clock.seconds == pytest.approx(max(ready.values()))
+
+
+def test_unsplit_networks_compute_where_the_samples_are(tmp_path):
+    data = make_data(schedule=PooledSchedule())
+    central = make_unsplit()
+    clock, _ = clocked(tmp_path, central, data, [])
+    (work,) = work_of(central.segments(), torch.rand(1, 1, 6, 6))
+    samples = ROUNDS * sum(map(len, data.parts))
+    assert clock.seconds == pytest.approx(samples * sum(work) / 1e6)
+    alone = make_unsplit()
+    clock, _ = clocked(tmp_path, alone, make_data(), [ClientAveraging(every=None)])
+    own = [ROUNDS * len(part) * sum(work) for part in make_data_parts()]
+    speeds = [a_system().client(k).flops for k in range(3)]
+    expected = max(flops / speed for flops, speed in zip(own, speeds, strict=True))
+    assert clock.seconds == pytest.approx(expected)
+
+
+def make_data_parts():
+    data = make_data()
+    data.setup("fit")
+    return data.parts
+
+
+def test_the_clock_changes_nothing(tmp_path):
+    states = []
+    for more in ([], [VirtualClock(a_system())]):
+        module = make_split()
+        fit(tmp_path, module, make_data(), [RoundRobinWeightPassing(), *more])
+        states.append(merge(module.client, module.server))
+        assert module.parties.listeners == []  # its own was taken away
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name])
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path):
+    """Virtual seconds are logged, and compared record by record."""
+
+    def make():
+        schedule = RoundRobinSchedule(local_steps=1, clients_per_round=2)
+        return make_split(), make_data(schedule=schedule)
+
+    flow = [lambda: ClientAveraging(every=2), lambda: VirtualClock(a_system())]
+    check(tmp_path, make, (2, 5), flow)
+
+
+def test_it_is_for_one_process():
+    trainer = Trainer(accelerator="cpu", strategy="ddp", devices=2, logger=False)
+    with pytest.raises(MisconfigurationException, match="virtual clock is for one"):
+        VirtualClock(a_system()).setup(trainer, make_split(), "fit")
+
+
+def test_the_time_to_an_accuracy_is_of_the_first_round_that_had_it():
+    history = History()
+    accuracies = [0.05, 0.31, None, 0.29, 0.4]
+    history.rows = [
+        {"val_accuracy": accuracy, "virtual_seconds": 10.0 * number}
+        for number, accuracy in enumerate(accuracies, 1)
+    ]
+    expected = {"0.1": 20.0, "0.2": 20.0, "0.3": 20.0, "0.4": 50.0}
+    assert history.time_to_accuracy() == expected
+
+
+@pytest.mark.parametrize("system", ["lan", "wan", "mobile", "heterogeneous"])
+def test_the_command_line(monkeypatch, tmp_path, system):
+    words = [f"system={system}", "rounds=1", "trainer.limit_train_batches=20"]
+    (folder,) = command(monkeypatch, tmp_path, *words)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["virtual_seconds"] > 0
+    assert set(results["time_to_accuracy"].values()) <= {results["virtual_seconds"]}
+
+
+def test_a_run_without_a_system_has_no_virtual_seconds(monkeypatch, tmp_path):
+    (folder,) = command(
+        monkeypatch, tmp_path, "rounds=1", "trainer.limit_train_batches=2"
+    )
+    results = json.loads((folder / "results.json").read_text())
+    assert "virtual_seconds" not in results
+    assert "time_to_accuracy" not in results
