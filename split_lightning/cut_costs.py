@@ -208,7 +208,7 @@ def _step(client: nn.Module, server: nn.Module, images: Tensor) -> dict[str, int
     """Takes a step of training, without the optimizers'; returns what it took."""
     traffic, found = Traffic(), dict[str, int]()
     channel = CutLayerChannel(traffic)
-    with _flops(found, "client_forward_flops"), _saved(found, client):
+    with _flops(found, "client_forward_flops"), _saved(found):
         activations = client(images)
     smashed = channel.send(activations)
     channel.send_targets(torch.zeros(len(images), dtype=torch.int64))
@@ -258,21 +258,18 @@ def _convolution_backward_flops(
 
 
 @contextmanager
-def _saved(found: dict[str, int], client: nn.Module) -> Iterator[None]:
-    """Counts the bytes that autograd keeps of what is done inside."""
-    held = {_memory(parameter) for parameter in client.parameters()}
+def _saved(found: dict[str, int]) -> Iterator[None]:
+    """Counts the bytes that autograd keeps of what is done inside.
+
+    Parameters too: they are no sample's, and go with the difference of two batches.
+    """
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if _memory(tensor) not in held:
-            kept[_memory(tensor)] = tensor.untyped_storage().nbytes()
+        memory = tensor.untyped_storage()
+        kept[memory._cdata] = memory.nbytes()  # once, whatever shares it
         return tensor.detach()  # an output itself would keep itself alive
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         yield
     found["client_activation_bytes"] = sum(kept.values())
-
-
-def _memory(tensor: Tensor) -> int:
-    """Returns what is the same for tensors that share memory, and for no others."""
-    return int(tensor.untyped_storage()._cdata)
