@@ -50,7 +50,7 @@ from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from split_lightning.building import build_module
-from split_lightning.train import _conf_folder
+from split_lightning.config import conf_folder
 
 EVERY = "protocol.callbacks.weight_passing.every"
 BASELINE = "centralized"
@@ -130,7 +130,7 @@ def composed(
         *(f"num_clients={num_clients}", f"output_dir={folder}"),
         *options.set,
     ]
-    with initialize_config_dir(_conf_folder(), version_base="1.3"):
+    with initialize_config_dir(conf_folder(), version_base="1.3"):
         return compose("train", typed)
 
 

@@ -7,6 +7,7 @@ from split_lightning.callbacks import (
     RoundRobinWeightPassing,
     ServerAveraging,
 )
+from split_lightning.cut_costs import CutCost, cut_costs
 from split_lightning.cycle import CycleSplitLightningModule
 from split_lightning.data import DigitsImages, SplitDataModule, TorchvisionImages
 from split_lightning.models import cut_layers, load_weights, merge, split
@@ -21,6 +22,7 @@ except PackageNotFoundError:  # run from a checkout
 
 __all__ = [
     "ClientAveraging",
+    "CutCost",
     "CycleSplitLightningModule",
     "DigitsImages",
     "RoundRobinWeightPassing",
@@ -30,6 +32,7 @@ __all__ = [
     "SplitLightningModule",
     "TorchvisionImages",
     "UnsplitLightningModule",
+    "cut_costs",
     "cut_layers",
     "load_weights",
     "merge",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
@@ -138,6 +139,13 @@ class TrainConfig:
 
 
 ConfigStore.instance().store(name="schema", node=TrainConfig)
+
+
+def conf_folder() -> str:
+    """Returns the folder of the configuration: in a wheel, or else in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return str(inside if inside.is_dir() else package.parent / "conf")
 
 
 def direction_of(metric: str) -> str:

@@ -1,4 +1,7 @@
-"""What commands on a finished run share: `run=FOLDER`, then changes to its keys."""
+"""What commands beside training share: keys of a configuration, and changes to them.
+
+Most are on a finished run: `run=FOLDER`, then changes to its keys.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,15 @@ from split_lightning.user_errors import one_message
 
 
 class Command(NamedTuple):
-    """A command on a run.
+    """A command, on a run or on what a configuration names.
 
     Attributes:
         name: Its name.
-        folder: Where in the run's folder it writes.
-        keys: The keys that it adds to those of the run, and their values.
+        folder: Where it writes, in the run's folder.
+        keys: The keys that it adds to those of the configuration, and their values.
         reads: The keys that it reads. What changes no other is an error.
         help: What it does, for `--help`.
+        usage: What is typed behind its name.
     """
 
     name: str
@@ -36,13 +40,14 @@ class Command(NamedTuple):
     keys: Mapping[str, Any]
     reads: Iterable[str]
     help: str
+    usage: str = "run=FOLDER [KEY=VALUE ...]"
 
 
 def typed_words(command: Command) -> list[str]:
     """Returns the overrides on the command line; answers `--help`."""
     parser = argparse.ArgumentParser(
         prog=f"python -m split_lightning.{command.name}",
-        usage="%(prog)s run=FOLDER [KEY=VALUE ...]",
+        usage=f"%(prog)s {command.usage}",
         description=command.help,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -95,7 +100,7 @@ def compose_run(command: Command, words: Sequence[str]) -> DictConfig:
     with initialize(version_base="1.3", config_path=None):
         cfg = compose("run", list(words))
     cfg.run = str(folder)
-    _check_used(cfg, words, command)
+    check_used(cfg, words, command)
     return cfg
 
 
@@ -123,8 +128,12 @@ def _output_name(command: Command, typed: Mapping[str, Any]) -> str:
     return f"{command.folder}{of}{whose}"
 
 
-def _check_used(cfg: DictConfig, words: Sequence[str], command: Command) -> None:
-    """Stops where what was typed would change nothing."""
+def check_used(cfg: DictConfig, words: Sequence[str], command: Command) -> None:
+    """Stops where what was typed would change nothing.
+
+    Raises:
+        ValueError: Names the word, and the nearest key that the command reads.
+    """
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
     reads = ("run", "output_dir", *command.keys, *command.reads)
     used = used_keys(plain, reads)

@@ -31,7 +31,7 @@ from split_lightning.callbacks.history import History
 from split_lightning.callbacks.resume_checkpoint import ResumeCheckpoint
 from split_lightning.callbacks.virtual_clock import virtual_seconds
 from split_lightning.checkpoints import FOLDER, LAST
-from split_lightning.config import check, summary
+from split_lightning.config import check, conf_folder, summary
 from split_lightning.network_files import save_networks
 from split_lightning.report import print_results
 from split_lightning.run_folder import (
@@ -47,13 +47,6 @@ from split_lightning.user_errors import (
     one_message,
     run_hydra,
 )
-
-
-def _conf_folder() -> str:
-    """Returns the folder of the configuration: in a wheel, or else in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / "conf"
-    return str(inside if inside.is_dir() else package.parent / "conf")
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -212,7 +205,7 @@ def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
         logger.finalize("success")
 
 
-@hydra.main(version_base="1.3", config_path=_conf_folder(), config_name="train")
+@hydra.main(version_base="1.3", config_path=conf_folder(), config_name="train")
 def _hydra_main(cfg: DictConfig) -> float | None:
     return attempt(main, cfg)
 
@@ -230,7 +223,7 @@ def main(cfg: DictConfig | None = None) -> float | None:
     if cfg is None:
         with ending_with_comparison():
             one_folder_for_all_processes()
-            run_hydra(_hydra_main, _conf_folder())
+            run_hydra(_hydra_main, conf_folder())
         return None
     with no_folder_if_refused():
         with one_message():

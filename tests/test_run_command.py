@@ -18,6 +18,7 @@ def test_every_console_script_is_there():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert set(scripts) >= {
         "split-lightning",
+        "split-lightning-cuts",
         "split-lightning-evaluate",
         "split-lightning-export",
     }
