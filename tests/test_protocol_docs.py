@@ -91,7 +91,7 @@ def test_each_protocol_has_a_section(name):
 @pytest.mark.parametrize(
     "line",
     re.findall(
-        r"^python -m split_lightning\.train (.*)",
+        r"^python -m split_lightning\.train (?!-m)(.*)",
         DOCUMENT + TOPOLOGIES + TIME,
         re.MULTILINE,
     ),
