@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from split_lightning.channel import CutLayerChannel, Traffic, num_bytes, values_of
+from split_lightning.flops import flop_counter
 from split_lightning.joint_step import with_gradients
 from split_lightning.models.split import cut_layers as all_cut_layers
 from split_lightning.models.split import split
@@ -228,33 +228,9 @@ def _step(client: nn.Module, server: nn.Module, images: Tensor) -> dict[str, int
 @contextmanager
 def _flops(found: dict[str, int], name: str) -> Iterator[None]:
     """Counts the FLOPs of what is done inside."""
-    formulas = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    with flop_counter() as counter:
         yield
     found[name] = counter.get_total_flops()
-
-
-def _convolution_backward_flops(
-    grad_out_shape: list[int],
-    x_shape: list[int],
-    weight_shape: list[int],
-    _bias: Any,
-    _stride: Any,
-    _padding: Any,
-    _dilation: Any,
-    transposed: bool,
-    _output_padding: Any,
-    _groups: int,
-    output_mask: Sequence[bool],
-    out_shape: Any = None,
-) -> int:
-    """Returns the FLOPs of a convolution's backward.
-
-    Each of its two gradients takes the products of the forward. (torch's own formula
-    has those of the weight in a grouped convolution as many times as it has groups.)
-    """
-    forward = conv_flop_count(x_shape, weight_shape, grad_out_shape, transposed)
-    return forward * sum(output_mask[:2])
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from split_lightning.channel import values_of
+from split_lightning.flops import flop_counter
 
 
 class Work(NamedTuple):
@@ -43,7 +43,7 @@ def work_of(stages: Mapping[str, nn.Module], example: Tensor) -> list[Work]:
         own = copy.deepcopy(stage).eval()
         for parameter in own.parameters():
             parameter.grad = None
-        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        with torch.enable_grad(), flop_counter() as counter:
             outputs = values_of(own(*values))
             forward = counter.get_total_flops()
             tensors = [v for v in outputs if isinstance(v, Tensor) and v.requires_grad]
