@@ -301,14 +301,14 @@ def seeds_of_twelve(folder, seeds=(0, 1)):
 def test_a_curve_is_the_mean_over_seeds_in_a_band_of_one_deviation(tmp_path):
     for seed, last in ((0, 0.7), (1, 0.8), (2, 0.9)):
         run = tmp_path / str(seed)
-        a_run(run, config(run, seed=seed), results(last), [0.5, last])
+        a_run(run, config(run, seed=seed), results(last), [0.8, last])
     groups = grouped(find_runs([tmp_path]), ["seed"])
     axes = draw_groups(groups, labels(groups, ["seed"])).axes[0]
     (line,) = axes.get_lines()
     assert line.get_label() == "0 +2"
-    assert line.get_ydata() == pytest.approx([0.5, 0.8])
+    assert line.get_ydata() == pytest.approx([0.8, 0.8])
     (band,) = axes.collections
-    assert band.get_paths()[0].get_extents().extents == pytest.approx([1, 0.5, 2, 0.9])
+    assert band.get_paths()[0].get_extents().extents == pytest.approx([1, 0.7, 2, 0.9])
 
 
 def test_many_curves_get_a_row_for_each_value_of_a_setting(tmp_path):
