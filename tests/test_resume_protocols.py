@@ -86,7 +86,7 @@ def test_split(tmp_path, protocol):
         )
         return make_module(ADAM, **options), data
 
-    check(tmp_path, make, (2, 7), callbacks)
+    check(tmp_path, make, (2, 5, 7), callbacks)
 
 
 @pytest.mark.parametrize("clients", [None, 2])
@@ -126,4 +126,4 @@ def test_unsplit(tmp_path, protocol):
         )
         return make_module(ADAM, centralized=True, **options), data
 
-    check(tmp_path, make, (2, 7), callbacks)
+    check(tmp_path, make, (2, 5, 7), callbacks)
