@@ -19,7 +19,11 @@ from protocols import (
 from torch import nn
 
 from split_lightning import merge
-from split_lightning.batch_norm import BatchNormByClient, is_only_mixer
+from split_lightning.batch_norm import (
+    BatchNormByClient,
+    is_only_mixer,
+    statistics_bytes,
+)
 from split_lightning.callbacks import ClientAveraging
 from split_lightning.data import ParallelSchedule
 from split_lightning.joint_step import average_cut_gradients
@@ -98,6 +102,13 @@ def test_joint_statistics_are_of_batch_norm_alone(tmp_path):
     data = make_data(schedule=ParallelSchedule(draw="proportional"))
     with pytest.raises(ValueError, match="`batch_norm` to be 'own' where the client"):
         fit(tmp_path, module, data, [ClientAveraging(every="step")])
+
+
+def test_frozen_statistics_are_not_exchanged():
+    layers = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm1d(8))
+    assert statistics_bytes(layers) == 2 * 4 * (4 + 8)
+    layers[0].eval()
+    assert statistics_bytes(layers) == 2 * 4 * 8
 
 
 def plain_sgd(parameters):

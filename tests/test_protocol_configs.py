@@ -29,6 +29,11 @@ from split_lightning.data import ParallelSchedule, PooledSchedule, RoundRobinSch
 EACH = ServerMap(None)
 
 
+def composed(folder, *typed):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [*TINY, f"output_dir={folder}", *typed])
+
+
 def make_cycle(**options):
     return CycleSplitLightningModule(network(), 2, SGD, SGD, 3, **options)
 
@@ -95,14 +100,71 @@ EXPECTED = {
 }
 
 
+# What each protocol takes, but for those that have no use for it.
+NO_USE = {
+    "clients_per_round": {"centralized"},
+    "local_epochs": set(),
+    "local_steps": PROTOCOLS - {"round_robin", "splitfed_v2", "multi_server"},
+    "optimizer_state": {"centralized", "local", "gpsl", "splitfed_v3"},
+    "server_optimizer_state": PROTOCOLS
+    - {"splitfed_v1", "splitfed_v3", "multi_server"},
+    "buffers": {"centralized", "local", "gpsl", "round_robin"},
+    "spill_to": {"centralized", "gpsl"},
+}
+TYPED = {
+    "clients_per_round": 3,
+    "local_epochs": 2,
+    "local_steps": 1,
+    "optimizer_state": "reset",
+    "server_optimizer_state": "travel",
+    "buffers": "keep",
+    "spill_to": "waiting",
+}
+
+
+@pytest.mark.parametrize("name", sorted(PROTOCOLS))
+def test_each_protocol_takes_the_keys_of_all(tmp_path, name):
+    """A key that a configuration does not pass on fails here."""
+    taken = {key for key, without in NO_USE.items() if name not in without}
+    typed = [f"protocol={name}", *(f"{key}={TYPED[key]}" for key in sorted(taken))]
+    if name == "parallel":  # without averaging it has no use for `optimizer_state`
+        typed.append("protocol.callbacks.weight_passing.every=1")
+    cfg = composed(tmp_path, *typed)
+    check(cfg, typed)
+    for key in NO_USE.keys() - taken:
+        with pytest.raises(ValueError, match=f"does not use `{key}`"):
+            check(cfg, [f"{key}={TYPED[key]}"])
+
+    cfg.callbacks = {}
+    run = build(cfg)
+    run.data.setup("fit")
+    sampler = run.data.train_dataloader().sampler
+    steps = list(sampler.plans())
+    clients = {plan.client_id for step in steps for plan in step}
+    samples = sum(len(plan.indices) for step in steps for plan in step)
+    assert len(clients) == (3 if "clients_per_round" in taken else 1)
+    assert samples == 2 * sum(len(sampler.partition[k]) for k in clients)
+    if "local_steps" in taken:  # more turns than clients
+        assert sum(step[0].ends_turn for step in steps) > len(clients)
+    parties = run.module.parties
+    if "optimizer_state" in taken:
+        assert parties.clients.optimizer_state == "reset"
+    if "server_optimizer_state" in taken:
+        assert parties.servers.optimizer_state == "travel"
+    if "buffers" in taken:
+        held = [parties.clients, *([parties.servers] if parties.servers else [])]
+        assert {replicas.buffers for replicas in held} == {"keep"}
+    if "spill_to" in taken:
+        assert parties.spill.folder == Path("waiting")
+
+
 def test_each_protocol_is_here():
     assert EXPECTED.keys() == PROTOCOLS
 
 
 @pytest.mark.parametrize("name", sorted(PROTOCOLS))
 def test_the_configured_protocol_is_the_one_in_python(tmp_path, name):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [*TINY, f"protocol={name}", f"output_dir={tmp_path}"])
+    cfg = composed(tmp_path, f"protocol={name}")
     check(cfg)
     cfg.callbacks = {}
     run = build(cfg)

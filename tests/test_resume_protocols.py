@@ -3,10 +3,12 @@
 from functools import partial
 
 import pytest
+import torch
+from conftest import tiny_network
 from flwr_datasets.partitioner import LinearPartitioner
 from test_resume import ADAM, check, make_data, make_module
 
-from split_lightning import RoundRobinWeightPassing
+from split_lightning import CycleSplitLightningModule, RoundRobinWeightPassing
 from split_lightning.callbacks import ClientAveraging, ServerAveraging
 from split_lightning.data import ParallelSchedule, PooledSchedule, RoundRobinSchedule
 from split_lightning.server_map import ServerMap
@@ -55,6 +57,7 @@ PROTOCOLS = {
     "parallel, each step": together("step"),
     "parallel, each step, drawn": together("step", "proportional", buffers="keep"),
     "parallel, accumulated": together(1, accumulate_grad_batches=2),
+    "gpsl": together("step", "proportional", cut_gradient="own", batch_norm="joint"),
     "splitfed_v1, keep": in_turn(V1, TURNS, EACH, **policies("keep", "keep")),
     "splitfed_v1, travel": in_turn(V1, SOME, EACH, **policies("travel")),
     "splitfed_v1, reset": in_turn(V1, TURNS, EACH, **policies("reset", "keep")),
@@ -83,7 +86,21 @@ def test_split(tmp_path, protocol):
         )
         return make_module(ADAM, **options), data
 
-    check(tmp_path, make, (2, 7), callbacks)
+    check(tmp_path, make, (2, 5, 7), callbacks)
+
+
+@pytest.mark.parametrize("clients", [None, 2])
+def test_cyclesl(tmp_path, clients):
+    """The server's batches are drawn on from where they were."""
+    flow, schedule, _, options = together(1, clients=clients, server_batch_size=8)
+
+    def make():
+        torch.manual_seed(5)
+        module = CycleSplitLightningModule(tiny_network(), 1, ADAM, ADAM, 3, **options)
+        data = make_data(schedule=schedule(), partitioner=LinearPartitioner)
+        return module, data
+
+    check(tmp_path, make, (2, 7), flow)
 
 
 UNSPLIT = {
@@ -109,4 +126,4 @@ def test_unsplit(tmp_path, protocol):
         )
         return make_module(ADAM, centralized=True, **options), data
 
-    check(tmp_path, make, (2, 7), callbacks)
+    check(tmp_path, make, (2, 5, 7), callbacks)

@@ -357,6 +357,19 @@ def test_the_head_is_handed_over_too(tmp_path):
     assert module.totals()["handoff_bytes"] == (3 * ROUNDS - 1) * size
 
 
+def test_joint_statistics_of_the_head_are_counted_once(tmp_path):
+    """A mean and a variance of each channel, up and down, in each of two passes."""
+    module = made(ROUTES["U"], cut_gradient="own", batch_norm="joint")
+    options = {"schedule": ParallelSchedule(draw="proportional"), "batch_size": 12}
+    fit(tmp_path, module, make_data(**options), [ClientAveraging(every="step")])
+    rounds = [batches_of(make_data(**options), index) for index in range(ROUNDS)]
+    taking_part = sum(len(parts) for steps in rounds for parts in steps)
+    parameters = sum(p.nbytes for p in parts_of(network(), ROUTES["U"])[0])
+    channels = 4 + 8  # of layer 1, and of layer 6, which is the head's
+    expected = taking_part * (2 * parameters + 4 * 2 * 4 * channels)
+    assert module.totals()["averaging_bytes"] == expected
+
+
 @pytest.mark.parametrize("name", ["two hops", "U over two hops"])
 @pytest.mark.parametrize("flow", [[RoundRobinWeightPassing], [ClientAveraging]])
 def test_a_run_that_was_stopped_goes_on(tmp_path, name, flow):

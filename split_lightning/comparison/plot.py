@@ -26,7 +26,7 @@ _WIDEST = 48  # characters of a label before it is wrapped
 _LINE = 0.19  # inches
 _TALL = 30  # lines of a legend before it has two columns
 _MOST_ROWS = 6
-_LOG_SPAN = 30  # protocols whose bytes are further apart share a logarithmic axis
+_LOG_SPAN = 30  # curves whose bytes end further apart share a logarithmic axis
 _MARKERS = "os^DvPX"  # help to tell near colours apart
 _PANELS: dict[str, tuple[Position, str, str]] = {  # title: position, axis, unit
     "By round": (by_round, "round", ""),
@@ -119,11 +119,11 @@ def _draw_curves(axes: Axes, inside: Labelled, colors: Colors, title: str) -> No
     position, name, unit = _PANELS[title]
     rank = list(colors).index
     several = len(colors) > _FEW
-    positions: list[float] = []
+    ends: list[float] = []
     for group, label in sorted(inside, key=lambda pair: rank(pair[1])):
         if points := curve(group, position):
             x, y, spread = map(list, zip(*points, strict=True))
-            positions += x
+            ends.append(x[-1])
             axes.plot(
                 x,
                 y,
@@ -141,7 +141,7 @@ def _draw_curves(axes: Axes, inside: Labelled, colors: Colors, title: str) -> No
                     x, low, high, color=colors[label], alpha=0.12, linewidth=0
                 )
     axes.set(xlabel=name, ylabel="validation accuracy")
-    if position is by_bytes and max(positions) > _LOG_SPAN * max(1, min(positions)):
+    if position is by_bytes and max(ends) > _LOG_SPAN * min(ends):
         axes.set_xscale("log")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

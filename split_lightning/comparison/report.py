@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from rich import box, filesize
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,8 @@ _WIDEST = 1000  # characters of a line of a file
 _SHORT = 6  # characters of a run's name that a legend has room for
 _STYLES = {"failed": "red", "unreadable": "red", "unfinished": "yellow"}
 Columns: TypeAlias = dict[str, tuple[str, Callable[[float], str]]]
+ShownAs: TypeAlias = Literal["columns", "name=value", "values", "not"]
+_IN_ONE: tuple[ShownAs, ...] = ("name=value", "values")
 
 
 def _size(value: float) -> str:
@@ -93,50 +96,86 @@ def compare(
 def _print_table(
     groups: Sequence[RunGroup], keys: Sequence[str], columns: Columns, console: Console
 ) -> None:
-    """Prints a table that a terminal has room for; a file is as wide as need be."""
+    """Prints a table that a terminal has room for; a file is as wide as need be.
+
+    No word is broken: where one column has no room for the settings, either, a table of
+    them comes before the first table of figures.
+    """
     table = as_table(groups, keys, columns)
-    widest = console.options.update(max_width=_WIDEST)
-    width = table.__rich_measure__(console, widest).maximum
     if not console.is_terminal:
-        console.width = max(console.width, width)
-    fits = width <= console.width
-    console.print(table if fits else as_table(groups, keys, columns, in_one=True))
+        console.width = max(console.width, _measured(table, console).maximum)
+    if _measured(table, console).maximum <= console.width:
+        console.print(table)
+        return
+    for shown_as in _IN_ONE:
+        table = as_table(groups, keys, columns, shown_as)
+        if not columns or _measured(table, console).minimum <= console.width:
+            console.print(table)
+            return
+    if columns is _REACHED:
+        _print_table(groups, keys, {}, console)
+        console.print()
+    console.print(as_table(groups, keys, columns, "not"))
+
+
+def _measured(table: Table, console: Console) -> Measurement:
+    """Returns the widths at which no word is broken, and at which no line is."""
+    options = console.options.update(max_width=_WIDEST)
+    for column in table.columns:
+        if column.no_wrap:  # rich would take its words apart here
+            cells = [column.header, *column.cells]
+            widths = [Measurement.get(console, options, c).maximum for c in cells]
+            column.min_width = max(widths)
+    return table.__rich_measure__(console, options)
 
 
 def as_table(
     groups: Sequence[RunGroup],
     keys: Sequence[str],
     columns: Columns = _REACHED,
-    in_one: bool = False,
+    shown_as: ShownAs = "columns",
 ) -> Table:
     """Returns a table with a row for each group; the best by validation is bold.
 
     Args:
         groups: The runs, in groups.
-        keys: The settings that are shown, a column each.
+        keys: The settings that are shown.
         columns: The figures that are shown, where there are any.
-        in_one: Whether the settings share one column instead, as `name=value`.
+        shown_as: Whether settings are `columns`; or share one, as `name=value` or, with
+            their names in its head, as `values`, without a column of the status if all
+            runs are finished; or are `not` shown, nor the status.
     """
     means = [group.means() for group in groups]
     zero = 0 if columns is _TRAVELLED else None  # what never travelled has no column
     used = [k for k in columns if any(row[k] not in (None, zero) for row in means)]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for name in ("run", *(["settings"] if in_one else short_names(keys).values())):
+    names = list(short_names(keys).values())
+    heads = {"name=value": ["settings"], "values": [" ".join(names)], "not": []}
+    for name in ("run", *heads.get(shown_as, names)):
         table.add_column(name, overflow="fold")
     for key in used:
         table.add_column(columns[key][0], justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
+    all_finished = all(group.status == "finished" for group in groups)
+    with_status = shown_as != "not" and not (shown_as == "values" and all_finished)
+    if with_status:
+        table.add_column("status", no_wrap=True)
     reached = [row["val_accuracy"] for row in means]
     best = max((value for value in reached if value is not None), default=None)
     for group, row in zip(groups, means, strict=True):
         is_best = best is not None and row["val_accuracy"] == best and len(groups) > 1
         settings = [group.shown(key) for key in keys]
-        if in_one:
+        if shown_as == "name=value":
             settings = [" ".join(_choices(group, keys))]
+        elif shown_as == "values":
+            settings = [" ".join(value or "-" for value in settings)]
+        elif shown_as == "not":
+            settings = []
+        style = _STYLES.get(group.status, "")
+        status = [Text(_status(group), style=style)] if with_status else []
         table.add_row(
             *map(Text, (group.name, *settings)),
             *(_formatted(group, key, columns[key][1]) for key in used),
-            Text(_status(group), style=_STYLES.get(group.status, "")),
+            *status,
             style="bold" if is_best else None,
         )
     return table

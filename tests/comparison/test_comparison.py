@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -124,6 +125,44 @@ def test_a_narrow_terminal_has_one_column_of_settings(tmp_path):
     assert {"channels_last=true", "own=1", "0.9000", "finished"} <= set(words)
 
 
+@pytest.mark.parametrize("width", [80, 60])
+def test_a_narrow_terminal_breaks_no_word(tmp_path, width):
+    """With deviations there is room for values alone, or for a table of their own."""
+    chosen = {"splitfed_v1": "dirichlet_01", "multi_server": "pathological"}
+    for protocol, partitioner in chosen.items():
+        for seed in (0, 1):
+            folder = tmp_path / f"{protocol}-{seed}"
+            choices = {"protocol": protocol, "partitioner": partitioner}
+            a_run(folder, config(folder, seed=seed, **choices), results(0.8 + seed / 9))
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    runs = find_runs([tmp_path])
+    runs = [replace(run, name=str(i)) for i, run in enumerate(runs)]
+    compare(runs, tmp_path, console)
+    printed = file.getvalue().split("table:")[0]
+    assert max(map(len, printed.splitlines())) <= width
+    words = printed.split()
+    assert {"protocol", "partitioner", "seed", *chosen, *chosen.values()} <= set(words)
+    assert words.count("0.8556") == 2 * len(chosen)
+    assert printed.count("0.8556 ±0.0786") == 2 * len(chosen)
+    assert printed.count("\n\n") == (1 if width == 80 else 2)
+
+
+def test_a_run_that_did_not_end_well_says_so_on_any_terminal(tmp_path):
+    for seed, accuracy in ((0, 0.8), (1, 0.9), (2, None)):
+        folder = tmp_path / str(seed)
+        given = None if accuracy is None else results(accuracy)
+        failure = {"error": "x", "mistake": False} if given is None else None
+        a_run(folder, config(folder, seed=seed, own="a" * 14), given, None, failure)
+    for width in (40, 60, 80, 200):
+        file = io.StringIO()
+        console = Console(
+            file=file, width=width, force_terminal=True, color_system=None
+        )
+        compare(find_runs([tmp_path]), tmp_path, console)
+        assert "failed" in file.getvalue()
+
+
 def test_a_plain_file_is_as_wide_as_the_table(sweep):
     """Nothing is cut where no terminal limits the width."""
     for name in ("0", "1", "2"):
@@ -170,6 +209,33 @@ def test_a_history_that_is_missing_in_one_run_adds_bars(sweep):
     runs = grouped(find_runs([sweep]), [LR])
     titles = [axes.get_title() for axes in draw_groups(runs, ["a", "b", "c"]).axes]
     assert titles == ["By round", "By bytes", "At the end"]
+
+
+@pytest.mark.parametrize(
+    ("times", "rounds", "scale"), [(40, 2, "log"), (20, 2, "linear"), (1, 60, "linear")]
+)
+def test_bytes_far_apart_share_a_logarithmic_axis(tmp_path, times, rounds, scale):
+    """Of two runs, not of one run's first and last round."""
+    for name, factor in (("0", 1), ("1", times)):
+        folder = tmp_path / name
+        history = [0.5 + i / 200 for i in range(rounds)]
+        a_run(folder, config(folder, own=name), results(0.9), history)
+        file = folder / "history.csv"
+        with file.open(newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        for row in rows:
+            row["uplink_bytes"] = factor * 1000 * int(row["round"])
+            row["downlink_bytes"] = ""
+        with file.open("w", newline="") as lines:
+            writer = csv.DictWriter(lines, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    groups = grouped(find_runs([tmp_path]), ["own"])
+    figure = draw_groups(groups, labels(groups, ["own"]))
+    scales = {axes.get_title(): axes.get_xscale() for axes in figure.axes}
+    assert scales == {"By round": "linear", "By bytes": scale}
+    drawn = curves(figure)["By bytes"]
+    assert max(x for x, _ in drawn["1: own=1"]) == times * rounds * 1000
 
 
 def test_the_unsplit_network_has_no_bytes_to_plot(tmp_path):
@@ -235,14 +301,14 @@ def seeds_of_twelve(folder, seeds=(0, 1)):
 def test_a_curve_is_the_mean_over_seeds_in_a_band_of_one_deviation(tmp_path):
     for seed, last in ((0, 0.7), (1, 0.8), (2, 0.9)):
         run = tmp_path / str(seed)
-        a_run(run, config(run, seed=seed), results(last), [0.5, last])
+        a_run(run, config(run, seed=seed), results(last), [0.8, last])
     groups = grouped(find_runs([tmp_path]), ["seed"])
     axes = draw_groups(groups, labels(groups, ["seed"])).axes[0]
     (line,) = axes.get_lines()
     assert line.get_label() == "0 +2"
-    assert line.get_ydata() == pytest.approx([0.5, 0.8])
+    assert line.get_ydata() == pytest.approx([0.8, 0.8])
     (band,) = axes.collections
-    assert band.get_paths()[0].get_extents().extents == pytest.approx([1, 0.5, 2, 0.9])
+    assert band.get_paths()[0].get_extents().extents == pytest.approx([1, 0.7, 2, 0.9])
 
 
 def test_many_curves_get_a_row_for_each_value_of_a_setting(tmp_path):
