@@ -29,6 +29,9 @@ Each rule below was broken on purpose, in the library's code, and a test failed:
   test_parallel_averaged_at_each_step_equals_centralized_...
 - SGLR sums in place of averaging, or averages over all: test_options_of_sglr_...
 - pooled samples are one client's alone: test_centralized_training_...
+- a client that dropped out counts for the samples that were planned:
+  test_fedavg_of_clients_that_are_absent_...
+- the turn goes to clients that are absent: test_a_hand_off_goes_round_...
 - turns in order or by client in place of drawn, one pass in place of several:
   data/test_schedule.py
 """
@@ -36,6 +39,7 @@ Each rule below was broken on purpose, in the library's code, and a test failed:
 import copy
 from collections import Counter
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -70,11 +74,17 @@ from split_lightning import (
     merge,
 )
 from split_lightning.callbacks import ClientAveraging, ServerAveraging
-from split_lightning.data import ParallelSchedule, PooledSchedule, RoundRobinSchedule
+from split_lightning.data import (
+    Availability,
+    ParallelSchedule,
+    PooledSchedule,
+    RoundRobinSchedule,
+)
 from split_lightning.server_map import ServerMap
 
 SKEWED = {"partitioner": LinearPartitioner}  # clients of 8, 16 and 24 images
 EACH = ServerMap(None)
+SOME_AWAY = {"availability": Availability(absent=0.3, dropout=0.5), "seed": 4}
 
 
 def merged(module):
@@ -189,6 +199,35 @@ def test_splitfed_v1_equals_federated_averaging_at_any_cut(tmp_path, cut_layer, 
     assert_close(unsplit.network.state_dict(), merged(module))
 
 
+def away_in(data):
+    """Returns how many were absent in the rounds of a run, and dropped out in it."""
+    data.setup("fit")
+    sampler, absent, begun = data.train_dataloader().sampler, 0, 0
+    for round_index in range(ROUNDS):
+        sampler.set_epoch(round_index)
+        away, dropped = sampler.absentees()
+        absent += len(away)
+        begun += sum(made > 0 for made, _ in dropped.values())
+    return absent, begun
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("local_steps", [None, 1])
+def test_fedavg_of_clients_that_are_absent_or_drop_out_equals_a_plain_loop(
+    tmp_path, local_steps, every
+):
+    """The mean is weighted by the samples of those batches that were given out."""
+    schedule = RoundRobinSchedule(local_steps=local_steps)
+    options = SKEWED | SOME_AWAY | {"schedule": schedule, "batch_size": 4}
+    assert min(away_in(make_data(**options))) > 0
+    module = make_unsplit()
+    fit(tmp_path, module, make_data(**options), [ClientAveraging(every)])
+    expected = plain_fedavg(make_data(**options), every=every)
+    for client_id, state in enumerate(expected):
+        module.parties.show(client_id)
+        assert_close(module.network.state_dict(), state)
+
+
 def segments(cut_layer=2):
     """The parts of the network before and after the cut, as plain modules."""
     whole = network()
@@ -229,6 +268,38 @@ def plain_v2(data, policy="keep", buffers="average", make=SGD):
         average(clients, samples, buffers)
         settle(optimizers, samples, policy)
     return [named(net.state_dict(), server.state_dict()) for net in clients.values()]
+
+
+def plain_round_robin(data):
+    """One client segment and one server; the momentum is each client's own.
+
+    Returns the network, and how often the turn went to another client.
+    """
+    client, server = segments()
+    server_optimizer = SGD(server.parameters())
+    optimizers = {k: SGD(client.parameters()) for k in range(data.num_clients)}
+    order = []
+    for round_index in range(ROUNDS):
+        for ((k, inputs, targets),) in batches_of(data, round_index):
+            both = [optimizers[k], server_optimizer]
+            split_step(client, server, both, inputs, targets)
+            order.append(k)
+    hand_offs = sum(k != following for k, following in pairwise(order))
+    return named(client.state_dict(), server.state_dict()), hand_offs
+
+
+@pytest.mark.parametrize("local_steps", [None, 1])
+def test_a_hand_off_goes_round_clients_that_are_absent_or_drop_out(
+    tmp_path, local_steps
+):
+    schedule = RoundRobinSchedule(shuffle=True, local_steps=local_steps)
+    options = SKEWED | SOME_AWAY | {"schedule": schedule, "batch_size": 5}
+    assert min(away_in(make_data(4, **options))) > 0
+    module = make_split()
+    fit(tmp_path, module, make_data(4, **options), [RoundRobinWeightPassing()])
+    expected, hand_offs = plain_round_robin(make_data(4, **options))
+    assert_close(merged(module), expected)
+    assert module.traffic.handoffs == hand_offs
 
 
 def average(nets, weights, buffers):
@@ -420,6 +491,20 @@ def test_several_servers_equal_a_plain_loop(tmp_path, every, policy, buffers):
     assert found["test/accuracy"] == pytest.approx(sum(accuracies) / 2)
 
 
+def test_several_servers_of_clients_that_are_absent_equal_a_plain_loop(tmp_path):
+    two, policies = ServerMap(2), ("keep", "average")
+    module = make_split(server_map=two)
+    options = SKEWED | SOME_AWAY | {"servers": two, "batch_size": 5}
+    assert min(away_in(make_data(4, **options))) > 0
+    passing = RoundRobinWeightPassing(average_every=1)
+    data = make_data(4, **options)
+    fit(tmp_path, module, data, [passing, ServerAveraging()])
+    expected = plain_multi_server(make_data(4, **options), 1, *policies)
+    for client_id in range(4):
+        module.parties.show(client_id)
+        assert_close(merged(module), expected[client_id // 2])
+
+
 def plain_parallel(data, own, average, net=network, exponent=0.0, mean_of=0):
     """One server batch of all clients' smashed data; each gets its slice back."""
     whole = net()
@@ -515,6 +600,19 @@ def test_parallel_averaged_at_each_step_equals_a_plain_loop(
     net = plain_sgd_network(norm)
     expected = plain_parallel(make_data(**options), own, "step", net)
     assert_close(merged(module), expected[0])
+
+
+@pytest.mark.parametrize("average", [None, 1])
+def test_parallel_of_clients_that_are_absent_or_drop_out_equals_a_plain_loop(
+    tmp_path, average
+):
+    """The others go on without those, in smaller batches of the server."""
+    options = SKEWED | SOME_AWAY | {"schedule": ParallelSchedule(), "batch_size": 4}
+    assert min(away_in(make_data(**options))) > 0
+    module = make_split()
+    fit(tmp_path, module, make_data(**options), [ClientAveraging(every=average)])
+    expected = plain_parallel(make_data(**options), own=False, average=average)
+    assert_each_close(module, expected)
 
 
 @pytest.mark.parametrize("norm", [True, False], ids=["BatchNorm", "GroupNorm"])

@@ -11,13 +11,14 @@ from pytorch_lightning import Callback, Trainer
 from torch import nn
 
 from split_lightning import (
+    ClientAveraging,
     RoundRobinWeightPassing,
     SplitDataModule,
     SplitLightningModule,
     UnsplitLightningModule,
 )
 from split_lightning.callbacks import CommunicationMonitor, ResumeCheckpoint
-from split_lightning.data import RoundRobinSchedule
+from split_lightning.data import Availability, RoundRobinSchedule
 from split_lightning.data.shards import EvenShardPartitioner
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
@@ -171,6 +172,27 @@ def test_where_rounds_differ_in_length(tmp_path):
     check(tmp_path, make, (2, 5, 11, 12))
 
 
+@pytest.mark.parametrize("averages", [True, False])
+def test_where_clients_are_absent_or_drop_out(tmp_path, averages):
+    """Rounds of 9 batches, less those of who is away: from any of them."""
+
+    def make():
+        schedule = RoundRobinSchedule(shuffle=True, local_steps=2)
+        availability = Availability(absent=0.3, dropout=0.4)
+        return make_module(), make_data(schedule=schedule, availability=availability)
+
+    data = make()[1]
+    data.setup("fit")
+    sampler, lengths = data.train_dataloader().sampler, []
+    for round_index in range(ROUNDS):
+        sampler.set_epoch(round_index)
+        lengths.append(len(sampler))
+    assert len(set(lengths)) > 1
+    ends = [lengths[0] - 1, lengths[0], sum(lengths[:2])]
+    flow = (ClientAveraging,) if averages else PASSING
+    check(tmp_path, make, {1, *ends, sum(lengths) - 1} - {0}, flow)
+
+
 def test_with_augmentation_accumulation_clipping_and_schedulers(tmp_path):
     def make():
         module = make_module(
@@ -202,6 +224,14 @@ def test_other_data_are_refused(tmp_path):
         ({"batch_size": 6}, "batch_size=7.*batch_size=6"),
         ({"num_clients": 4}, "num_clients=3.*num_clients=4"),
         ({"partitioner": partitioners.LinearPartitioner}, "partition=.*checksum"),
+        (
+            {"availability": Availability(0.1)},
+            r"absent=0\.0,.*absent=0\.1, dropout=0\.0",
+        ),
+        (
+            {"availability": Availability(dropout=[0, 0, 0.5])},
+            r"dropout=0\.0\).*dropout=\(0\.0, 0\.0, 0\.5\)",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             start(
@@ -211,3 +241,14 @@ def test_other_data_are_refused(tmp_path):
                 make_data(**options),
                 ckpt=path,
             )
+
+
+def test_a_checkpoint_from_before_clients_could_be_absent_goes_on(tmp_path):
+    end = start(tmp_path, Recorder(), make_module(), make_data())
+    del end["SplitDataModule"]["availability"]
+    path = tmp_path / "older.ckpt"
+    torch.save(end, path)
+    start(tmp_path, Recorder(), make_module(), make_data(), ckpt=path)
+    other = make_data(availability=Availability(0.1))
+    with pytest.raises(ValueError, match=r"absent=0\.0,.*absent=0\.1,"):
+        start(tmp_path, Recorder(), make_module(), other, ckpt=path)

@@ -1,5 +1,6 @@
 """Data: data sets as tensors, partitions, schedules, loaders."""
 
+from split_lightning.data.availability import Availability
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import (
     ClientBatch,
@@ -26,6 +27,7 @@ from split_lightning.data.sources import (
 )
 
 __all__ = [
+    "Availability",
     "BatchPlan",
     "ClientBatch",
     "ClientBatchSampler",

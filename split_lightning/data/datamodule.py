@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 from typing_extensions import override
 
+from split_lightning.data.availability import Availability
 from split_lightning.data.loader import ClientLoader, EvaluationLoader, ValidationLoader
 from split_lightning.data.partition import label_counts, partition
 from split_lightning.data.sampler import ClientBatchSampler
@@ -52,6 +53,8 @@ class SplitDataModule(pl.LightningDataModule):
             itself, such as one of `kornia.augmentation`; drawn anew for each batch.
         seed: The run's seed.
         servers: Which server serves which client; `None`: one for all.
+        availability: Which clients are there in a round, and how far they come;
+            `None`: all, to the end. Who is absent still validates.
 
     Attributes:
         parts: For each client the positions in the training set of the samples that
@@ -83,6 +86,7 @@ class SplitDataModule(pl.LightningDataModule):
         augmentation: nn.Module | None = None,
         seed: int = 0,
         servers: ServerMap | None = None,
+        availability: Availability | None = None,
     ) -> None:
         super().__init__()
         counts = {
@@ -115,6 +119,8 @@ class SplitDataModule(pl.LightningDataModule):
         self.augmentation = augmentation
         self.seed = seed
         self.servers = servers or ServerMap()
+        self.availability = availability or Availability()
+        self.availability.check(num_clients, self.schedule)
         self.parts: list[Tensor] = []
         self.val_parts: list[Tensor] = []
         self._train: Images | None = None
@@ -152,6 +158,7 @@ class SplitDataModule(pl.LightningDataModule):
             self.seed,
             repeat_round=getattr(self.trainer, "overfit_batches", 0) > 0,
             servers=self.servers,
+            availability=self.availability,
         )
         if self.trainer is not None:  # Lightning may fetch before it sets the round
             progress: Any = self.trainer.fit_loop.epoch_progress.current
@@ -248,6 +255,7 @@ class SplitDataModule(pl.LightningDataModule):
             "partition": zlib.crc32(dealt_out),
             "schedule": _described(self.schedule),
             "servers": _described(self.servers),
+            "availability": repr(self.availability),
         }
 
     @override
@@ -260,6 +268,7 @@ class SplitDataModule(pl.LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         own = self.state_dict()
+        state_dict = {"availability": repr(Availability())} | state_dict
         differs = [name for name in own if own[name] != state_dict.get(name)]
         if differs:
             before = ", ".join(f"{name}={state_dict.get(name)}" for name in differs)

@@ -26,7 +26,7 @@ class ClientBatch(NamedTuple):
         share: The part of the client's batch that this process has: 1 for one process.
             0 where there are fewer samples than processes: then the samples are
             another's, to compute with and not to count.
-        ends_round: Whether this is the client's last batch of the round.
+        ends_round: Whether this is the last batch that the client makes in the round.
         size: Number of samples of the client's whole batch; `None`: those that are
             here.
     """

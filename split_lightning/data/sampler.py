@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
+from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from split_lightning.data.availability import Availability
 from split_lightning.data.schedule import Draw, Schedule
 from split_lightning.data.seeding import derive_seed, generator
 from split_lightning.server_map import ServerMap
@@ -22,7 +25,7 @@ class BatchPlan(NamedTuple):
         indices: Their positions in the data set, of shape `(B,)`.
         ends_turn: Whether other clients act in the next step.
         seed: Seeds whatever is drawn for this batch.
-        ends_round: Whether this is the client's last batch of the round.
+        ends_round: Whether this is the last batch that the client makes in the round.
     """
 
     client_id: int
@@ -39,7 +42,9 @@ class ClientBatchSampler:
     new order. All orders are functions of (seed, round, client), so that a position is
     all there is to resume. The last batch of a pass may be smaller. Clients of
     different servers do not meet within a round: one server's clients follow the
-    other's.
+    other's. Clients that are absent, and batches after which a client dropped out, are
+    left out of what the schedule plans (see `Availability`); so are steps that nobody
+    takes part in any more.
 
     Args:
         partition: For each client the positions of its samples.
@@ -49,6 +54,11 @@ class ClientBatchSampler:
         seed: The run's seed.
         repeat_round: Whether every round is the first one again (to overfit batches).
         servers: Which server serves which client; `None`: one for all.
+        availability: Which clients are there in a round, and how far they come;
+            `None`: all, to the end.
+
+    Raises:
+        ValueError: If `availability` does not go with the clients or the schedule.
     """
 
     def __init__(
@@ -60,6 +70,7 @@ class ClientBatchSampler:
         seed: int = 0,
         repeat_round: bool = False,
         servers: ServerMap | None = None,
+        availability: Availability | None = None,
     ) -> None:
         self.partition = partition
         self.schedule = schedule
@@ -68,6 +79,9 @@ class ClientBatchSampler:
         self.seed = seed
         self.repeat_round = repeat_round
         self.servers = servers or ServerMap()
+        self.availability = availability or Availability()
+        if not self.availability.is_trivial:
+            self.availability.check(len(partition), schedule)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -80,11 +94,42 @@ class ClientBatchSampler:
         return 0 if self.repeat_round else self.epoch
 
     def turns(self) -> list[int]:
-        """Returns the clients of the round in the order of their turns."""
-        return self.schedule.turns(len(self.partition), self.round_index, self.seed)
+        """Returns the clients that are there in the round, in the order of their turns.
+
+        Those of them that drop out before their first batch take no step.
+        """
+        return self.availability.present(self._drawn(), self.seed, self.round_index)
 
     def steps(self) -> Iterator[list[Draw]]:
         """Yields who takes part in each step of the round, with how many samples."""
+        steps = list(self._planned_steps())
+        dropped = self._batches_made(steps)
+        begun: Counter[int] = Counter()
+        for step in steps:
+            begun.update(client_id for client_id, _ in step)
+            made = [Draw(k, n) for k, n in step if begun[k] <= dropped.get(k, inf)]
+            if made:
+                yield made
+
+    def absentees(self) -> tuple[list[int], dict[int, tuple[int, int]]]:
+        """Returns who is not there in the round, and who drops out of it.
+
+        Returns:
+            Those who were drawn for the round and are absent, in ascending order; and
+            of each who drops out the numbers of batches that are made and were planned.
+        """
+        steps = list(self._planned_steps())
+        planned = _batches_in(steps)
+        made = self._batches_made(steps)
+        absent = sorted(set(self._drawn()) - set(self.turns()))
+        return absent, {k: (made[k], planned[k]) for k in sorted(made)}
+
+    def _drawn(self) -> list[int]:
+        """Returns the clients that the schedule draws for the round."""
+        return self.schedule.turns(len(self.partition), self.round_index, self.seed)
+
+    def _planned_steps(self) -> Iterator[list[Draw]]:
+        """Yields the steps of those who are there, if nobody drops out."""
         groups: dict[int, dict[int, int]] = {}
         for client_id in self.turns():
             server = self.servers.server_of(client_id, len(self.partition))
@@ -96,19 +141,25 @@ class ClientBatchSampler:
                 sizes, self.batch_size, self.local_epochs, drawn
             )
 
+    def _batches_made(self, steps: list[list[Draw]]) -> dict[int, int]:
+        """Returns how many of the batches of planned steps who drops out makes."""
+        planned = _batches_in(steps)
+        return self.availability.batches_made(planned, self.seed, self.round_index)
+
     def __len__(self) -> int:
         """Returns the number of steps in the round."""
         return sum(1 for _ in self.steps())
 
     @property
     def rounds_are_equal(self) -> bool:
-        """Whether every round has the same number of steps."""
+        """Whether every round has the same number of steps, whatever is drawn."""
         loads = {
             self.schedule.load_of(len(part), self.batch_size) for part in self.partition
         }
         everyone = self.schedule.clients_per_round in (None, len(self.partition))
         same_groups = len(loads) == 1 and self.servers.is_single
-        return everyone or same_groups or self.repeat_round
+        all_there = self.availability.is_trivial
+        return self.repeat_round or (all_there and (everyone or same_groups))
 
     def __iter__(self) -> Iterator[BatchPlan]:
         """Yields the batches of the round, step after step."""
@@ -117,13 +168,19 @@ class ClientBatchSampler:
 
     def plans(self) -> Iterator[list[BatchPlan]]:
         """Yields the batches of each step of the round, one of each client in it."""
-        place, epochs = (self.seed, self.round_index), self.local_epochs
-        passes = {
-            k: _Passes(self.partition[k], epochs, *place, k) for k in self.turns()
-        }
-        for step, following in pairwise([*self.steps(), []]):
+        steps = list(self.steps())
+        left = _batches_in(steps)
+        place = (self.seed, self.round_index)
+        passes = {k: _Passes(self.partition[k], *place, k) for k in left}
+        for step, following in pairwise([*steps, []]):
             ends_turn = {k for k, _ in step} != {k for k, _ in following}
-            yield [passes[k].plan(k, n, ends_turn) for k, n in step]
+            left.subtract(k for k, _ in step)
+            yield [passes[k].plan(k, n, ends_turn, left[k] == 0) for k, n in step]
+
+
+def _batches_in(steps: list[list[Draw]]) -> Counter[int]:
+    """Returns the number of batches of each client that takes part in steps."""
+    return Counter(client_id for step in steps for client_id, _ in step)
 
 
 class _Passes:
@@ -132,7 +189,6 @@ class _Passes:
     def __init__(
         self,
         indices: Tensor,
-        num_passes: int,
         seed: int,
         round_index: int,
         client_id: int,
@@ -141,9 +197,10 @@ class _Passes:
         self.seed, self.place = seed, (round_index, client_id)
         self._order = indices[:0]  # the rest of the pass
         self._passes = self._batches = 0
-        self._left = num_passes * len(indices)
 
-    def plan(self, client_id: int, count: int, ends_turn: bool) -> BatchPlan:
+    def plan(
+        self, client_id: int, count: int, ends_turn: bool, ends_round: bool
+    ) -> BatchPlan:
         """Returns the next batch, of so many samples."""
         if len(self._order) == 0:
             drawn = generator(self.seed, "order", *self.place, self._passes)
@@ -153,5 +210,4 @@ class _Passes:
         seed = derive_seed(self.seed, "batch", *self.place, self._batches)
         taken, self._order = self._order[:count], self._order[count:]
         self._batches += 1
-        self._left -= count
-        return BatchPlan(client_id, taken, ends_turn, seed, self._left == 0)
+        return BatchPlan(client_id, taken, ends_turn, seed, ends_round)

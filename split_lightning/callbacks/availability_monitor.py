@@ -1,0 +1,70 @@
+"""`AvailabilityMonitor`: who was absent from a round, and who dropped out of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from typing_extensions import override
+
+from split_lightning.data.loader import ClientLoader
+from split_lightning.data.sampler import ClientBatchSampler
+
+_logger = logging.getLogger(__name__)
+
+
+class AvailabilityMonitor(pl.Callback):
+    """Tells who is absent from a round or drops out of it, and logs how many.
+
+    Each round in which somebody is begins with a line of the log (logger
+    `split_lightning`, level INFO), rounds counted from 1. At the end of each round
+    `system/absent` and `system/dropped` are logged: the number of clients that were
+    drawn for it and absent, and of those that dropped out. Nothing is logged where all
+    clients are always there.
+    """
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        sampler = _sampler_of(trainer)
+        if sampler is None or not trainer.is_global_zero:
+            return
+        absent, dropped = sampler.absentees()
+        if absent or dropped:
+            _logger.info(_line(trainer.current_epoch + 1, absent, dropped))
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        sampler = _sampler_of(trainer)
+        if sampler is None:
+            return
+        absent, dropped = sampler.absentees()
+        pl_module.log("system/absent", float(len(absent)))
+        pl_module.log("system/dropped", float(len(dropped)))
+
+
+def _sampler_of(trainer: pl.Trainer) -> ClientBatchSampler | None:
+    """Returns what plans the rounds, where a client may be absent or drop out."""
+    loader = trainer.train_dataloader
+    if not isinstance(loader, ClientLoader) or loader.sampler.availability.is_trivial:
+        return None
+    return loader.sampler
+
+
+def _line(
+    number: int, absent: Sequence[int], dropped: Mapping[int, tuple[int, int]]
+) -> str:
+    """Returns in words who is not there in a round, and who drops out of it.
+
+    >>> _line(3, [4, 7], {2: (5, 12)})
+    'round 3: absent: clients 4, 7; dropped out: client 2 after 5 of 12 batches'
+    """
+    parts = []
+    if absent:
+        clients = "clients" if len(absent) > 1 else "client"
+        parts.append(f"absent: {clients} {', '.join(map(str, absent))}")
+    if dropped:
+        told = (f"client {k} after {m} of {n} batches" for k, (m, n) in dropped.items())
+        parts.append(f"dropped out: {', '.join(told)}")
+    return f"round {number}: {'; '.join(parts)}"
