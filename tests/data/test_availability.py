@@ -7,6 +7,7 @@ Each rule below was broken on purpose, in the library's code, and a test failed:
 - who drops out may make all batches, or never none, or others stop too:
   test_who_drops_out_...
 - a round without a step: test_where_nobody_would_make_a_step_...
+- whether a client drops out depends on how nearly it was absent: test_who_is_there_...
 - a draw depends on the clients asked before, or on the order of asking:
   test_the_plan_is_the_same_...
 - other batches are left out than the last ones: test_given_out_...
@@ -156,6 +157,15 @@ def test_dropout_has_a_probability_for_each_client():
     assert set(counts) == {1, 3}
     assert counts[1] / times == close_to(0.9, times)
     assert counts[3] / times == close_to(0.5, times)
+
+
+def test_who_is_there_drops_out_at_the_same_rate():
+    """Whether a client drops out has nothing to do with how nearly it was absent."""
+    sampler, there, out = make_sampler(SOME), 0, 0
+    for _ in rounds_of(sampler, 300):
+        there += len(sampler.turns())
+        out += len(sampler.absentees()[1])
+    assert out / there == close_to(0.4, there)
 
 
 @pytest.mark.parametrize("schedule", [RoundRobinSchedule(), ParallelSchedule()])
