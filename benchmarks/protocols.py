@@ -67,6 +67,7 @@ PROTOCOLS = {
     "parallel, every=1": ["protocol=parallel", f"{EVERY}=1"],
     "parallel, every=step": ["protocol=parallel", f"{EVERY}=step"],
     "gpsl": ["protocol=gpsl"],
+    "cyclesl": ["protocol=cyclesl"],
     BASELINE: ["protocol=centralized"],
 }
 

@@ -33,8 +33,8 @@ COLUMNS = (
     "server_averaging_bytes",
     "hop_bytes",
     "images",
-    "seconds",
     "virtual_seconds",
+    "seconds",
 )
 _logger = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ class History(pl.Callback):
 
     The columns are `COLUMNS`: the round, from 1; the round's training loss; loss and
     accuracy of the validation after it, empty where there was none; and, since the
-    start of the run, bytes, hand-offs, images trained on, seconds of the fit,
-    validation and writing included, and virtual seconds where there is a
-    `VirtualClock`. The rows are in checkpoints, so that a run that goes on from one has
+    start of the run, bytes, hand-offs, images trained on, virtual seconds where there
+    is a `VirtualClock`, and seconds of the fit, validation and writing included. The
+    rows are in checkpoints, so that a run that goes on from one has
     them all. Where no progress bar shows, each row is a line of the log (logger
     `split_lightning`, level INFO).
 
