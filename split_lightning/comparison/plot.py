@@ -141,7 +141,8 @@ def _draw_curves(axes: Axes, inside: Labelled, colors: Colors, title: str) -> No
                     x, low, high, color=colors[label], alpha=0.12, linewidth=0
                 )
     axes.set(xlabel=name, ylabel="validation accuracy")
-    if position is by_bytes and max(ends) > _LOG_SPAN * min(ends):
+    spreads = position in (by_bytes, by_virtual_seconds)
+    if spreads and max(ends) > _LOG_SPAN * min(ends):
         axes.set_xscale("log")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
