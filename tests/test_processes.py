@@ -57,6 +57,13 @@ CASES = {
         "optimizer_state=travel",
         "data/partitioner=linear",
     ],
+    "U": [
+        CUT,
+        "topology=u_shaped",
+        "model.head_layer=5",
+        "data/partitioner=linear",
+        "model.gradient_clip_val=0.1",
+    ],
     "unsplit": ["protocol=centralized", "num_clients=1"],
 }
 
