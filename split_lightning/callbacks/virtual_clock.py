@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
+from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.schedule import PooledSchedule
 from split_lightning.route import Party, Stage
 from split_lightning.system import System, Timeline, Work, work_of
@@ -55,7 +56,12 @@ class VirtualClock(pl.Callback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._module = pl_module
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, SplitDataModule):
+            raise MisconfigurationException(
+                "A virtual clock counts the work of an image of the data, and needs "
+                f"a SplitDataModule (`datamodule=...`), but got {data!r}."
+            )
         route = getattr(pl_module, "route", None)
         if route is None:  # of one network: a client's, or whoever has all samples
             pooled = isinstance(data.schedule, PooledSchedule)
@@ -73,9 +79,12 @@ class VirtualClock(pl.Callback):
         if self._state is not None and trainer.ckpt_path is not None:
             self.timeline.load_state_dict(self._state)
         self._state = None
-        self._crossed = self._by_cut()
         if self not in pl_module.parties.listeners:
             pl_module.parties.listeners.append(self)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._crossed = self._by_cut()  # the module has set its counts by now
 
     def stepped(self, samples: Mapping[int, int], server: int) -> None:
         """Clients made a step on some samples each, with a server."""

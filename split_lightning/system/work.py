@@ -34,7 +34,10 @@ def work_of(stages: Mapping[str, nn.Module], example: Tensor) -> list[Work]:
 
     Args:
         stages: What computes one after the other, by name.
-        example: One sample `(1, C, H, W)`.
+        example: One sample `(1, C, H, W)`, normalised.
+
+    Returns:
+        The work of each stage, in floating-point operations for one sample.
     """
     values: tuple[Any, ...] = (torch.cat([example, example]),)
     found = []

@@ -147,6 +147,30 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
     check(tmp_path, make, (2, 5), flow)
 
 
+def test_each_fit_has_a_time_of_its_own(tmp_path):
+    """The module counts from 0 again, too."""
+    module, clock, seconds = make_split(), VirtualClock(a_system()), []
+    for _ in range(2):
+        fit(tmp_path, module, make_data(), [RoundRobinWeightPassing(), clock])
+        seconds.append(clock.seconds)
+    assert seconds[0] == pytest.approx(seconds[1])
+
+
+def test_it_needs_the_data_of_the_clients(tmp_path):
+    data = make_data()
+    data.setup("fit")
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+        callbacks=[RoundRobinWeightPassing(), VirtualClock(a_system())],
+    )
+    with pytest.raises(MisconfigurationException, match="needs a SplitDataModule"):
+        trainer.fit(make_split(), data.train_dataloader())
+
+
 def test_it_is_for_one_process():
     trainer = Trainer(accelerator="cpu", strategy="ddp", devices=2, logger=False)
     with pytest.raises(MisconfigurationException, match="virtual clock is for one"):
