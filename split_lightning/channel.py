@@ -12,6 +12,8 @@ from split_lightning.route import Party
 
 # What one segment hands to the next: a tensor, or several values.
 Activations: TypeAlias = Tensor | tuple[Any, ...]
+# Who sends activations across a cut, and who receives them.
+Ends: TypeAlias = tuple[Party, Party]
 
 
 class Crossing(NamedTuple):
@@ -59,6 +61,8 @@ class Traffic:
             averaged and back.
         server_averaging_bytes: Server segments, between servers, in the same way.
         hop_bytes: Smashed data and their gradients, from server to server.
+        layer_bytes: Layers (and their optimizer states, where they travel too) between
+            clients and servers, where clients cut after different layers.
     """
 
     uplink_bytes: int = 0
@@ -68,6 +72,7 @@ class Traffic:
     averaging_bytes: int = 0
     server_averaging_bytes: int = 0
     hop_bytes: int = 0
+    layer_bytes: int = 0
 
     def state_dict(self) -> dict[str, int]:
         """Returns the counts."""
@@ -106,18 +111,21 @@ class CutLayerChannel:
         self.by_cut = [[0, 0] for _ in self.holders[1:]]
         self.observers: list[Observer] = []
 
-    def send(self, activations: Activations, cut: int = 0) -> Activations:
+    def send(
+        self, activations: Activations, cut: int = 0, ends: Ends | None = None
+    ) -> Activations:
         """Sends activations across a cut.
 
         Args:
             activations: What the stretch before the cut returned.
             cut: Which cut.
+            ends: Who sends and who receives; `None`: the holders on both sides of it.
 
         Returns:
             The same values as detached leaves of autograd: nothing else crosses.
         """
         smashed = tuple(map(_leaf, values_of(activations)))
-        sender, receiver = self.holders[cut : cut + 2]
+        sender, receiver = ends or self.holders[cut : cut + 2]
         self._cross(Crossing("smashed data", sender, receiver, cut), smashed)
         return smashed if isinstance(activations, tuple) else smashed[0]
 
@@ -133,19 +141,20 @@ class CutLayerChannel:
         return targets
 
     def send_back(
-        self, smashed: Activations, cut: int = 0
+        self, smashed: Activations, cut: int = 0, ends: Ends | None = None
     ) -> tuple[Tensor | None, ...]:
         """Sends the gradient at a cut back.
 
         Args:
             smashed: What `send` returned, after the backward of what is behind the cut.
             cut: Which cut.
+            ends: Between whom, as in `send`.
 
         Returns:
             The gradient of each value, `None` where there is none.
         """
         gradients = tuple(getattr(v, "grad", None) for v in values_of(smashed))
-        receiver, sender = self.holders[cut : cut + 2]
+        receiver, sender = ends or self.holders[cut : cut + 2]
         self._cross(Crossing("gradient", sender, receiver, cut), gradients)
         return gradients
 

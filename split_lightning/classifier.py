@@ -182,14 +182,15 @@ class Classifier(EvaluatedClassifier):
             RuntimeError: Says what to add.
         """
         first = batch.parts[0].client_id
-        if self.clients.active is None and len(batch.parts) == 1:
+        if not self.parties.acting() and len(batch.parts) == 1:
             self.hand_over(first)  # the first of all
-        strangers = {p.client_id for p in batch.parts} - self.clients.seated.keys()
+        acting = self.parties.acting()
+        strangers = {p.client_id for p in batch.parts}.difference(acting)
         if strangers:
             raise RuntimeError(
                 f"It is the turn of client {min(strangers)}, but client "
-                f"{self.clients.active} is active: nothing has passed the weights on. "
-                f"{WEIGHT_PASSING_REMEDY}"
+                f"{next(iter(acting), None)} is active: nothing has passed the weights "
+                f"on. {WEIGHT_PASSING_REMEDY}"
             )
 
     def _mark_trained(self, batch_idx: int) -> None:

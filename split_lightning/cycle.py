@@ -54,11 +54,12 @@ class CycleSplitLightningModule(SplitLightningModule):
                     f"Expected argument `{name}` to be a positive integer, but got "
                     f"{value}."
                 )
-        if len(self.route) > 2:
+        if self.num_places > 2:
             raise ValueError(
                 "Expected argument `cut_layer` to be one layer where the server trains "
-                f"first, on what clients sent, but got {len(self.route) - 1}: behind "
-                "another cut it would have no loss of its own."
+                f"first, on what clients sent, but got {self.num_places - 1}: behind "
+                "another cut it would have no loss of its own, and what clients send "
+                "at different depths is no batch that it could draw from."
             )
         if self.accumulate_grad_batches != 1:
             raise ValueError(
@@ -79,13 +80,12 @@ class CycleSplitLightningModule(SplitLightningModule):
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
         self.check_turn(batch)
         client_optimizer, server_optimizer = self._both_optimizers()
-        inputs = [self.laid_out(part.inputs) for part in batch.parts]
-        activations = self._compute(self.route[0], batch, inputs)
-        smashed = [self.channel.send(own) for own in activations]
+        flow = self._compute(0, batch, self._inputs_of(batch))
+        flow, (crossed,) = self._send(0, batch, flow)
         targets = self.channel.send_targets(batch.targets)
 
         # 1: the server, on batches drawn from what all clients sent up.
-        pooled = [value.detach() for value in joint_step.joined(smashed)]
+        pooled = [value.detach() for value in joint_step.joined(crossed.smashed)]
         step = self.trainer.strategy.optimizer_step
         for chosen in self._server_batches(len(targets)):
             loss = self.criterion(
@@ -99,30 +99,30 @@ class CycleSplitLightningModule(SplitLightningModule):
             }
             if not self.accepts(batch, batch_idx, computed):
                 return torch.as_tensor(loss.detach())
-            self._clip(*self._of_servers())
+            self._clip(*self._of_servers(batch))
             step(server_optimizer.optimizer, no_closure)
             server_optimizer.zero_grad()
 
         # 2: the gradients at the cut, of the server as it is now, and the clients.
-        logits = self._compute(self.route[1], batch, smashed)
+        logits = [own.values for own in self._compute(1, batch, flow)]
         losses, loss = self._loss_of(batch, logits, targets)
         self.manual_backward(loss)
         server_optimizer.zero_grad()
-        gradients = self._returned(batch, smashed, cut=0)
-        outputs, returned = joint_step.with_gradients(activations, gradients)
+        gradients = self._returned(batch, crossed)
+        outputs, returned = joint_step.with_gradients(crossed.activations, gradients)
         if returned:
             torch.autograd.backward(outputs, returned)
-        acting = self.clients.acting()
+        clients = self._of_clients(batch)
         computed = {
             "the loss": (loss,),
             "the gradient of the smashed data": gradients,
-            "the client's gradient": [p.grad for c in acting for p in c.parameters()],
+            "the client's gradient": [p.grad for own in clients for p in own],
         }
         if not self.accepts(batch, batch_idx, computed):
             return torch.as_tensor(loss.detach())
         if self.scheduler_interval == "batch":
             self._log_learning_rates(on_step=True)
-        self._clip(*self._of_clients())
+        self._clip(*clients)
         client_optimizer.step()  # ticks `trainer.global_step`: once a step
         client_optimizer.zero_grad()
         self._after_step()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from typing import Any
 
@@ -77,19 +76,28 @@ class EvaluatedClassifier(pl.LightningModule):
     def segments(self) -> dict[str, nn.Module]:
         """Returns the parts of the network, by the party that holds them."""
 
-    def stages(self) -> dict[str, nn.Module]:
-        """Returns what computes one after the other, from images to logits."""
+    def stages(self, client_id: int | None = None) -> dict[str, nn.Module]:
+        """Returns what computes one after the other, from images to logits.
+
+        Args:
+            client_id: Of which client's network; `None`: of that in place.
+        """
         return self.segments()
+
+    def places(self, client_id: int) -> list[nn.Module]:
+        """Returns what computes one after the other for a client, each by itself.
+
+        Of all clients there are as many.
+        """
+        return list(self.segments().values())
 
     def make_room(self, num_clients: int) -> None:
         """Makes room for so many clients' segments to be live at once.
 
         A checkpoint of clients that act together has as many.
         """
-        more = num_clients - len(self.clients.seats)
-        copies = [copy.deepcopy(self.clients.seats[0]) for _ in range(more)]
-        self.more_clients.extend(copies)
-        self.clients.add_seats(copies)
+        for piece in self.parties.pieces.values():
+            self.more_clients.extend(piece.make_room(num_clients))
 
     @override
     def validation_step(self, batch: ClientBatch, batch_idx: int) -> Tensor | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from split_lightning.channel import values_of
-from split_lightning.models.segment import OneStretch, Segment
+from split_lightning.models.segment import Segment, Stretches
 
 # The largest difference from the logits of the run, in units of the largest logit
 # (or 1): another runtime rounds in another way.
@@ -64,7 +64,8 @@ class Exporter:
         file = folder / "network.safetensors"
         merged: dict[str, Tensor] = {}
         for stage in self.stages.values():
-            merged |= getattr(stage, "segment", stage).state_dict()
+            for segment in getattr(stage, "segments", [stage]):
+                merged |= segment.state_dict()
         save_file(
             {k: v.clone().contiguous() for k, v in merged.items()}, file, self.about
         )
@@ -138,7 +139,7 @@ class Exporter:
         two, three = (self.images[:2],), (self.images[:3],)
         for segment in self.stages.values():
             free: Any = tuple(map(_free, two, three))
-            if isinstance(segment, Segment | OneStretch):
+            if isinstance(segment, Segment | Stretches):
                 free = (free,)  # of `*inputs`, which is one argument
             with torch.no_grad():
                 programs.append(

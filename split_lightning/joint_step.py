@@ -42,9 +42,10 @@ def at_clients(
         ValueError: If a layer mixes samples that are to stay apart, and cannot be told
             whose they are.
     """
-    acting, sizes = clients.acting(), sizes_of(batch)
+    sizes = sizes_of(batch)
+    seats = [clients.seat_of(part.client_id) for part in batch.parts]
+    acting = list(dict.fromkeys(seats))
     if len(sizes) == 1 or len(acting) > 1:
-        seats = [clients.seat_of(part.client_id) for part in batch.parts]
         pairs = zip(seats, apart(inputs, sizes), strict=True)
         return [segment(*values, stretch=stretch) for segment, values in pairs]
     (shared,) = acting

@@ -20,6 +20,7 @@ from split_lightning.optimizers import (
     make_scheduler,
 )
 from split_lightning.parties import Parties
+from split_lightning.route import Party
 
 
 class ManualOptimization(Classifier):
@@ -154,13 +155,15 @@ class ManualOptimization(Classifier):
             return 1
         return data.schedule.most_together(data.num_clients)
 
+    def _live(self, party: Party) -> nn.ModuleList:
+        """Returns all live segments of a party."""
+        pieces = self.parties.pieces.values()
+        return nn.ModuleList(s for piece in pieces for s in piece.live.get(party, ()))
+
     @override
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
-        live = nn.ModuleList(self.clients.seats)
-        client = make_optimizer("client", self.client_optimizer, live)
-        server = make_optimizer(
-            "server", self.server_optimizer, self.segments()["server"]
-        )
+        client = make_optimizer("client", self.client_optimizer, self._live("client"))
+        server = make_optimizer("server", self.server_optimizer, self._live("server"))
         for group in server.param_groups:
             group["lr"] *= self._num_together() ** self.server_lr_exponent
         schedulers = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -9,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from split_lightning import joint_step
@@ -16,24 +19,35 @@ from split_lightning.batch_norm import Normalisation, statistics_bytes
 from split_lightning.callbacks.weight_passing import WeightPassing
 from split_lightning.channel import Activations, CutLayerChannel, values_of
 from split_lightning.data.datamodule import SplitDataModule
-from split_lightning.data.loader import StepBatch
+from split_lightning.data.loader import JointBatch, StepBatch
 from split_lightning.finite import NonFinitePolicy
+from split_lightning.flow import Bundle, Crossed, bundled, gathered, members_of
 from split_lightning.joint_step import Several
+from split_lightning.kinds import (
+    CLIENT,
+    SERVER,
+    CutLayers,
+    Stop,
+    kinds_of,
+    named,
+    stages_of,
+)
 from split_lightning.manual_optimization import ManualOptimization, no_closure
-from split_lightning.models.segment import OneStretch, Segment
-from split_lightning.models.split import CutLayer, listed, split
+from split_lightning.models.segment import Segment, Stretches
 from split_lightning.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
 )
 from split_lightning.parties import Parties
+from split_lightning.piece import Piece
 from split_lightning.processes import summed
 from split_lightning.replicas import Buffers, OptimizerState, Replicas
-from split_lightning.route import Party, Stage, route_of
+from split_lightning.route import Party
 from split_lightning.server_map import ServerMap
 from split_lightning.spill import SpillFolder
 from split_lightning.support import (
     refuse_unsupported,
+    require_like_clients,
     require_one_process,
     require_weight_passing,
 )
@@ -77,7 +91,9 @@ class SplitLightningModule(ManualOptimization):
     Args:
         network: The unsplit network: images `(B, C, H, W)` to logits `(B, K)`.
         cut_layer: The layer after which to cut it, or several in order (see `split`).
-            The client computes up to the first, a server from each to the next.
+            The client computes up to the first, a server from each to the next. In the
+            place of the first a list deals out cuts to clients: client `k` cuts after
+            entry `k * entries // clients`, as in `[["layer1", "layer2"], "avgpool"]`.
         client_optimizer: Makes the optimizer of the client segment's parameters.
         server_optimizer: Makes the optimizer of the server segment's parameters.
         num_classes: Number of classes.
@@ -129,7 +145,6 @@ class SplitLightningModule(ManualOptimization):
 
     Attributes:
         server_work: How often the server computes a batch in a step.
-        route: Who computes which stretch of the network.
         client: The live client segment, the first where there are several.
         server: The live server segment.
         channel: What carries all that crosses the cut.
@@ -155,7 +170,7 @@ class SplitLightningModule(ManualOptimization):
     def __init__(
         self,
         network: nn.Module,
-        cut_layer: CutLayer,
+        cut_layer: CutLayers,
         client_optimizer: OptimizerFactory,
         server_optimizer: OptimizerFactory,
         num_classes: int,
@@ -194,15 +209,23 @@ class SplitLightningModule(ManualOptimization):
                     f"Expected argument `{name}` to be one of {choices}, but got "
                     f"{value!r}."
                 )
-        route = route_of(len(listed(cut_layer)), labels)
-        holders = [stage.party for stage in route]
-        places = [int(party == "server") for party in holders]
-        client, server = split(network, cut_layer, places)
+        segments, kinds = kinds_of(network, cut_layer, labels)
         spill = None if spill_to is None else SpillFolder(spill_to)
         store = dict if spill is None else spill.store
-        clients = Replicas(client, optimizer_state, buffers, store)
-        servers = Replicas(server, server_optimizer_state, buffers, store)
-        parties = Parties(clients, servers, server_map, spill)
+        make: dict[Party, Callable[[nn.Module], Replicas]] = {
+            "client": lambda own: Replicas(own, optimizer_state, buffers, store),
+            "server": lambda own: Replicas(own, server_optimizer_state, buffers, store),
+        }
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        pieces = [
+            Piece(
+                name,
+                segment.to(memory_format=layout),
+                {party: make[party] for party in kinds.holders_of(name)},
+            )
+            for name, segment in segments.items()
+        ]
+        parties = Parties(pieces, kinds, server_map, spill)
         super().__init__(
             num_classes,
             criterion,
@@ -220,18 +243,31 @@ class SplitLightningModule(ManualOptimization):
             server_lr_exponent=server_lr_exponent,
         )
         self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
+        if kinds.are_several and average_cut_gradients is not None:
+            raise ValueError(
+                "Expected argument `average_cut_gradients` to be null where clients "
+                "differ in the layers that they hold, since so do their gradients, but "
+                f"got {average_cut_gradients}."
+            )
         if average_cut_gradients is not None and average_cut_gradients < 2:
             raise ValueError(
                 "Expected argument `average_cut_gradients` to be at least 2 clients, "
                 f"or null for none, but got {average_cut_gradients}."
             )
-        self.client = client.to(memory_format=self.memory_format)
-        self.server: Segment = server.to(memory_format=self.memory_format)
+        self.client, self.server = segments[CLIENT], segments[SERVER]
+        self.between = nn.ModuleList(
+            live
+            for p in pieces
+            if p.is_between
+            for own in p.live.values()
+            for live in own
+        )
         self.cut_gradient = cut_gradient
         self.batch_norm = batch_norm
         self.average_cut_gradients = average_cut_gradients
-        self.route = route
-        self.channel = CutLayerChannel(self.traffic, holders)
+        self.channel = CutLayerChannel(
+            self.traffic, [stop.party for stop in kinds.routes[0]]
+        )
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
@@ -240,9 +276,9 @@ class SplitLightningModule(ManualOptimization):
         The client segment is that of the client that trained last.
         """
         values: tuple[Any, ...] = (self.laid_out(inputs),)
-        for stage in self.route:
-            segment = self.segments()[stage.party]
-            values = values_of(segment(*values, stretch=stage.stretch))
+        for stop in self.parties.route_shown():
+            segment = self.parties.shown(self.parties.pieces[stop.piece])
+            values = values_of(segment(*values, stretch=stop.stretch))
         logits: Tensor = values[0]
         return logits
 
@@ -251,14 +287,13 @@ class SplitLightningModule(ManualOptimization):
         self.check_turn(batch)
         self.channel.is_counting = batch.share > 0
 
-        # Forward, from cut to cut: what crosses is detached.
-        several: Several = [self.laid_out(part.inputs) for part in batch.parts]
-        crossed: list[tuple[Several, Several]] = []
-        for cut, stage in enumerate(self.route[:-1]):
-            activations: Several = self._compute(stage, batch, several)
-            several = [self.channel.send(own, cut) for own in activations]
-            crossed.append((activations, several))
-        logits = self._compute(self.route[-1], batch, several)
+        # Forward, from stretch to stretch: what crosses a cut is detached.
+        flow, crossed = self._inputs_of(batch), list[Crossed]()
+        for place in range(self.num_places):
+            flow = self._compute(place, batch, flow)
+            flow, sent = self._send(place, batch, flow)
+            crossed += sent
+        logits = [bundle.values for bundle in flow]
         targets = self.channel.send_targets(batch.targets)
         losses, loss = self._loss_of(batch, logits, targets)
 
@@ -267,22 +302,22 @@ class SplitLightningModule(ManualOptimization):
         weight = batch.share * self.trainer.world_size
         self.manual_backward(loss * weight / self.accumulate_grad_batches)
         gradients: list[Tensor | None] = []
-        for cut, (activations, smashed) in reversed(list(enumerate(crossed))):
-            returned = self._returned(batch, smashed, cut)
-            outputs, slopes = joint_step.with_gradients(activations, returned)
+        for crossing in reversed(crossed):
+            returned = self._returned(batch, crossing)
+            outputs, slopes = joint_step.with_gradients(crossing.activations, returned)
             if slopes:  # unless nothing trains before the cut
                 torch.autograd.backward(outputs, slopes)
             gradients += returned
 
-        acting = self.clients.acting()
+        clients, servers = self._of_clients(batch), self._of_servers(batch)
         computed = {
             "the smashed data": [
-                value for _, sent in crossed for own in sent for value in values_of(own)
+                value for c in crossed for own in c.smashed for value in values_of(own)
             ],
             "the loss": losses,
             "the gradient of the smashed data": gradients,
-            "the server's gradient": [p.grad for p in self.server.parameters()],
-            "the client's gradient": [p.grad for c in acting for p in c.parameters()],
+            "the server's gradient": [p.grad for own in servers for p in own],
+            "the client's gradient": [p.grad for own in clients for p in own],
         }
         if not self.accepts(batch, batch_idx, computed):
             self._accumulated = 0
@@ -292,7 +327,7 @@ class SplitLightningModule(ManualOptimization):
             self._log_learning_rates(on_step=True)
         if self._is_time_to_step(batch.ends_turn):
             client_optimizer, server_optimizer = self._both_optimizers()
-            self._clip(*self._of_clients(), *self._of_servers())
+            self._clip(*clients, *servers)
             # Only the server's step ticks `trainer.global_step`: one tick a step, so
             # that `max_steps` counts steps as it does for an unsplit network.
             client_step = self.trainer.strategy.optimizer_step
@@ -304,27 +339,79 @@ class SplitLightningModule(ManualOptimization):
         self.end_of_step(batch, [own.detach() for own in losses], batch_idx)
         return loss.detach()
 
+    @property
+    def num_places(self) -> int:
+        """The number of stretches of the network, from one client's cut to the next."""
+        return len(self.parties.kinds.routes[0])
+
+    def _inputs_of(self, batch: StepBatch) -> list[Bundle]:
+        """Returns what the clients of a step begin with."""
+        parts = enumerate(batch.parts)
+        return [Bundle((i,), self.laid_out(part.inputs)) for i, part in parts]
+
+    def _stops(self, batch: StepBatch, place: int) -> list[Stop]:
+        """Returns who computes a stretch of the network, for each client of a step."""
+        routes = (self.parties.route_of(part.client_id) for part in batch.parts)
+        return [route[place] for route in routes]
+
     def _compute(
-        self, stage: Stage, batch: StepBatch, inputs: Several
+        self, place: int, batch: StepBatch, flow: Sequence[Bundle]
+    ) -> list[Bundle]:
+        """Returns what the holders of a stretch compute; see `_compute_at`."""
+        stops, done = self._stops(batch, place), list[Bundle]()
+        for stop in dict.fromkeys(stops):
+            own = [bundle for bundle in flow if stops[bundle.members[0]] == stop]
+            members = sorted(members_of(own))
+            inputs = gathered(own, joint_step.sizes_of(batch))
+            parts = JointBatch(tuple(batch.parts[i] for i in members))
+            outputs = self._compute_at(stop, parts, inputs)
+            done += bundled(members, outputs)
+        return sorted(done, key=lambda bundle: bundle.members)
+
+    def _compute_at(
+        self, stop: Stop, batch: StepBatch, inputs: Several
     ) -> list[Activations]:
-        """Returns what a stage's party computes; of clients each, or all at once."""
-        if stage.party == "server":
-            return [self.server(*joint_step.joined(inputs), stretch=stage.stretch)]
-        if self.batch_norm == "joint" and stage.stretch == 0:
-            own = statistics_bytes(self.clients.acting()[0])
+        """Returns what a party computes; of clients each, or all at once."""
+        piece = self.parties.pieces[stop.piece]
+        if stop.party == "server":
+            (segment,) = piece.live["server"]
+            return [segment(*joint_step.joined(inputs), stretch=stop.stretch)]
+        clients = piece.of("client")
+        if self.batch_norm == "joint" and stop.stretch == 0:
+            own = statistics_bytes(clients.acting()[0])
             for _ in range(2):  # in the forward and in the backward
                 self.parties.exchanged({part.client_id: own for part in batch.parts})
                 self.traffic.averaging_bytes += 2 * len(batch.parts) * own
         return joint_step.at_clients(
-            self.clients, batch, inputs, stage.stretch, self.batch_norm
+            clients, batch, inputs, stop.stretch, self.batch_norm
         )
+
+    def _send(
+        self, place: int, batch: StepBatch, flow: Sequence[Bundle]
+    ) -> tuple[list[Bundle], list[Crossed]]:
+        """Sends what crosses a cut behind a stretch; the rest stays where it is."""
+        stops = self._stops(batch, place)
+        crosses = [stops[bundle.members[0]].is_cut for bundle in flow]
+        sent = [bundle for bundle, does in zip(flow, crosses, strict=True) if does]
+        if not sent:
+            return list(flow), []
+        first = sent[0].members[0]
+        ends = (stops[first].party, self._stops(batch, place + 1)[first].party)
+        smashed = [self.channel.send(bundle.values, place, ends) for bundle in sent]
+        arrived = iter(smashed)
+        after = [
+            Bundle(bundle.members, next(arrived)) if does else bundle
+            for bundle, does in zip(flow, crosses, strict=True)
+        ]
+        activations = [bundle.values for bundle in sent]
+        return after, [Crossed(place, ends, members_of(sent), activations, smashed)]
 
     def _factors(self, batch: StepBatch) -> Tensor:
         """Returns by what clients multiply the gradient of the step's mean loss."""
         return joint_step.factors_of(
             joint_step.sizes_of(batch),
             own=self.cut_gradient == "own",
-            shared=len(self.clients.acting()) == 1,
+            shared=len(self._client_segments(batch)) == 1,
         )
 
     def _loss_of(
@@ -339,7 +426,7 @@ class SplitLightningModule(ManualOptimization):
         if len(sizes) == 1:
             loss: Tensor = self.criterion(logits[0], targets)
             return [loss], loss
-        at_server = self.route[-1].party == "server"
+        at_server = self.parties.kinds.routes[0][-1].party == "server"
         pairs = zip(joint_step.apart(logits, sizes), batch.parts, strict=True)
         own = [
             self.criterion(values[0].detach() if at_server else values[0], part.targets)
@@ -350,43 +437,71 @@ class SplitLightningModule(ManualOptimization):
         weights = self._factors(batch) * torch.tensor(sizes) / sum(sizes)
         return own, torch.stack(own) @ weights.to(own[0])
 
-    def _returned(
-        self, batch: StepBatch, smashed: Several, cut: int
-    ) -> list[Tensor | None]:
+    def _returned(self, batch: StepBatch, crossed: Crossed) -> list[Tensor | None]:
         """Returns the gradients that go back across a cut, as the arguments scale them.
 
         Clients multiply what comes to them; what they send on is as it was.
         """
-        sizes, factors = joint_step.sizes_of(batch), self._factors(batch)
-        if self.route[cut + 1].party == "client":
+        all_sizes, members = joint_step.sizes_of(batch), list(crossed.members)
+        sizes, factors = [all_sizes[i] for i in members], self._factors(batch)[members]
+        smashed, (sender, receiver) = crossed.smashed, crossed.ends
+        if receiver == "client":
             joint_step.scale_gradients(smashed, sizes, 1 / factors)
-        if self.route[cut].party == "client":
+        if sender == "client":
             joint_step.scale_gradients(smashed, sizes, factors)
             if self.average_cut_gradients is not None:
                 joint_step.average_cut_gradients(
                     smashed, sizes, self.average_cut_gradients
                 )
-        return [g for own in smashed for g in self.channel.send_back(own, cut)]
+        back = (
+            self.channel.send_back(own, crossed.cut, crossed.ends) for own in smashed
+        )
+        return [gradient for own in back for gradient in own]
 
-    def _of_clients(self) -> list[list[nn.Parameter]]:
+    def _client_segments(self, batch: StepBatch) -> list[list[nn.Module]]:
+        """Returns what each client of a step holds; once, where they share it."""
+        held = {}
+        for part in batch.parts:
+            stops = self.parties.route_of(part.client_id)
+            names = dict.fromkeys(s.piece for s in stops if s.party == "client")
+            pieces = [self.parties.pieces[name].of("client") for name in names]
+            own = [piece.seat_of(part.client_id) for piece in pieces]
+            held[tuple(map(id, own))] = own
+        return list(held.values())
+
+    def _of_clients(self, batch: StepBatch) -> list[list[nn.Parameter]]:
         """Returns the parameters of each client that acts."""
-        return [list(segment.parameters()) for segment in self.clients.acting()]
+        return [
+            [parameter for segment in own for parameter in segment.parameters()]
+            for own in self._client_segments(batch)
+        ]
 
-    def _of_servers(self) -> list[list[nn.Parameter]]:
-        """Returns the parameters of each server on the route."""
-        stretches = [s.stretch for s in self.route if s.party == "server"]
-        return [self.server.parameters_of(stretch) for stretch in stretches]
+    def _of_servers(self, batch: StepBatch) -> list[list[nn.Parameter]]:
+        """Returns the parameters of each server on the routes of a step."""
+        found: dict[str, dict[nn.Parameter, None]] = {}
+        kinds = {self.parties.route_of(part.client_id): None for part in batch.parts}
+        for route in kinds:
+            for stage, stops in zip(named(route), stages_of(route), strict=True):
+                for stop in stops if stage.party == "server" else ():
+                    (segment,) = self.parties.pieces[stop.piece].live["server"]
+                    assert isinstance(segment, Segment)
+                    own = segment.parameters_of(stop.stretch)
+                    found.setdefault(stage.name, {}).update(dict.fromkeys(own))
+        return [list(parameters) for parameters in found.values()]
 
     @override
     def on_fit_start(self) -> None:
         super().on_fit_start()
         if self.trainer.ckpt_path is None:
-            self.channel.by_cut = [[0, 0] for _ in self.route[1:]]
+            self.channel.by_cut = [[0, 0] for _ in range(1, self.num_places)]
 
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        self.parties.kinds.check(self.parties.num_clients)
         if stage == "fit":
+            passing = _passing_of(self.trainer)
+            self.parties.set_pools(not passing or any(c.enabled for c in passing))
             self.make_room(self._num_seats())
 
     def _num_seats(self) -> int:
@@ -396,25 +511,55 @@ class SplitLightningModule(ManualOptimization):
         return min([together, *(c.num_seats or together for c in passing)])
 
     @override
-    def segments(self) -> dict[str, nn.Module]:
-        return {"client": self.client, "server": self.server}
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
+        made, schedulers = super().configure_optimizers()
+        travels = self.clients.optimizer_state == "travel"
+        moves = any(piece.is_between for piece in self.parties.pieces.values())
+        if travels and moves and type(made[0]) is not type(made[1]):
+            raise ValueError(
+                "Expected argument `optimizer_state` to be 'keep' or 'reset' where "
+                "layers go between clients and servers whose optimizers are of "
+                "different kinds, but got 'travel', and the client's is "
+                f"{type(made[0]).__name__}, the server's {type(made[1]).__name__}."
+            )
+        return made, schedulers
 
     @override
-    def stages(self) -> dict[str, nn.Module]:
-        parties = [stage.party for stage in self.route]
-        return {
-            stage.name: OneStretch(segment, stage.stretch)
-            if parties.count(stage.party) > 1
-            else segment
-            for stage in self.route
-            for segment in [self.segments()[stage.party]]
-        }
+    def segments(self) -> dict[str, nn.Module]:
+        pieces = self.parties.pieces
+        return {name: self.parties.shown(piece) for name, piece in pieces.items()}
+
+    @override
+    def stages(self, client_id: int | None = None) -> dict[str, nn.Module]:
+        route = self.parties.route_shown()
+        if client_id is not None:
+            route = self.parties.route_of(client_id)
+        passed = Counter(stop.piece for stop in route)
+        found: dict[str, nn.Module] = {}
+        for stage, stops in zip(named(route), stages_of(route), strict=True):
+            held = [self.parties.pieces[s.piece].of(s.party).live for s in stops]
+            is_whole = len(stops) == 1 and passed[stops[0].piece] == 1
+            whole = Stretches(held, [stop.stretch for stop in stops])
+            found[stage.name] = held[0] if is_whole else whole
+        return found
+
+    @override
+    def places(self, client_id: int) -> list[nn.Module]:
+        pieces = self.parties.pieces
+        return [
+            Stretches([pieces[stop.piece].of(stop.party).live], [stop.stretch])
+            for stop in self.parties.route_of(client_id)
+        ]
 
     @override
     def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
         refuse_unsupported(trainer)
         require_one_process(trainer, data)
         require_weight_passing(trainer, data, self.clients.optimizer_state)
+        if self.parties.kinds.are_several:
+            require_like_clients(
+                trainer, data, self.parties.kinds, _passing_of(trainer)
+            )
         if self.batch_norm == "joint" and not _act_on_the_same_weights(trainer, data):
             raise MisconfigurationException(
                 "Expected argument `batch_norm` to be 'own' where clients do not act "
@@ -430,6 +575,7 @@ class SplitLightningModule(ManualOptimization):
         super().on_save_checkpoint(checkpoint)
         by_cut = summed(self.trainer, torch.tensor(self.channel.by_cut))
         checkpoint["by_cut"] = by_cut.tolist()
+        checkpoint["kinds"] = list(self.parties.kinds.entries)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -439,6 +585,13 @@ class SplitLightningModule(ManualOptimization):
                 "Expected `ckpt_path` to be a checkpoint of the same network, cut "
                 f"after the same layer ({self.hparams['cut_layer']!r}), but its "
                 "layers differ."
+            )
+        entries = list(self.parties.kinds.entries)
+        if checkpoint["kinds"] != entries:
+            raise ValueError(
+                "Expected `ckpt_path` to be a checkpoint of a run whose clients are "
+                "dealt out to the same entries (of `cut_layer`), but theirs were "
+                f"{checkpoint['kinds']}, by kind, and now are {entries}."
             )
         if self.has_totals:
             self.channel.by_cut = checkpoint["by_cut"]

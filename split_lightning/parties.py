@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from torch import nn
-from torch.optim import Optimizer
 
 from split_lightning.channel import Traffic
 from split_lightning.data.loader import StepBatch
+from split_lightning.kinds import CLIENT, SERVER, ClientKinds, Route, Stop
+from split_lightning.piece import Entering, Optimizers, Piece
 from split_lightning.replicas import SHARED, Replicas, State
 from split_lightning.route import Party
 from split_lightning.server_map import ServerMap
 from split_lightning.spill import SpillFolder
-
-Optimizers: TypeAlias = Mapping[str, Optimizer]
 
 
 class PartyListener(Protocol):
@@ -24,8 +24,10 @@ class PartyListener(Protocol):
     def stepped(self, samples: Mapping[int, int], server: int) -> None:
         """Clients made a step on some samples each, with a server."""
 
-    def handed_over(self, sender: int, receiver: int, num_bytes: int) -> None:
-        """A client took weights over from another."""
+    def handed_over(
+        self, sender: int | None, receiver: int | None, num_bytes: int, server: int
+    ) -> None:
+        """A client took weights over from another; `None` is its server."""
 
     def averaged(self, party: Party, sent: Mapping[int, int]) -> None:
         """Parties sent so many bytes of weights each, and got the mean back."""
@@ -41,39 +43,90 @@ class Parties:
     all clients of its server. Where there are several servers each has a line.
 
     Args:
-        clients: The clients' segments.
-        servers: The replicas of the server segment; `None`: there is no server.
+        pieces: The layers that stay together, wherever they are held.
+        kinds: Which of them are at a client, and which at its server.
         server_map: Which server serves which client.
         spill: Where what waits is kept; `None`: in memory.
 
     Attributes:
+        pieces: By name.
         num_clients: Number of all clients.
         is_counting: Whether this process counts what is handed over.
+        servers_are_remote: Whether averaging what servers hold costs bytes.
         traffic: The bytes that would have travelled so far.
         listeners: Are told of what the parties do with each other.
     """
 
     def __init__(
         self,
-        clients: Replicas,
-        servers: Replicas | None = None,
+        pieces: Sequence[Piece],
+        kinds: ClientKinds | None = None,
         server_map: ServerMap | None = None,
         spill: SpillFolder | None = None,
     ) -> None:
-        self.clients = clients
-        self.servers = servers
+        self.pieces = {piece.name: piece for piece in pieces}
+        self.kinds = kinds or ClientKinds([(Stop("client", CLIENT, 0, False),)])
         self.server_map = server_map or ServerMap()
         self.spill = spill
         self.num_clients = 1
         self.is_counting = True
+        self.servers_are_remote = False
         self.traffic = Traffic()
         self.listeners: list[PartyListener] = []
+        self._shown: int | None = None
+
+    @property
+    def clients(self) -> Replicas:
+        """What clients alone hold: of the first kind, where that differs."""
+        return self.pieces[CLIENT].of("client")
+
+    @property
+    def servers(self) -> Replicas | None:
+        """What servers alone hold; `None`: there is no server."""
+        return self.pieces[SERVER].of("server") if SERVER in self.pieces else None
+
+    def acting(self) -> list[int]:
+        """Returns the clients whose turn it is."""
+        found = {
+            number
+            for piece in self.pieces.values()
+            if "client" in piece.live
+            for number in piece.of("client").seated
+        }
+        return sorted(number for number in found if number < self.num_clients)
+
+    def route_of(self, client_id: int) -> Route:
+        """Returns who computes what of a client's batches."""
+        return self.kinds.route_of(client_id, self.num_clients)
+
+    def route_shown(self) -> Route:
+        """Returns who holds what of the network that is evaluated now."""
+        return self.route_of(next(iter(self._in_place()), 0))
+
+    def _in_place(self) -> list[int]:
+        return self.acting() if self._shown is None else [self._shown]
+
+    def holder_of(self, piece: Piece, client_id: int) -> Party | None:
+        """Returns who holds a piece when a client's batches are computed."""
+        stops = (s for s in self.route_of(client_id) if s.piece == piece.name)
+        return next((stop.party for stop in stops), None)
+
+    def shown(self, piece: Piece) -> nn.Module:
+        """Returns of a piece what is live, or shown, to be evaluated."""
+        holders = (s.party for s in self.route_shown() if s.piece == piece.name)
+        return piece.of(next(holders, next(iter(piece.live)))).live
+
+    def set_pools(self, is_one: bool) -> None:
+        """Says whether layers that clients and servers hold go from these to those."""
+        for piece in self.pieces.values():
+            piece.pool(is_one)
 
     def forget(self) -> None:
         """Goes back to before the first turn; the live weights stay."""
         self.traffic.load_state_dict(Traffic().state_dict())
-        for replicas in self._replicas().values():
-            replicas.forget()
+        holders = {stop.piece: stop.party for stop in self.route_shown()}
+        for name, piece in self.pieces.items():
+            piece.forget(holders.get(name, next(iter(piece.live))))
 
     def open(self) -> None:
         """Makes room for what is to wait.
@@ -91,28 +144,42 @@ class Parties:
             self.spill.close()
 
     def hand_over(self, client_id: int, optimizers: Optimizers) -> None:
-        """Gives the turn to a client, which goes on from the last one's weights."""
-        line = self._shared_line(client_id)
-        sender = self.clients.last_on(line)
-        sent = self.clients.enter({client_id: line}, optimizers["client"])
-        if sent and sender is not None:
+        """Gives the turn to a client, which goes on from the last one's weights.
+
+        What the last one held and this one does not goes to the server, and what the
+        server held and this one holds comes from it.
+        """
+        moved: Counter[tuple[int | None, int | None]] = Counter()
+        for piece in self.pieces.values():
+            entering = self._entering(piece, [client_id], is_shared=True)
+            before = {
+                party: piece.of(party).last_on(line)
+                for party, lines in entering.items()
+                for line in lines.values()
+            }
+            sent = piece.enter(entering, optimizers)
+            for party, sender in before.items() if sent else ():
+                receiver = client_id if party == "client" else None
+                moved[self._as_client(sender), receiver] += sent
+        for (giver, receiver), count in moved.items():
             for listener in self.listeners:
-                listener.handed_over(sender, client_id, sum(sent))
+                listener.handed_over(giver, receiver, count, self.server_of(client_id))
         if self.is_counting:
-            self.traffic.handoff_bytes += sum(sent)
-            self.traffic.handoffs += len(sent)
-        self._serve([client_id], optimizers)
+            between_clients = [n for pair, n in moved.items() if None not in pair]
+            self.traffic.handoff_bytes += sum(between_clients)
+            self.traffic.handoffs += len(between_clients)
+            self.traffic.layer_bytes += moved.total() - sum(between_clients)
 
     def switch_to(self, client_ids: list[int], optimizers: Optimizers) -> None:
         """Gives the turn to clients, each of which goes on from its own weights."""
-        self.clients.enter({k: k for k in client_ids}, optimizers["client"])
-        self._serve(client_ids, optimizers)
+        for piece in self.pieces.values():
+            piece.enter(self._entering(piece, client_ids, is_shared=False), optimizers)
 
     def share(self, client_ids: list[int], optimizers: Optimizers) -> None:
         """Gives the turn to clients that act together on the same weights."""
-        lines = {k: self._shared_line(k) for k in client_ids}
-        self.clients.enter(lines, optimizers["client"], together=True)
-        self._serve(client_ids, optimizers)
+        for piece in self.pieces.values():
+            entering = self._entering(piece, client_ids, is_shared=True)
+            piece.enter(entering, optimizers, together=True)
 
     def server_of(self, client_id: int) -> int:
         """Returns the server of a client."""
@@ -126,47 +193,98 @@ class Parties:
             return SHARED
         return SHARED - 1 - self.server_of(client_id)
 
-    def _serve(self, client_ids: list[int], optimizers: Optimizers) -> None:
-        """Lets the clients' server act."""
-        if self.servers is None or self.server_map.is_single:
-            return
-        servers = {self.server_of(client_id) for client_id in client_ids}
-        if len(servers) > 1:
+    def number_of(self, piece: Piece, party: Party, client_id: int) -> int:
+        """Returns the number of a client, or of its server, among a piece's holders.
+
+        Where both may be, the servers' numbers follow the clients'.
+        """
+        if party == "client":
+            return client_id
+        return self.server_of(client_id) + self.num_clients * piece.is_between
+
+    def _as_client(self, number: int | None) -> int | None:
+        return None if number is None or number >= self.num_clients else number
+
+    def _entering(
+        self, piece: Piece, client_ids: list[int], is_shared: bool
+    ) -> Entering:
+        """Returns the lines of those who hold a piece in the next step.
+
+        Of one server alone there is no other that it could differ from.
+        """
+        entering: dict[Party, dict[int, int]] = {}
+        for client_id in client_ids:
+            party = self.holder_of(piece, client_id)
+            if party is None:
+                continue
+            number = line = self.number_of(piece, party, client_id)
+            if is_shared and (party == "client" or piece.is_one_pool):
+                line = self._shared_line(client_id)
+            if party == "client" or piece.is_between or not self.server_map.is_single:
+                entering.setdefault(party, {})[number] = line
+        if len(entering.get("server", {})) > 1:
             raise ValueError(
                 "Expected the clients of a step to share a server, but those of "
-                f"{client_ids} are {sorted(servers)}. Give the data module the same "
-                "`servers` as the module."
+                f"{client_ids} are {sorted(map(self.server_of, client_ids))}. Give the "
+                "data module the same `servers` as the module."
             )
-        (server,) = servers
-        self.servers.enter({server: server}, optimizers["server"])
+        return entering
 
     def trained(self, batch: StepBatch) -> None:
         """Notes on how many samples the parties that act were trained."""
         counts = {part.client_id: part.num_samples_of_all for part in batch.parts}
         for listener in self.listeners:
             listener.stepped(counts, self.server_of(batch.parts[0].client_id))
-        self.clients.trained(counts)
-        if self.servers is not None and not self.server_map.is_single:
-            server = self.server_of(batch.parts[0].client_id)
-            self.servers.trained({server: sum(counts.values())})
+        for piece in self.pieces.values():
+            for party, lines in self._entering(piece, list(counts), False).items():
+                samples: Counter[int] = Counter()
+                for client_id, count in counts.items():
+                    if self.holder_of(piece, client_id) == party:
+                        samples[self.number_of(piece, party, client_id)] += count
+                piece.of(party).trained({n: samples[n] for n in lines})
 
     def collect(
         self, party: Party, client_ids: list[int], optimizers: Optimizers
     ) -> None:
-        """Adds what clients that are done for the round hold alone to the mean."""
-        if party == "client":
-            self.clients.collect(client_ids, optimizers[party])
-        elif self.servers is not None and self.server_map.is_one_each:
-            self.servers.collect(client_ids, optimizers[party])
+        """Adds what clients that are done for the round hold alone to the mean.
+
+        What clients and servers hold in one pool is averaged with the clients' layers.
+        """
+        for piece in self._averaged_with(party):
+            numbers = [
+                self.number_of(piece, holder, client_id)
+                for client_id in client_ids
+                for holder in [self.holder_of(piece, client_id)]
+                if holder is not None
+                and (holder == "client" or self.server_map.is_one_each)
+            ]
+            piece.collect(party, numbers, optimizers)
 
     def average(
         self, party: Party, optimizers: Optimizers, is_remote: bool = True
     ) -> int:
         """Lets all of a party go on from the mean; returns the bytes to it and back."""
-        replicas = self._replicas().get(party)
-        sent = {} if replicas is None else replicas.spread(optimizers[party])
-        self.averaged(party, sent if is_remote else dict.fromkeys(sent, 0))
-        return 2 * sum(sent.values())
+        sent: dict[Party, Counter[int]] = {"client": Counter(), "server": Counter()}
+        for piece in self._averaged_with(party):
+            for number, count in piece.spread(party, optimizers).items():
+                if piece.is_between and number >= self.num_clients:
+                    sent["server"][number - self.num_clients] += count
+                else:
+                    sent[party][number] += count
+        others = sent["server"] if party == "client" else Counter[int]()
+        self.averaged(party, _if(is_remote, sent[party]))
+        self.averaged("server", _if(self.servers_are_remote, others))
+        if self.is_counting and self.servers_are_remote:
+            self.traffic.server_averaging_bytes += 2 * others.total()
+        return 2 * sent[party].total()
+
+    def _averaged_with(self, party: Party) -> list[Piece]:
+        """Returns the pieces of which the mean is made with a party's."""
+        return [
+            piece
+            for piece in self.pieces.values()
+            if party in piece.live and not (party == "server" and piece.is_one_pool)
+        ]
 
     def averaged(self, party: Party, sent: Mapping[int, int]) -> None:
         """Tells listeners who was averaged, and the bytes that each sent and got."""
@@ -180,60 +298,82 @@ class Parties:
 
     def representatives(self) -> list[int]:
         """Returns one client for each network that differs; none if there is one."""
-        if not any(replicas.are_apart for replicas in self._replicas().values()):
+        if not any(piece.are_apart for piece in self.pieces.values()):
             return []
         found: dict[Any, int] = {}
-        for client_id in self.clients.known():
-            lines = [self.clients.line_of(client_id)]
-            if self.servers is not None:
-                lines.append(self.servers.line_of(self.server_of(client_id)))
+        for client_id in self.known():
+            lines = [
+                (name, replicas.line_of(number))
+                for name, replicas, number in self._held_by(client_id)
+            ]
             found.setdefault(tuple(lines), client_id)
         return sorted(found.values())
+
+    def known(self) -> list[int]:
+        """Returns the clients that ever acted."""
+        pieces = [piece for piece in self.pieces.values() if "client" in piece.live]
+        numbers = {n for piece in pieces for n in piece.of("client").known()}
+        return sorted(number for number in numbers if number < self.num_clients)
+
+    def _held_by(self, client_id: int) -> list[tuple[str, Replicas, int]]:
+        """Returns where each piece of a client's network is: its name, whose, which."""
+        return [
+            (name, piece.of(party), self.number_of(piece, party, client_id))
+            for name, piece in self.pieces.items()
+            for party in [self.holder_of(piece, client_id)]
+            if party is not None
+        ]
 
     def differ_in(self, segment: nn.Module) -> bool:
         """Tells whether clients' networks may differ in a live segment's weights."""
         return any(
-            replicas.are_apart
-            for replicas in self._replicas().values()
-            if replicas.seats[0] is segment
+            piece.are_apart
+            for piece in self.pieces.values()
+            for own in piece.live.values()
+            if any(segment is live for live in own)
         )
 
     def hold(
-        self, clients: Sequence[int], own: Mapping[nn.Module, Mapping[int, State]]
+        self, clients: Sequence[int], own: Mapping[str, Mapping[int, State]]
     ) -> None:
         """Lets clients stand at weights from elsewhere, to be evaluated.
 
         Args:
             clients: One client for each network.
-            own: For each live segment in which they differ the weights of each.
+            own: For each piece in which they differ the weights of each.
         """
-        for party, replicas in self._replicas().items():
-            states = own.get(replicas.seats[0], {})
-            holders = {
-                k: k if party == "client" else self.server_of(k) for k in clients
-            }
-            replicas.hold({holders[k]: states.get(k) for k in clients})
+        for name, piece in self.pieces.items():
+            weights: dict[Party, dict[int, State | None]] = {p: {} for p in piece.live}
+            for client_id in clients:
+                party = self.holder_of(piece, client_id)
+                if party is not None:
+                    number = self.number_of(piece, party, client_id)
+                    weights[party][number] = own.get(name, {}).get(client_id)
+            piece.hold(weights)
 
     def show(self, client_id: int) -> None:
         """Puts a client's weights, and its server's, in place to be evaluated."""
-        self.clients.show(client_id)
-        if self.servers is not None:
-            self.servers.show(self.server_of(client_id))
+        self._shown = client_id
+        for _, replicas, number in self._held_by(client_id):
+            replicas.show(number)
 
     def show_live(self) -> None:
         """Puts the weights of those who act back in place."""
-        for replicas in self._replicas().values():
-            replicas.show_live()
-
-    def _replicas(self) -> dict[str, Replicas]:
-        held = {"client": self.clients, "server": self.servers}
-        return {party: replicas for party, replicas in held.items() if replicas}
+        self._shown = None
+        for piece in self.pieces.values():
+            for replicas in piece.pools():
+                replicas.show_live()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that is remembered, in plain containers and tensors."""
-        return {party: r.state_dict() for party, r in self._replicas().items()}
+        return {name: piece.state_dict() for name, piece in self.pieces.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what `state_dict` returned."""
-        for party, replicas in self._replicas().items():
-            replicas.load_state_dict(state[party])
+        for name, piece in self.pieces.items():
+            piece.load_state_dict(state[name])
+
+
+def _if(costs: bool, sent: Mapping[int, int]) -> Mapping[int, int]:
+    """Returns the bytes of each, or none where nothing travels."""
+    return sent if costs else dict.fromkeys(sent, 0)

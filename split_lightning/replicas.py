@@ -124,8 +124,18 @@ class Replicas:
         """Returns the live segments of those who act now."""
         return [self.seats[seat] for seat in sorted(set(self.seated.values()))]
 
+    @property
+    def live(self) -> nn.Module:
+        """The live segment of the first line that has one, or what is shown."""
+        live = (seat for seat, line in enumerate(self._lines) if line is not None)
+        return self.seats[0 if self._hidden else next(live, 0)]
+
     def enter(
-        self, parties: Mapping[int, int], optimizer: Optimizer, together: bool = False
+        self,
+        parties: Mapping[int, int],
+        optimizer: Optimizer,
+        together: bool = False,
+        seats: Mapping[int, Sequence[int]] | None = None,
     ) -> list[int]:
         """Lets parties act next, each from where its line stands.
 
@@ -134,6 +144,7 @@ class Replicas:
             optimizer: The optimizer of all live segments.
             together: Whether those who share a line act from it at once, so that the
                 optimizer's state is the line's; else it is handed over.
+            seats: The seats that each may take; `None`: any.
 
         Returns:
             For each line that was handed over the bytes that would travel: the
@@ -143,8 +154,11 @@ class Replicas:
         lines, sent = set(parties.values()), []
         for party, line in parties.items():
             owner = line if together else party
+            fitting = range(len(self.seats)) if seats is None else seats[party]
+            if line in self._lines and self._lines.index(line) not in fitting:
+                self._leave(self._lines.index(line), optimizer)
             if line not in self._lines:
-                seat = self._free_seat(lines)
+                seat = self._free_seat(lines, fitting)
                 self._leave(seat, optimizer)
                 self._arrive(seat, line, self._last_owner.get(line, owner), optimizer)
             seat = self._lines.index(line)
@@ -155,8 +169,8 @@ class Replicas:
         self._line_of |= parties
         return sent
 
-    def _free_seat(self, lines: set[int]) -> int:
-        free = (seat for seat, line in enumerate(self._lines) if line not in lines)
+    def _free_seat(self, lines: set[int], fitting: Sequence[int]) -> int:
+        free = (seat for seat in fitting if self._lines[seat] not in lines)
         return next(free)
 
     def _hand_over(self, seat: int, owner: int, optimizer: Optimizer) -> int:

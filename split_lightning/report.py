@@ -24,13 +24,14 @@ _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "averaging_bytes": ("bytes for averaging", filesize.decimal),
     "server_averaging_bytes": ("bytes between servers", filesize.decimal),
     "hop_bytes": ("bytes from hop to hop", filesize.decimal),
+    "layer_bytes": ("bytes of layers that moved", filesize.decimal),
     "images_per_second": ("images per second", "{:,.0f}".format),
     "virtual_seconds": ("virtual seconds", "{:,.1f}".format),
     "seconds": ("time", lambda value: str(timedelta(seconds=round(value)))),
 }
 # Shown where there is a cut, and where there was some.
 _TRAFFIC = ("uplink_bytes", "downlink_bytes", "handoff_bytes", "handoffs")
-_AVERAGING = ("averaging_bytes", "server_averaging_bytes", "hop_bytes")
+_AVERAGING = ("averaging_bytes", "server_averaging_bytes", "hop_bytes", "layer_bytes")
 
 
 def print_results(

@@ -14,10 +14,12 @@ class Stage(NamedTuple):
     Attributes:
         party: Who computes it.
         stretch: Which stretch of the party's segment it is, from 0.
+        is_cut: Whether what is behind it is another party's.
     """
 
     party: Party
     stretch: int
+    is_cut: bool = True
 
     @property
     def name(self) -> str:

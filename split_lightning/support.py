@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import (
     BatchSizeFinder,
@@ -13,6 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from split_lightning.callbacks.weight_passing import WeightPassing
 from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.kinds import ClientKinds
 
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
 _CALLBACKS = (BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging)
@@ -143,4 +146,34 @@ def require_weight_passing(
             f"`optimizer_state={optimizer_state}` is a policy for weights that come "
             "from elsewhere, and with RoundRobinWeightPassing(enabled=False) or "
             "ClientAveraging(every=None) none do. Leave it at `keep`."
+        )
+
+
+def require_like_clients(
+    trainer: pl.Trainer,
+    data: pl.LightningDataModule | None,
+    kinds: ClientKinds,
+    passing: Sequence[WeightPassing],
+) -> None:
+    """Stops where clients that hold different layers would have to hold the same.
+
+    Raises:
+        ValueError: If there are more kinds to deal out than clients.
+        MisconfigurationException: Says what needs clients that are alike.
+    """
+    if isinstance(data, SplitDataModule):
+        kinds.check(data.num_clients)
+    if trainer.world_size > 1:
+        raise MisconfigurationException(
+            f"{trainer.world_size} processes train the same layers in each step, and "
+            "here clients differ in the layers that they hold. Use one device: "
+            "Trainer(devices=1, strategy='auto')."
+        )
+    if any(callback.acts_together and callback.num_seats == 1 for callback in passing):
+        raise MisconfigurationException(
+            "Clients that are averaged at each step act on the same weights, and here "
+            "they differ in the layers that they hold. Average them at the ends of "
+            "rounds (ClientAveraging(every=1); in a configuration protocol=parallel "
+            "protocol.callbacks.weight_passing.every=1), or let all cut after the same "
+            "layer."
         )

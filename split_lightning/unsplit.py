@@ -16,6 +16,7 @@ from split_lightning.classifier import Classifier
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import ClientBatch
 from split_lightning.finite import NonFinitePolicy
+from split_lightning.kinds import CLIENT
 from split_lightning.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
@@ -23,6 +24,7 @@ from split_lightning.optimizers import (
     make_scheduler,
 )
 from split_lightning.parties import Parties
+from split_lightning.piece import Piece
 from split_lightning.replicas import Buffers, OptimizerState, Replicas
 from split_lightning.spill import SpillFolder
 from split_lightning.support import (
@@ -75,8 +77,12 @@ class UnsplitLightningModule(Classifier):
     ) -> None:
         spill = None if spill_to is None else SpillFolder(spill_to)
         store = dict if spill is None else spill.store
-        clients = Replicas(network, optimizer_state, buffers, store)
-        parties = Parties(clients, spill=spill)
+
+        def replicas(segment: nn.Module) -> Replicas:
+            return Replicas(segment, optimizer_state, buffers, store)
+
+        piece = Piece(CLIENT, network, {"client": replicas})
+        parties = Parties([piece], spill=spill)
         super().__init__(num_classes, criterion, channels_last, non_finite, parties)
         self.network = network.to(memory_format=self.memory_format)
         self.optimizer = optimizer

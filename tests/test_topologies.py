@@ -343,6 +343,7 @@ def test_the_channel_counts_what_crosses_each_cut(tmp_path, route):
         "handoffs": 0,
         "averaging_bytes": 0,
         "server_averaging_bytes": 0,
+        "layer_bytes": 0,
     }
 
 

@@ -18,6 +18,7 @@ _BYTES = {
     "averaging_bytes": "for averaging: client segments",
     "server_averaging_bytes": "between servers: their segments",
     "hop_bytes": "between servers: smashed data and gradients",
+    "layer_bytes": "between clients and servers: layers",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import pytorch_lightning as pl
@@ -108,13 +109,16 @@ def _add(sums: Gradients, optimizer: Optimizer) -> None:
 
 
 def _cosine(one: Gradients, other: Gradients) -> float | None:
-    """Returns the cosine of the angle between two gradients; `None` if one is zero."""
+    """Returns the cosine of the angle between two gradients; `None` if one is zero.
+
+    It is that of what both are of: clients may hold different layers.
+    """
     common = one.keys() & other.keys()
     dot = sum(float((one[i] * other[i].to(one[i].device)).sum()) for i in common)
-    lengths = _norm(one) * _norm(other)
+    lengths = _norm(one, common) * _norm(other, common)
     return dot / lengths if lengths != 0.0 else None
 
 
-def _norm(gradients: Gradients) -> float:
-    norms = [torch.linalg.vector_norm(tensor) for tensor in gradients.values()]
+def _norm(gradients: Gradients, places: Iterable[int]) -> float:
+    norms = [torch.linalg.vector_norm(gradients[place]) for place in sorted(places)]
     return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0

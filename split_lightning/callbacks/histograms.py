@@ -67,7 +67,7 @@ class Histograms(pl.Callback):
 
     def _observe(self, crossing: Crossing, values: tuple[Any, ...]) -> None:
         # Kept from the round's last batch alone: else it would hold on to memory.
-        is_wanted = crossing.content == "smashed data" and crossing.cut == 0
+        is_wanted = crossing.content == "smashed data" and crossing.sender == "client"
         if is_wanted and self._trainer and self._trainer.is_last_batch:
             self._smashed = tuple(v.detach() for v in values if isinstance(v, Tensor))
 

@@ -32,6 +32,7 @@ COLUMNS = (
     "averaging_bytes",
     "server_averaging_bytes",
     "hop_bytes",
+    "layer_bytes",
     "images",
     "virtual_seconds",
     "seconds",

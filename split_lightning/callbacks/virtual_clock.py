@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,8 +11,10 @@ from typing_extensions import override
 
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.schedule import PooledSchedule
+from split_lightning.kinds import places_of
 from split_lightning.route import Party, Stage
 from split_lightning.system import System, Timeline, Work, work_of
+from split_lightning.system.timeline import Itinerary
 
 _BYTES_PER_LABEL = 8
 
@@ -38,6 +40,7 @@ class VirtualClock(pl.Callback):
         self._state: dict[str, Any] | None = None  # waits for the fit's start
         self._module: Any = None
         self._crossed: list[list[int]] = []
+        self._itineraries: dict[int, Itinerary] = {}  # by kind of client
 
     @property
     def seconds(self) -> float:
@@ -62,25 +65,35 @@ class VirtualClock(pl.Callback):
                 "A virtual clock counts the work of an image of the data, and needs "
                 f"a SplitDataModule (`datamodule=...`), but got {data!r}."
             )
-        route = getattr(pl_module, "route", None)
-        if route is None:  # of one network: a client's, or whoever has all samples
-            pooled = isinstance(data.schedule, PooledSchedule)
-            route = [Stage("server" if pooled else "client", 0)]
-        example = data.example().to(pl_module.device)
-        work = work_of(pl_module.stages(), pl_module.laid_out(example))
-        times = getattr(pl_module, "server_work", 1)
-        scaled = [
-            Work(times * own.forward, times * own.backward)
-            if stage.party == "server"
-            else own
-            for stage, own in zip(route, work, strict=True)
-        ]
-        self.timeline = Timeline(self.system, route, scaled)
+        self._pooled = isinstance(data.schedule, PooledSchedule)
+        self._example = pl_module.laid_out(data.example().to(pl_module.device))
+        self._itineraries.clear()
+        self.timeline = Timeline(self.system, *self._of_client(0), self._of_client)
         if self._state is not None and trainer.ckpt_path is not None:
             self.timeline.load_state_dict(self._state)
         self._state = None
         if self not in pl_module.parties.listeners:
             pl_module.parties.listeners.append(self)
+
+    def _of_client(self, client_id: int) -> Itinerary:
+        """Returns who computes what for a client, and what that takes."""
+        parties = self._module.parties
+        kind = parties.kinds.kind_of(client_id, parties.num_clients)
+        if kind not in self._itineraries:
+            route = places_of(parties.route_of(client_id))
+            if self._pooled:  # one network, with all samples
+                route = [Stage("server", 0)]
+            places = self._module.places(client_id)
+            work = work_of({str(i): own for i, own in enumerate(places)}, self._example)
+            times = getattr(self._module, "server_work", 1)
+            scaled = [
+                Work(times * own.forward, times * own.backward)
+                if stage.party == "server"
+                else own
+                for stage, own in zip(route, work, strict=True)
+            ]
+            self._itineraries[kind] = (route, scaled)
+        return self._itineraries[kind]
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -90,19 +103,26 @@ class VirtualClock(pl.Callback):
         """Clients made a step on some samples each, with a server."""
         assert self.timeline is not None
         before, self._crossed = self._crossed, self._by_cut()
-        count = sum(samples.values())
-        crossing = [
-            ((now[0] - then[0]) / count, (now[1] - then[1]) / count)
-            for now, then in zip(self._crossed, before, strict=True)
-        ]
-        if crossing and self.timeline.route[-1].party == "server":  # with the labels
-            crossing[0] = (crossing[0][0] + _BYTES_PER_LABEL, crossing[0][1])
+        crossing = []
+        routes = {k: self._of_client(k)[0] for k in samples}
+        for place, (now, then) in enumerate(zip(self._crossed, before, strict=True)):
+            through = [k for k, route in routes.items() if route[place].is_cut]
+            count = sum(samples[k] for k in through) or 1
+            labels = _BYTES_PER_LABEL * any(
+                place == _first_cut(route) and route[-1].party == "server"
+                for route in (routes[k] for k in through)
+            )
+            crossing.append(
+                ((now[0] - then[0]) / count + labels, (now[1] - then[1]) / count)
+            )
         self.timeline.step(samples, server, crossing)
 
-    def handed_over(self, sender: int, receiver: int, num_bytes: int) -> None:
-        """A client took weights over from another."""
+    def handed_over(
+        self, sender: int | None, receiver: int | None, num_bytes: int, server: int
+    ) -> None:
+        """A client took weights over from another; `None` is its server."""
         assert self.timeline is not None
-        self.timeline.hand_over(sender, receiver, num_bytes)
+        self.timeline.hand_over(sender, receiver, num_bytes, server)
 
     def averaged(self, party: Party, sent: Mapping[int, int]) -> None:
         """Parties sent so many bytes of weights each, and got the mean back."""
@@ -137,6 +157,10 @@ class VirtualClock(pl.Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = dict(state_dict) or None
+
+
+def _first_cut(route: Sequence[Stage]) -> int:
+    return [stage.is_cut for stage in route].index(True)
 
 
 def virtual_seconds(trainer: pl.Trainer) -> float | None:

@@ -48,6 +48,7 @@ _TRAVELLED: Columns = {
     "averaging_bytes": ("averaging\nclients", _size),
     "server_averaging_bytes": ("averaging\nservers", _size),
     "hop_bytes": ("hop to\nhop", _size),
+    "layer_bytes": ("layers,\nclient\nand server", _size),
 }
 
 

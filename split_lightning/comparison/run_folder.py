@@ -25,6 +25,7 @@ BYTES = (
     "averaging_bytes",
     "server_averaging_bytes",
     "hop_bytes",
+    "layer_bytes",
 )
 _FIGURES = ("test_accuracy", "test_loss", "val_accuracy", "val_loss")
 _COUNTS = ("handoffs", "images", "seconds", "virtual_seconds", "images_per_second")

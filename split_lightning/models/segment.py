@@ -96,22 +96,26 @@ class Segment(nn.Module):
         ]
 
 
-class OneStretch(nn.Module):
-    """One stretch of a segment that has several, as a module of its own.
+class Stretches(nn.Module):
+    """Stretches of segments, one after the other, as a module of its own.
 
     Args:
-        segment: The segment; its layers are the segment's own.
-        stretch: Which of its stretches.
+        segments: The segments; their layers are their own.
+        stretches: Which stretch of each.
     """
 
-    def __init__(self, segment: nn.Module, stretch: int) -> None:
+    def __init__(self, segments: Sequence[nn.Module], stretches: Sequence[int]) -> None:
         super().__init__()
-        self.segment = segment
-        self.stretch = stretch
+        self.segments = nn.ModuleList(segments)
+        self.stretches = list(stretches)
 
     def forward(self, *inputs: Any) -> Any:
-        """Runs the stretch: see `Segment.forward`."""
-        return self.segment(*inputs, stretch=self.stretch)
+        """Runs the stretches: see `Segment.forward`."""
+        results: Any = inputs
+        for segment, stretch in zip(self.segments, self.stretches, strict=True):
+            values = results if isinstance(results, tuple) else (results,)
+            results = segment(*values, stretch=stretch)
+        return results
 
 
 def adopt(segment: nn.Module, network: nn.Module, path: str) -> None:

@@ -120,6 +120,39 @@ def _cut(network: nn.Module, cut_layers: Sequence[str | int]) -> list[Stretch]:
     return [*stretches, Stretch(graphs, sends=False)]
 
 
+def in_order(network: nn.Module, layers: Sequence[str | int]) -> list[str | int]:
+    """Returns layers, each once, in the order in which the network runs them.
+
+    Raises:
+        ValueError: If one of them is no layer that runs in training.
+
+    >>> network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> in_order(network, [1, "0", 1])
+    ['0', '1']
+    """
+    network = copy.deepcopy(network)
+    traces = _trace(network)
+    ends = traces[True].ends
+    paths = {_path_of(network, layer, traces) for layer in layers}
+    for path in paths - ends.keys():
+        raise ValueError(
+            "Expected argument `cut_layer` to be a layer with parts of the network "
+            f"before and after it, but `{path}` does not run. "
+            f"{_nearest(network, traces, path)}"
+        )
+    return [*sorted(paths, key=lambda path: ends[path])]
+
+
+def path_of(network: nn.Module, layer: str | int) -> str:
+    """Returns the path of a layer that is named by a path or a child's index.
+
+    >>> path_of(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), 1)
+    '1'
+    """
+    network = copy.deepcopy(network)
+    return _path_of(network, layer, _trace(network))
+
+
 def merge(*segments: nn.Module) -> dict[str, Tensor]:
     """Returns the state dict of the unsplit network from its segments.
 

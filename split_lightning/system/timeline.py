@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
-from split_lightning.route import Stage
+from split_lightning.route import Party, Stage
 from split_lightning.system.system import System
 from split_lightning.system.work import Work
+
+# Who computes each stretch of the network, and what that takes.
+Itinerary: TypeAlias = tuple[Sequence[Stage], Sequence[Work]]
 
 
 class Timeline:
@@ -23,6 +26,8 @@ class Timeline:
         system: Devices and links.
         route: Who computes which stretch of the network.
         work: What each of them computes of a sample.
+        of_client: The route and the work of a client, where clients differ; all are of
+            as many stretches. `None`: as above, of all.
 
     Attributes:
         clients: When each client that ever acted is ready.
@@ -30,11 +35,14 @@ class Timeline:
     """
 
     def __init__(
-        self, system: System, route: Sequence[Stage], work: Sequence[Work]
+        self,
+        system: System,
+        route: Sequence[Stage],
+        work: Sequence[Work],
+        of_client: Callable[[int], Itinerary] | None = None,
     ) -> None:
         self.system = system
-        self.route = list(route)
-        self.work = list(work)
+        self.of_client = of_client or (lambda client_id: (route, work))
         self.clients: dict[int, float] = {}
         self.servers: dict[tuple[int, int], float] = {}
         # The last mean of the clients: when it was made, its bytes, and who has it.
@@ -59,18 +67,37 @@ class Timeline:
             crossing: For each cut the bytes of a sample that cross it, forth and back.
         """
         times = {client_id: self._ready(client_id) for client_id in samples}
-        places = list(enumerate(self.route))
-        for place, stage in places:
-            self._compute(times, samples, group, stage, self.work[place].forward)
+        own = {client_id: self.of_client(client_id) for client_id in samples}
+        places = range(len(next(iter(own.values()))[0]))
+        for place in places:
+            at = {k: (route[place], work[place]) for k, (route, work) in own.items()}
+            flops = {k: work.forward * samples[k] for k, (_, work) in at.items()}
+            self._compute(
+                times, group, {k: stage for k, (stage, _) in at.items()}, flops
+            )
             if place < len(crossing):
-                pair = self.route[place : place + 2]
-                self._cross(times, samples, pair, crossing[place][0])
-        for place, stage in reversed(places):
+                self._cross(times, samples, self._pairs(own, place), crossing[place][0])
+        for place in reversed(places):
             if place < len(crossing):
-                pair = self.route[place : place + 2][::-1]
-                self._cross(times, samples, pair, crossing[place][1])
-            self._compute(times, samples, group, stage, self.work[place].backward)
+                pairs = {k: p[::-1] for k, p in self._pairs(own, place).items()}
+                self._cross(times, samples, pairs, crossing[place][1])
+            at = {k: (route[place], work[place]) for k, (route, work) in own.items()}
+            flops = {k: work.backward * samples[k] for k, (_, work) in at.items()}
+            self._compute(
+                times, group, {k: stage for k, (stage, _) in at.items()}, flops
+            )
         self.clients |= times
+
+    @staticmethod
+    def _pairs(
+        own: Mapping[int, Itinerary], place: int
+    ) -> dict[int, tuple[Party, ...]]:
+        """Returns who sends and who receives, for each client that crosses a cut."""
+        return {
+            k: tuple(stage.party for stage in route[place : place + 2])
+            for k, (route, _) in own.items()
+            if route[place].is_cut
+        }
 
     def _ready(self, client_id: int) -> float:
         ready = self.clients.get(client_id, 0.0)
@@ -83,52 +110,66 @@ class Timeline:
     def _compute(
         self,
         times: dict[int, float],
-        samples: Mapping[int, int],
         group: int,
-        stage: Stage,
-        flops: float,
+        stages: Mapping[int, Stage],
+        flops: Mapping[int, float],
     ) -> None:
-        """Lets a stage's party work; a server on the samples of all clients at once."""
-        if stage.party == "client":
-            for k, count in samples.items():
-                times[k] += flops * count / self.system.client(k).flops
-            return
-        server = (group, stage.stretch)
-        begin = max([*times.values(), self.servers.get(server, 0.0)])
-        end = begin + flops * sum(samples.values()) / self.system.server_flops
-        self.servers[server] = end
-        times.update(dict.fromkeys(times, end))
+        """Lets stages' parties work; a server on the samples of its clients at once."""
+        members: dict[int, list[int]] = {}
+        for k, stage in stages.items():
+            if stage.party == "client":
+                times[k] += flops[k] / self.system.client(k).flops
+            else:
+                members.setdefault(stage.stretch, []).append(k)
+        for stretch, served in members.items():
+            server = (group, stretch)
+            begin = max([*(times[k] for k in served), self.servers.get(server, 0.0)])
+            end = begin + sum(flops[k] for k in served) / self.system.server_flops
+            self.servers[server] = end
+            times.update(dict.fromkeys(served, end))
 
     def _cross(
         self,
         times: dict[int, float],
         samples: Mapping[int, int],
-        pair: Sequence[Stage],
+        pairs: Mapping[int, Sequence[Party]],
         num_bytes: float,
     ) -> None:
         """Lets a sample's bytes go from one stage to another."""
-        sender, receiver = (stage.party for stage in pair)
-        for k, count in samples.items():
+        hopping = [k for k, pair in pairs.items() if "client" not in pair]
+        taken = self.system.hops(num_bytes * sum(samples[k] for k in hopping))
+        for k, (sender, receiver) in pairs.items():
             device = self.system.client(k)
             if sender == "client":
-                times[k] += device.sends(num_bytes * count)
+                times[k] += device.sends(num_bytes * samples[k])
             elif receiver == "client":
-                times[k] += device.receives(num_bytes * count)
-        if sender == receiver == "server":
-            taken = self.system.hops(num_bytes * sum(samples.values()))
-            times.update({k: time + taken for k, time in times.items()})
+                times[k] += device.receives(num_bytes * samples[k])
+            else:
+                times[k] += taken
 
-    def hand_over(self, sender: int, receiver: int, num_bytes: float) -> None:
-        """Weights go from one client to another, past a server.
+    def hand_over(
+        self, sender: int | None, receiver: int | None, num_bytes: float, group: int = 0
+    ) -> None:
+        """Weights go from one client to another, past a server, or only to or from it.
 
         The receiver goes on when it has them.
+
+        Args:
+            sender: The client; `None`: the server.
+            receiver: The client; `None`: the server.
+            num_bytes: Of the weights.
+            group: The server.
         """
-        there = (
-            self._ready(sender)
-            + self.system.client(sender).sends(num_bytes)
-            + self.system.client(receiver).receives(num_bytes)
-        )
-        self.clients[receiver] = max(self._ready(receiver), there)
+        server = (group, 0)
+        there = self.servers.get(server, 0.0)
+        if sender is not None:
+            device = self.system.client(sender)
+            there = self._ready(sender) + device.sends(num_bytes)
+        if receiver is not None:
+            there += self.system.client(receiver).receives(num_bytes)
+            self.clients[receiver] = max(self._ready(receiver), there)
+        else:
+            self.servers[server] = max(self.servers.get(server, 0.0), there)
 
     def average_clients(self, members: Mapping[int, float]) -> None:
         """Clients send their weights to where the mean is made, and get it back.

@@ -17,7 +17,7 @@ IMAGES = 48  # 60 less a fifth: what a round trains on
 NAMES = (
     "round,train_loss,val_loss,val_accuracy,uplink_bytes,downlink_bytes,"
     "handoff_bytes,handoffs,averaging_bytes,server_averaging_bytes,"
-    "hop_bytes,images,virtual_seconds,seconds"
+    "hop_bytes,layer_bytes,images,virtual_seconds,seconds"
 )
 
 
