@@ -34,6 +34,8 @@ _NEEDS = {
     ],
 }
 
+_PLAIN = {"is_plain": True}  # a value of any type that is no object
+
 
 @dataclass
 class DataConfig:
@@ -56,7 +58,7 @@ class ModelConfig:
     """A network and its cut: `conf/model`."""
 
     network: Any = MISSING
-    cut_layer: int | str = MISSING
+    cut_layer: Any = field(default=MISSING, metadata=_PLAIN)  # a layer, or a list
     hop_layer: int | str | None = None
     head_layer: int | str | None = None
     weights: str | None = None
@@ -190,7 +192,7 @@ def _check_values(plain: Any, schema: type, prefix: str = "") -> None:
             _check_values(value, hint, f"{key}.")
         elif spec.default == MISSING and value in (None, MISSING):
             raise ValueError(f"Expected `{key}` to have a value, but got null.")
-        elif hint is Any and not _can_be_built(value):
+        elif hint is Any and not (spec.metadata or _can_be_built(value)):
             raise ValueError(
                 f"Expected `{key}` to be an object with a `_target_`, but got "
                 f"{value!r}."
@@ -344,7 +346,8 @@ def summary(cfg: DictConfig, typed: Sequence[str] = ()) -> dict[str, Any]:
         "server_lr": "optimizer.server.lr",
         "precision": "trainer.precision",
     }
-    chosen = {name: OmegaConf.select(cfg, key) for name, key in keys.items()}
+    found = {name: OmegaConf.select(cfg, key) for name, key in keys.items()}
+    chosen = {k: str(v) if OmegaConf.is_list(v) else v for k, v in found.items()}
     for word in as_typed(typed):
         key, _, text = word.lstrip("+").partition("=")
         if word.startswith("~") or key in (*keys.values(), *_NO_CHOICES):

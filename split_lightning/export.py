@@ -116,7 +116,7 @@ def describe(cfg: DictConfig, data: SplitDataModule, images: Tensor) -> dict[str
         "std": std * (shape[0] // len(std)),
         "input": "(pixels / 255 - mean) / std, float32 of shape (B, C, H, W)",
         "network": OmegaConf.to_container(cfg.model.network, resolve=True),
-        "cut_layers": list(cfg.topology.cut_layers),
+        "cut_layers": OmegaConf.to_container(cfg.topology.cut_layers, resolve=True),
         "split_lightning": split_lightning.__version__,
         "torch": str(torch.__version__),
     }

@@ -195,10 +195,8 @@ def _listed(cut_layer: CutLayers) -> list[list[str | int]]:
     Raises:
         ValueError: If other cuts than the first differ.
     """
-    layers = [
-        [layer] if isinstance(layer, str | int) else list(layer)
-        for layer in listed(cut_layer)  # type: ignore[arg-type]
-    ]
+    found = listed(cut_layer)  # type: ignore[arg-type]
+    layers = [own if isinstance(own, list | tuple) else [own] for own in found]
     if not layers[0] or any(len(several) != 1 for several in layers[1:]):
         raise ValueError(
             "Expected argument `cut_layer` to be a layer, or several in order, of "

@@ -1,7 +1,9 @@
 """Clients that cut after different layers, against plain loops over whole networks."""
 
+import json
 from collections import Counter, defaultdict
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -20,12 +22,27 @@ from protocols import (
     network,
     step,
 )
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from safetensors.torch import load_file
 from test_protocols import EACH, SKEWED, plain_fedavg
+from test_resume import check
+from test_train import command
 
-from split_lightning import RoundRobinWeightPassing
-from split_lightning.callbacks import ClientAveraging, ServerAveraging
-from split_lightning.data import RoundRobinSchedule
-from split_lightning.models import merge
+from split_lightning import (
+    CycleSplitLightningModule,
+    RoundRobinWeightPassing,
+    SplitLightningModule,
+)
+from split_lightning.callbacks import (
+    ClientAveraging,
+    ResumeCheckpoint,
+    ServerAveraging,
+)
+from split_lightning.data import ParallelSchedule, RoundRobinSchedule
+from split_lightning.evaluation import evaluate
+from split_lightning.export import main as export_run
+from split_lightning.models import DigitsCNN, merge
+from split_lightning.runs import read_config
 from split_lightning.server_map import ServerMap
 
 PLAIN = partial(torch.optim.SGD, lr=0.05)
@@ -67,8 +84,7 @@ def holder_of(cuts, client, layer, server=0):
     return ("client", client) if layer in cuts[2][client] else ("server", server)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("local_steps", [None, 1])
+@pytest.mark.parametrize(("momentum", "local_steps"), [(0.0, None), (0.9, 1)])
 def test_a_round_robin_is_the_unsplit_network_bit_for_bit(
     tmp_path, cuts, momentum, local_steps
 ):
@@ -143,19 +159,18 @@ def test_a_round_robin_by_policy_equals_a_plain_loop(
         assert_close(whole_of(module, client), expected)
 
 
-@pytest.mark.parametrize("policy", ["keep", "travel", "reset"])
-def test_splitfed_v1_is_federated_averaging(tmp_path, cuts, policy):
+@pytest.mark.parametrize(
+    ("policy", "order"), [("keep", 1), ("travel", -1), ("reset", 1)]
+)
+def test_splitfed_v1_is_federated_averaging(tmp_path, cuts, policy, order):
     """Whoever holds a layer: with its own momentum, or the mean of all."""
     options = {"optimizer_state": policy, "server_optimizer_state": policy}
-    for flow in (
-        [ClientAveraging(), ServerAveraging(remote=False)],
-        [ServerAveraging(remote=False), ClientAveraging()],
-    ):
-        module = made(cuts, server_map=EACH, **options)
-        fit(tmp_path, module, make_data(**SKEWED, servers=EACH), flow)
-        expected = plain_fedavg(make_data(**SKEWED), policy=policy)[0]
-        assert_close(whole_of(module), expected)
-        assert module.parties.representatives() == []
+    flow = [ClientAveraging(), ServerAveraging(remote=False)][::order]
+    module = made(cuts, server_map=EACH, **options)
+    fit(tmp_path, module, make_data(**SKEWED, servers=EACH), flow)
+    expected = plain_fedavg(make_data(**SKEWED), policy=policy)[0]
+    assert_close(whole_of(module), expected)
+    assert module.parties.representatives() == []
 
 
 class Copies:
@@ -200,25 +215,24 @@ class Copies:
             self.samples[layer, holder] += len(targets)
 
     def average(self, layers, party=None):
-        """All holders of a layer go on from the mean over those who trained it."""
+        """All holders of a layer go on from the mean over those who trained it.
+
+        Args:
+            layers: Which layers.
+            party: Which holders; `None`: all, clients and servers.
+        """
+        holders = [(name, k) for name in ("client", "server") for k in range(3)]
+        holders = [holder for holder in holders if party in (None, holder[0])]
         for name in network().state_dict():
             layer = layer_of(name)
-            trained = {h: n for (at, h), n in self.samples.items() if at == layer}
-            if party is not None:
-                trained = {h: n for h, n in trained.items() if h[0] == party}
-            if layer not in layers or not trained:
-                continue
-            states = [{name: self.layers[holder][name]} for holder in trained]
-            mean = mean_state(states, trained.values())
-            everybody = [("client", k) for k in range(3)]
-            everybody += [("server", s) for s in range(3)]
-            for holder in everybody:
-                if party in (None, holder[0]):
+            weights = {h: self.samples[layer, h] for h in holders}
+            trained = {h: n for h, n in weights.items() if n and layer in layers}
+            if trained:
+                states = [{name: self.layers[holder][name]} for holder in trained]
+                mean = mean_state(states, trained.values())
+                for holder in holders:
                     self.layers[holder] |= mean
-        if party is None:
-            layers_done = layers
-            for key in [key for key in self.samples if key[0] in layers_done]:
-                del self.samples[key]
+        self.samples.clear()
 
 
 def held_by_clients(cuts):
@@ -250,7 +264,6 @@ def test_splitfed_v3_equals_a_plain_loop(tmp_path, cuts):
     fit(tmp_path, module, data, flow)
     copies = Copies(cuts, server_of=lambda client: client)
     for round_index in range(ROUNDS):
-        copies.samples.clear()
         for ((client, inputs, targets),) in batches_of(data, round_index):
             copies.train(client, inputs, targets)
         copies.average(set(range(8)), party="server")
@@ -278,3 +291,183 @@ def test_several_servers_equal_a_plain_loop(tmp_path, cuts):
         states = [nets[group].state_dict() for group in samples]
         whole.load_state_dict(mean_state(states, samples.values()))
     assert_close(whole_of(module), whole.state_dict())
+
+
+WIDTHS = [4 * 36, 4 * 36, 4 * 36, 4 * 9, 36, 8, 8]  # what each layer hands on
+
+
+def size_of(layers):
+    state = network().state_dict()
+    return sum(t.nbytes for name, t in state.items() if layer_of(name) in layers)
+
+
+def test_bytes_are_counted_where_they_belong(tmp_path, cuts):
+    """Held against closed formulas: what crosses, and what is handed over."""
+    module = made(cuts)
+    data = make_data(**SKEWED)
+    fit(tmp_path, module, data, [RoundRobinWeightPassing()])
+    listed, labels, held = cuts
+    own = [len(part) * ROUNDS for part in data.parts]
+    first = [listed[0][k * len(listed[0]) // 3] for k in range(3)]
+    depths = sorted(set(first))
+    crossing = [
+        sum(4 * n * WIDTHS[at] for n, at in zip(own, first, strict=True) if at == cut)
+        for cut in depths
+    ]
+    crossing += [4 * sum(own) * WIDTHS[cut] for cut in listed[1:]]
+    assert module.channel.by_cut == [[count, count] for count in crossing]
+    turns = [k for _ in range(ROUNDS) for k in range(3)]
+    to_clients, to_or_from_server = 0, 0
+    for before, after in pairwise(turns):
+        both = set(held[before]) & set(held[after])
+        to_clients += size_of(both)
+        to_or_from_server += size_of(set(held[before]) ^ set(held[after]))
+    totals = module.totals()
+    assert totals["handoffs"] == len(turns) - 1
+    assert totals["handoff_bytes"] == to_clients
+    assert totals["layer_bytes"] == to_or_from_server > 0
+    labels_sent = 8 * sum(own) if labels == "server" else 0
+    first_cut = sum(crossing[: len(depths)])
+    head = crossing[-1] if labels == "client" else 0
+    assert totals["uplink_bytes"] == first_cut + head + labels_sent
+    assert totals["hop_bytes"] == 2 * (sum(crossing) - first_cut - head)
+
+
+def test_a_client_remembers_only_layers_that_it_holds(tmp_path, cuts):
+    """Those that wait: weights of their own, and a momentum of each."""
+    module = made(cuts)
+    flow = [RoundRobinWeightPassing(enabled=False)]
+    fit(tmp_path, module, make_data(), flow)
+    remembered = defaultdict(set)
+    for piece in module.parties.pieces.values():
+        state = piece.of("client").state_dict() if "client" in piece.live else {}
+        for part in ("weights", "optimizer_states"):
+            for client, own in state.get(part, {}).items():
+                remembered[client] |= {layer_of(name) for name in own}
+    with_weights = {layer_of(name) for name in network().state_dict()}
+    shallow, deep = (cuts[2].index(f(cuts[2], key=len)) for f in (min, max))
+    for client in {0, shallow, deep}:
+        assert remembered[client] <= set(cuts[2][client])
+    assert remembered[0] == set(cuts[2][0]) & with_weights
+
+
+STOPPED = {
+    "hand-off": ([RoundRobinWeightPassing], {"optimizer_state": "travel"}, None),
+    "mean": ([ClientAveraging, ServerAveraging], {"server_map": EACH}, EACH),
+    "own layers": (
+        [partial(ClientAveraging, every=None), ServerAveraging],
+        {"server_map": EACH},
+        EACH,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STOPPED)
+@pytest.mark.parametrize(("cut", "spills"), [("one each", True), ("U", False)])
+def test_a_run_that_was_stopped_goes_on(tmp_path, cut, name, spills):
+    """In mid-round, with what the server holds between clients."""
+    cuts = CUTS[cut]
+    flow, options, servers = STOPPED[name]
+    folder = {"spill_to": tmp_path / "waiting"} if spills else {}
+    schedule = RoundRobinSchedule(local_steps=None if servers else 1)
+
+    def make():
+        data = make_data(schedule=schedule, servers=servers)
+        return made(cuts, **options, **folder), data
+
+    check(tmp_path, make, (3,), flow)
+
+
+def test_a_run_goes_on_with_the_cuts_it_began_with(tmp_path):
+    checkpoint = ResumeCheckpoint(tmp_path)
+    flow = [RoundRobinWeightPassing(), checkpoint]
+    fit(tmp_path, make_split([[0, 2]]), make_data(2), flow, rounds=1)
+    with pytest.raises(ValueError, match=r"same entries.*\[0, 1\].*now are \[1, 0\]"):
+        fit(
+            tmp_path,
+            make_split([[2, 0]]),
+            make_data(2),
+            flow,
+            ckpt_path=tmp_path / "last.ckpt",
+        )
+
+
+BAD = {
+    "more cuts than clients": (
+        {"cut_layer": [[0, 2, 5, 0]]},
+        [RoundRobinWeightPassing()],
+        r"at most one entry of `cut_layer` for each client \(`num_clients`: 3\).*got 4",
+    ),
+    "a second cut that differs": (
+        {"cut_layer": [0, [2, 5]]},
+        [RoundRobinWeightPassing()],
+        "only the first cut may differ",
+    ),
+    "no such layer": (
+        {"cut_layer": [[0, "nowhere"]]},
+        [RoundRobinWeightPassing()],
+        "`cut_layer` to be the path of a layer of Sequential, but got 'nowhere'",
+    ),
+    "averaged at each step": (
+        {"cut_layer": [[0, 2]]},
+        [ClientAveraging(every="step")],
+        "averaged at each step act on the same weights",
+    ),
+    "gradients that are averaged": (
+        {"cut_layer": [[0, 2]], "average_cut_gradients": 2},
+        [ClientAveraging()],
+        "`average_cut_gradients` to be null where clients differ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_does_not_go_together_is_refused(tmp_path, name):
+    options, flow, message = BAD[name]
+    together = isinstance(flow[0], ClientAveraging)
+    schedule = ParallelSchedule() if together else RoundRobinSchedule()
+    with pytest.raises((ValueError, MisconfigurationException), match=message):
+        fit(tmp_path, make_split(**options), make_data(3, schedule=schedule), flow)
+
+
+def test_momentum_does_not_travel_to_another_kind_of_optimizer():
+    module = SplitLightningModule(
+        network(), [[0, 2]], SGD, torch.optim.Adam, 3, optimizer_state="travel"
+    )
+    with pytest.raises(ValueError, match=r"different kinds.*client's is SGD.*Adam"):
+        module.configure_optimizers()
+
+
+def test_a_server_that_trains_first_has_one_depth():
+    with pytest.raises(ValueError, match="different depths is no batch"):
+        CycleSplitLightningModule(network(), [[0, 2]], SGD, SGD, 3)
+
+
+QUICK = ["rounds=1", "num_clients=4", "batch_size=400"]
+
+
+@pytest.mark.parametrize(
+    ("topology", "protocol"),
+    [
+        ("vanilla", "round_robin"),
+        ("u_shaped", "splitfed_v3"),
+        ("multi_hop", "splitfed_v2"),
+    ],
+)
+def test_the_command_line(monkeypatch, tmp_path, topology, protocol):
+    """A run is trained, tested, tested again and exported from its folder."""
+    words = [f"topology={topology}", f"protocol={protocol}", *QUICK]
+    words += ["model.cut_layer=[relu1,maxpool]", "system=wan"]
+    (folder,) = command(monkeypatch, tmp_path, *words)
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["layer_bytes"] > 0) == (protocol == "round_robin")
+    again = evaluate(read_config(folder), folder)[0]
+    assert again["test_accuracy"] == results["test_accuracy"]
+    own = 3 if protocol == "splitfed_v3" else None
+    apart = protocol == "splitfed_v3"
+    assert (folder / "networks/3/between.safetensors").is_file() == apart
+    export_run([f"run={folder}", *([f"client={own}"] if own else []), "format=torch"])
+    if not apart:
+        export_run([f"run={folder}", "format=safetensors"])
+        state = load_file(folder / "export/network.safetensors")
+        assert state.keys() == DigitsCNN().state_dict().keys()
