@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from test_protocols import EACH, SKEWED, plain_fedavg
 from test_resume import check
 from test_train import command
+from torch.nn.functional import cross_entropy
 
 from split_lightning import (
     CycleSplitLightningModule,
@@ -37,6 +38,7 @@ from split_lightning.callbacks import (
     ClientAveraging,
     ResumeCheckpoint,
     ServerAveraging,
+    VirtualClock,
 )
 from split_lightning.data import ParallelSchedule, RoundRobinSchedule
 from split_lightning.evaluation import evaluate
@@ -44,6 +46,7 @@ from split_lightning.export import main as export_run
 from split_lightning.models import DigitsCNN, merge
 from split_lightning.runs import read_config
 from split_lightning.server_map import ServerMap
+from split_lightning.system import System, work_of
 
 PLAIN = partial(torch.optim.SGD, lr=0.05)
 
@@ -471,3 +474,137 @@ def test_the_command_line(monkeypatch, tmp_path, topology, protocol):
         export_run([f"run={folder}", "format=safetensors"])
         state = load_file(folder / "export/network.safetensors")
         assert state.keys() == DigitsCNN().state_dict().keys()
+
+
+@pytest.mark.parametrize("cut_gradient", ["joint", "own"])
+@pytest.mark.parametrize("every", [None, 1])
+def test_parallel_equals_a_plain_loop(tmp_path, cuts, every, cut_gradient):
+    """Clients of different depth join the server's batch where they cut."""
+    options = SKEWED | {"schedule": ParallelSchedule(), "batch_size": 6}
+    module = made(cuts, cut_gradient=cut_gradient)
+    fit(tmp_path, module, make_data(**options), [ClientAveraging(every=every)])
+    held, is_own = cuts[2], cut_gradient == "own"
+    nets, server = [network() for _ in range(3)], network()
+    own = [SGD(layers_of(net, held[k])) for k, net in enumerate(nets)]
+    at_server = SGD(server.parameters())
+    for round_index in range(ROUNDS):
+        samples = Counter()
+        for parts in batches_of(make_data(**options), round_index):
+            for optimizer in (*own, at_server):
+                optimizer.zero_grad()
+            joint_loss(parts, nets, server, held).backward()
+            total = sum(len(targets) for *_, targets in parts)
+            for k, _, targets in parts:
+                for parameter in layers_of(nets[k], held[k]):
+                    parameter.grad *= total / len(targets) if is_own else 1
+                own[k].step()
+                for layer in range(8):
+                    holder = k if layer in held[k] else "server"
+                    samples[layer, holder] += len(targets)
+            at_server.step()
+        if every:
+            average_layers(nets, server, held, samples)
+    for k, net in enumerate(nets):
+        state = server.state_dict() | {
+            name: t for name, t in net.state_dict().items() if layer_of(name) in held[k]
+        }
+        assert_close(whole_of(module, k), state)
+
+
+def layers_of(net, layers):
+    return [p for name, p in net.named_parameters() if layer_of(name) in layers]
+
+
+def joint_loss(parts, nets, server, held):
+    """The mean loss of a step, layer by layer: each client's, or the server's batch."""
+    values = {k: inputs for k, inputs, _ in parts}
+    sizes = {k: len(targets) for k, _, targets in parts}
+    for layer in range(8):
+        served = [k for k in values if layer not in held[k]]
+        values |= {k: nets[k][layer](values[k]) for k in values if k not in served}
+        if served:
+            joint = server[layer](torch.cat([values[k] for k in served]))
+            counts = [sizes[k] for k in served]
+            values |= zip(served, torch.split(joint, counts), strict=True)
+    logits, targets = torch.cat(list(values.values())), [t for *_, t in parts]
+    return cross_entropy(logits, torch.cat(targets))
+
+
+def average_layers(nets, server, held, samples):
+    """Layers that clients hold: the mean over all who trained them."""
+    copies = dict(enumerate(nets)) | {"server": server}
+    for layer in {layer for own in held for layer in own}:
+        trained = {h: n for (at, h), n in samples.items() if at == layer}
+        states = [copies[holder][layer].state_dict() for holder in trained]
+        mean = mean_state(states, trained.values())
+        for net in copies.values():
+            net[layer].load_state_dict(mean)
+
+
+STRETCHES = [[0], [1, 2], [3, 4, 5], [6, 7]]  # of "one each"
+SYSTEM = System([1e5, 1e6], 1e6, [1e4, 1e5], [1e5, 1e6], latency=0.01, seed=5)
+
+
+class Clock:
+    """The times of "one each", added up stretch by stretch."""
+
+    def __init__(self, held):
+        self.held = held
+        self.clients, self.server = dict.fromkeys(range(3), 0.0), 0.0
+        layers = {str(i): layer for i, layer in enumerate(network())}
+        self.work = work_of(layers, torch.rand(1, 1, 6, 6))
+
+    def step(self, sizes):
+        for backward in (False, True):
+            order = STRETCHES[::-1] if backward else STRETCHES
+            for layers in order:
+                flops = sum(self.work[layer][backward] for layer in layers)
+                there = [k for k in sizes if layers[0] not in self.held[k]]
+                for k in sizes.keys() - there:
+                    cuts = layers[-1] == max(self.held[k])
+                    count, device = 4 * WIDTHS[layers[-1]] * sizes[k], SYSTEM.client(k)
+                    if cuts and backward:
+                        self.clients[k] += device.receives(count)
+                    self.clients[k] += sizes[k] * flops / device.flops
+                    if cuts and not backward:
+                        self.clients[k] += device.sends(count + 8 * sizes[k])
+                if there:
+                    begin = max([self.server, *(self.clients[k] for k in there)])
+                    took = flops * sum(sizes[k] for k in there) / SYSTEM.server_flops
+                    self.server = begin + took
+                    self.clients |= dict.fromkeys(there, self.server)
+
+    def hand_over(self, before, after):
+        one, other = (set(self.held[k]) for k in (before, after))
+        sender, receiver = SYSTEM.client(before), SYSTEM.client(after)
+        done, served = self.clients[before], self.server
+        size = size_of(one & other)
+        ready = [
+            self.clients[after],
+            done + sender.sends(size) + receiver.receives(size),
+        ]
+        if other - one:
+            ready.append(served + receiver.receives(size_of(other - one)))
+        if one - other:
+            self.server = max(served, done + sender.sends(size_of(one - other)))
+        self.clients[after] = max(ready)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_deeper_clients_compute_more_in_virtual_time(tmp_path, together):
+    cuts = CUTS["one each"]
+    schedule = ParallelSchedule() if together else RoundRobinSchedule()
+    flow = ClientAveraging(every=None) if together else RoundRobinWeightPassing()
+    clock = VirtualClock(SYSTEM)
+    data = make_data(schedule=schedule)
+    fit(tmp_path, made(cuts), data, [flow, clock])
+    expected, before = Clock(cuts[2]), None
+    for round_index in range(ROUNDS):
+        for parts in batches_of(data, round_index):
+            first = parts[0][0]
+            if not together and before not in (None, first):
+                expected.hand_over(before, first)
+            before = first
+            expected.step({k: len(targets) for k, _, targets in parts})
+    total = max([expected.server, *expected.clients.values()])
+    assert clock.seconds == pytest.approx(total)
