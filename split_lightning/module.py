@@ -256,10 +256,10 @@ class SplitLightningModule(ManualOptimization):
         crossed: list[tuple[Several, Several]] = []
         for cut, stage in enumerate(self.route[:-1]):
             activations: Several = self._compute(stage, batch, several)
-            several = [self.channel.send(own, cut) for own in activations]
+            several = self._sent(batch, activations, cut)
             crossed.append((activations, several))
         logits = self._compute(self.route[-1], batch, several)
-        targets = self.channel.send_targets(batch.targets)
+        targets = self._sent_targets(batch)
         losses, loss = self._loss_of(batch, logits, targets)
 
         # Back to the last cut, and on from cut to cut. Gradients of several processes
@@ -273,6 +273,7 @@ class SplitLightningModule(ManualOptimization):
             if slopes:  # unless nothing trains before the cut
                 torch.autograd.backward(outputs, slopes)
             gradients += returned
+        self._gather(batch)
 
         acting = self.clients.acting()
         computed = {
@@ -318,6 +319,22 @@ class SplitLightningModule(ManualOptimization):
         return joint_step.at_clients(
             self.clients, batch, inputs, stage.stretch, self.batch_norm
         )
+
+    def _sent(
+        self, batch: StepBatch, activations: Several, cut: int
+    ) -> list[Activations]:
+        """Returns what is behind a cut of what was computed before it."""
+        return [self.channel.send(own, cut) for own in activations]
+
+    def _sent_targets(self, batch: StepBatch) -> Tensor:
+        """Returns the labels of a batch where the loss is."""
+        return self.channel.send_targets(batch.targets)
+
+    def _gather(self, batch: StepBatch) -> None:
+        """Leaves the gradients of a step where the optimizers look for them.
+
+        They are there, where the forward was on the live weights.
+        """
 
     def _factors(self, batch: StepBatch) -> Tensor:
         """Returns by what clients multiply the gradient of the step's mean loss."""

@@ -7,12 +7,22 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 from typing_extensions import override
 
+from split_lightning.data.asynchronous_schedule import AsynchronousSchedule
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.schedule import PooledSchedule
+from split_lightning.data.seconds import EqualSeconds
 from split_lightning.route import Party, Stage
-from split_lightning.system import System, Timeline, Work, work_of
+from split_lightning.system import (
+    System,
+    SystemSeconds,
+    Timeline,
+    Work,
+    crossing_of,
+    work_of,
+)
 
 _BYTES_PER_LABEL = 8
 
@@ -38,6 +48,8 @@ class VirtualClock(pl.Callback):
         self._state: dict[str, Any] | None = None  # waits for the fit's start
         self._module: Any = None
         self._crossed: list[list[int]] = []
+        self._in_flight = 1
+        self._schedule: AsynchronousSchedule | None = None
 
     @property
     def seconds(self) -> float:
@@ -79,8 +91,40 @@ class VirtualClock(pl.Callback):
         if self._state is not None and trainer.ckpt_path is not None:
             self.timeline.load_state_dict(self._state)
         self._state = None
+        self._in_flight = data.schedule.in_flight
+        if isinstance(data.schedule, AsynchronousSchedule):
+            self._tell(data.schedule, trainer, pl_module, example)
         if self not in pl_module.parties.listeners:
             pl_module.parties.listeners.append(self)
+
+    def _tell(
+        self,
+        schedule: AsynchronousSchedule,
+        trainer: pl.Trainer,
+        module: Any,
+        example: Tensor,
+    ) -> None:
+        """Tells a schedule that plans by time how long things take."""
+        assert self.timeline is not None
+        with trainer.precision_plugin.train_step_context():
+            crossing = crossing_of(module.stages(), module.laid_out(example))
+        schedule.seconds = SystemSeconds(
+            self.system,
+            self.timeline.route,
+            self.timeline.work,
+            self._with_labels(crossing),
+            module.parties.clients.weight_bytes,
+        )
+        self._schedule = schedule
+
+    def _with_labels(
+        self, crossing: list[tuple[float, float]]
+    ) -> list[tuple[float, float]]:
+        """Returns the bytes of a sample that cross the cuts, and its label's."""
+        assert self.timeline is not None
+        if crossing and self.timeline.route[-1].party == "server":
+            crossing[0] = (crossing[0][0] + _BYTES_PER_LABEL, crossing[0][1])
+        return crossing
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -95,14 +139,24 @@ class VirtualClock(pl.Callback):
             ((now[0] - then[0]) / count, (now[1] - then[1]) / count)
             for now, then in zip(self._crossed, before, strict=True)
         ]
-        if crossing and self.timeline.route[-1].party == "server":  # with the labels
-            crossing[0] = (crossing[0][0] + _BYTES_PER_LABEL, crossing[0][1])
-        self.timeline.step(samples, server, crossing)
+        self.timeline.step(
+            samples, server, self._with_labels(crossing), self._in_flight
+        )
 
     def handed_over(self, sender: int, receiver: int, num_bytes: int) -> None:
         """A client took weights over from another."""
         assert self.timeline is not None
         self.timeline.hand_over(sender, receiver, num_bytes)
+
+    def began_turn(self, client_id: int, num_bytes: int) -> None:
+        """A client began a turn from the newest weights, of so many bytes."""
+        assert self.timeline is not None
+        self.timeline.begin_turn(client_id, num_bytes)
+
+    def handed_in(self, client_id: int, num_bytes: int) -> None:
+        """A client that is done with its turn handed in so many bytes of weights."""
+        assert self.timeline is not None
+        self.timeline.hand_in(client_id, num_bytes)
 
     def averaged(self, party: Party, sent: Mapping[int, int]) -> None:
         """Parties sent so many bytes of weights each, and got the mean back."""
@@ -129,6 +183,8 @@ class VirtualClock(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit" and self in pl_module.parties.listeners:
             pl_module.parties.listeners.remove(self)
+        if self._schedule is not None:
+            self._schedule.seconds, self._schedule = EqualSeconds(), None
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -37,6 +37,11 @@ class Timeline:
         self.work = list(work)
         self.clients: dict[int, float] = {}
         self.servers: dict[tuple[int, int], float] = {}
+        self._arrived: dict[int, float] = {}  # what each client sent last
+        # Of each client the gradients that it has no use for yet, where several of its
+        # batches are on their way: when it has them, and the backward's seconds.
+        self._gradients: dict[int, list[tuple[float, float]]] = {}
+        self._handed_in = 0.0  # when the last hand-in was there
         # The last mean of the clients: when it was made, its bytes, and who has it.
         self._mean: tuple[float, float, set[int]] | None = None
 
@@ -50,6 +55,7 @@ class Timeline:
         samples: Mapping[int, int],
         group: int,
         crossing: Sequence[tuple[float, float]],
+        in_flight: int = 1,
     ) -> None:
         """A step of clients and their server.
 
@@ -57,20 +63,42 @@ class Timeline:
             samples: Number of samples of each client.
             group: Their server.
             crossing: For each cut the bytes of a sample that cross it, forth and back.
+            in_flight: How many batches of a client may be on their way: its backward
+                comes after the forwards of the next `in_flight - 1`.
         """
         times = {client_id: self._ready(client_id) for client_id in samples}
         places = list(enumerate(self.route))
         for place, stage in places:
             self._compute(times, samples, group, stage, self.work[place].forward)
+            if place == 0:
+                self.clients |= times
             if place < len(crossing):
                 pair = self.route[place : place + 2]
                 self._cross(times, samples, pair, crossing[place][0])
+            if place == 0:  # it is there after what the client sent before
+                times = {k: max(t, self._arrived.get(k, t)) for k, t in times.items()}
+                self._arrived |= times
         for place, stage in reversed(places):
             if place < len(crossing):
                 pair = self.route[place : place + 2][::-1]
                 self._cross(times, samples, pair, crossing[place][1])
-            self._compute(times, samples, group, stage, self.work[place].backward)
-        self.clients |= times
+            if stage.party == "server" or place > 0:
+                self._compute(times, samples, group, stage, self.work[place].backward)
+        if self.route[0].party == "server":
+            self.clients |= times
+            return
+        for client_id, time in times.items():
+            flops = self.work[0].backward * samples[client_id]
+            seconds = flops / self.system.client(client_id).flops
+            self._gradients.setdefault(client_id, []).append((time, seconds))
+            self._go_back(client_id, in_flight - 1)
+
+    def _go_back(self, client_id: int, waiting: int) -> None:
+        """Lets a client compute backwards, until only so many gradients wait."""
+        gradients = self._gradients[client_id]
+        while len(gradients) > waiting:
+            there, seconds = gradients.pop(0)
+            self.clients[client_id] = max(self.clients[client_id], there) + seconds
 
     def _ready(self, client_id: int) -> float:
         ready = self.clients.get(client_id, 0.0)
@@ -130,6 +158,24 @@ class Timeline:
         )
         self.clients[receiver] = max(self._ready(receiver), there)
 
+    def hand_in(self, client_id: int, num_bytes: float) -> None:
+        """A client that is done with its turn sends its weights, if any.
+
+        It goes on when they are there.
+        """
+        self._go_back(client_id, 0)
+        there = self._ready(client_id)
+        if num_bytes:
+            there += self.system.client(client_id).sends(num_bytes)
+        self.clients[client_id] = there
+        self._handed_in = max(there, self._handed_in)
+
+    def begin_turn(self, client_id: int, num_bytes: float) -> None:
+        """A client gets the weights that were handed in last, and begins."""
+        begin = max(self._ready(client_id), self._handed_in)
+        there = begin + self.system.client(client_id).receives(num_bytes)
+        self.clients[client_id] = self._arrived[client_id] = there
+
     def average_clients(self, members: Mapping[int, float]) -> None:
         """Clients send their weights to where the mean is made, and get it back.
 
@@ -180,6 +226,12 @@ class Timeline:
             "clients": dict(self.clients),
             "servers": [[*server, time] for server, time in self.servers.items()],
             "mean": mean,
+            "arrived": dict(self._arrived),
+            "gradients": {
+                k: [list(own) for own in waiting]
+                for k, waiting in self._gradients.items()
+            },
+            "handed_in": self._handed_in,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -188,3 +240,9 @@ class Timeline:
         self.servers = {(g, stretch): time for g, stretch, time in state["servers"]}
         mean = state["mean"]
         self._mean = None if mean is None else (mean[0], mean[1], set(mean[2]))
+        self._arrived = dict(state.get("arrived", {}))
+        self._gradients = {
+            k: [(there, seconds) for there, seconds in waiting]
+            for k, waiting in state.get("gradients", {}).items()
+        }
+        self._handed_in = state.get("handed_in", 0.0)
