@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import override
 
 from split_lightning.channel import Activations, values_of
+from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import StepBatch
 from split_lightning.joint_step import Several
 from split_lightning.loss_skipping import LossSkipping
@@ -63,6 +65,12 @@ class AsynchronousSplitLightningModule(SplitLightningModule):
     @override
     def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
         super().verify(trainer, data)
+        if not (isinstance(data, SplitDataModule) and data.schedule.hands_in):
+            raise MisconfigurationException(
+                "AsynchronousSplitLightningModule is for clients whose turns run at "
+                "the same time: give the data module an AsynchronousSchedule, or use "
+                "SplitLightningModule."
+            )
         if self.skipping.threshold is not None:
             require_one_device(trainer)  # what is stored is of whole batches
 
