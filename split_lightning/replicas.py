@@ -321,8 +321,9 @@ class Replicas:
             newest = mixed(flat(self._initial_optimizer), flat(states), share)
             self._initial_optimizer = nested(newest)
         if share:
-            if self.optimizer_state == "reset" and self._newest_of is not None:
-                self._optimizer_states.pop(self._newest_of, None)
+            done = self._optimizer_states.keys() - self._mixes_before.keys()
+            for other in done if self.optimizer_state == "reset" else ():
+                del self._optimizer_states[other]  # the newest were its own till now
             self._newest_of = party if share == 1 else None
             self._mixes += 1
         seat = self.seated[party]
