@@ -57,6 +57,7 @@ BASELINE = "centralized"
 # What is typed for each.
 PROTOCOLS = {
     "round_robin": ["protocol=round_robin"],
+    "async_round_robin": ["protocol=async_round_robin"],
     "splitfed_v1": ["protocol=splitfed_v1"],
     "splitfed_v2": ["protocol=splitfed_v2"],
     "splitfed_v3": ["protocol=splitfed_v3"],

@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from split_lightning.asynchronous import AsynchronousSplitLightningModule
 from split_lightning.callbacks import (
     ClientAveraging,
     RoundRobinWeightPassing,
@@ -21,6 +22,7 @@ except PackageNotFoundError:  # run from a checkout
     __version__ = "0.1.0"
 
 __all__ = [
+    "AsynchronousSplitLightningModule",
     "ClientAveraging",
     "CutCost",
     "CycleSplitLightningModule",

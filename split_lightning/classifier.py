@@ -95,6 +95,26 @@ class Classifier(EvaluatedClassifier):
         """Gives the turn to clients, each of which goes on from its own weights."""
         self.parties.switch_to(list(client_ids), self.optimizers_of())
 
+    def begin_turn(self, client_id: int) -> None:
+        """Lets a client begin from the newest weights that were handed in.
+
+        The bytes are counted where they come from another client.
+        """
+        self.parties.begin_turn(client_id, self.optimizers_of())
+
+    def hand_in(self, client_id: int, share: float) -> bool:
+        """Mixes a client's weights into the newest, at the end of its turn.
+
+        Args:
+            client_id: Whose.
+            share: The part of the mixture that is its own; 1: a hand-off.
+
+        Returns:
+            Whether it had any to hand in.
+        """
+        self.parties.hand_in(client_id, share, self.optimizers_of())
+        return share > 0
+
     def share(self, *client_ids: int) -> None:
         """Gives the turn to clients that act on the same weights together.
 

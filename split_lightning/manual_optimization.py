@@ -91,6 +91,8 @@ class ManualOptimization(Classifier):
         self.server_lr_exponent = server_lr_exponent
         self._accumulated = 0
 
+    stashes = False  # whether it keeps the weights of batches on their way
+
     @override
     def is_accumulating(self) -> bool:
         return self._accumulated > 0

@@ -294,7 +294,7 @@ class SplitLightningModule(ManualOptimization):
             flow, sent = self._send(place, batch, flow)
             crossed += sent
         logits = [bundle.values for bundle in flow]
-        targets = self.channel.send_targets(batch.targets)
+        targets = self._sent_targets(batch)
         losses, loss = self._loss_of(batch, logits, targets)
 
         # Back to the last cut, and on from cut to cut. Gradients of several processes
@@ -308,6 +308,7 @@ class SplitLightningModule(ManualOptimization):
             if slopes:  # unless nothing trains before the cut
                 torch.autograd.backward(outputs, slopes)
             gradients += returned
+        self._gather(batch)
 
         clients, servers = self._of_clients(batch), self._of_servers(batch)
         computed = {
@@ -405,6 +406,16 @@ class SplitLightningModule(ManualOptimization):
         ]
         activations = [bundle.values for bundle in sent]
         return after, [Crossed(place, ends, members_of(sent), activations, smashed)]
+
+    def _sent_targets(self, batch: StepBatch) -> Tensor:
+        """Returns the labels of a batch where the loss is."""
+        return self.channel.send_targets(batch.targets)
+
+    def _gather(self, batch: StepBatch) -> None:
+        """Leaves the gradients of a step where the optimizers look for them.
+
+        They are there, where the forward was on the live weights.
+        """
 
     def _factors(self, batch: StepBatch) -> Tensor:
         """Returns by what clients multiply the gradient of the step's mean loss."""

@@ -29,6 +29,12 @@ class PartyListener(Protocol):
     ) -> None:
         """A client took weights over from another; `None` is its server."""
 
+    def began_turn(self, client_id: int, num_bytes: int) -> None:
+        """A client began a turn from the newest weights, of so many bytes."""
+
+    def handed_in(self, client_id: int, num_bytes: int) -> None:
+        """A client that is done with its turn handed in so many bytes of weights."""
+
     def averaged(self, party: Party, sent: Mapping[int, int]) -> None:
         """Parties sent so many bytes of weights each, and got the mean back."""
 
@@ -169,6 +175,23 @@ class Parties:
             self.traffic.handoff_bytes += sum(between_clients)
             self.traffic.handoffs += len(between_clients)
             self.traffic.layer_bytes += moved.total() - sum(between_clients)
+
+    def begin_turn(
+        self, client_id: int, optimizers: Optimizers, is_sent: bool = True
+    ) -> None:
+        """Lets a client begin from the newest weights that were handed in."""
+        sent = self.clients.begin(client_id, optimizers["client"])
+        for listener in self.listeners:
+            listener.began_turn(client_id, self.clients.weight_bytes)
+        if self.is_counting and is_sent and sent:
+            self.traffic.handoff_bytes += sent
+            self.traffic.handoffs += 1
+
+    def hand_in(self, client_id: int, share: float, optimizers: Optimizers) -> None:
+        """Mixes so much of a client's weights into the newest; 0 leaves those be."""
+        sent = self.clients.mix(client_id, share, optimizers["client"])
+        for listener in self.listeners:
+            listener.handed_in(client_id, sent)
 
     def switch_to(self, client_ids: list[int], optimizers: Optimizers) -> None:
         """Gives the turn to clients, each of which goes on from its own weights."""

@@ -19,7 +19,7 @@ from split_lightning.optimizer_states import (
     states_of,
     take_out,
 )
-from split_lightning.running_mean import RunningMean
+from split_lightning.running_mean import RunningMean, mixed
 
 OptimizerState: TypeAlias = Literal["keep", "travel", "reset"]
 Buffers: TypeAlias = Literal["average", "keep"]
@@ -40,6 +40,8 @@ class Replicas:
 
     Lines may be averaged: each that is done (`collect`) is added to a running mean, and
     all begin anew from it (`spread`), weighted by the samples they were trained on.
+    Or each that is done is mixed into the newest (`mix`), from which the next begin
+    (`begin`).
 
     Args:
         segment: The first live segment.
@@ -98,6 +100,9 @@ class Replicas:
         self._samples: dict[int, int] = {}  # of each line, since the last averaging
         self._collected: set[int] = set()
         self._mean, self._optimizer_mean = RunningMean(), RunningMean()
+        self._mixes = 0  # number of times that a line was mixed into the newest
+        self._mixes_before: dict[int, int] = {}  # of each line that began since
+        self._newest_of: int | None = None  # whose alone the newest is
         self._hidden: State = {}  # of the first seat, while another line is shown
         self._shown: int | None = None
 
@@ -280,6 +285,88 @@ class Replicas:
             self._optimizer_states.clear()
         return sent
 
+    def begin(self, party: int, optimizer: Optimizer) -> int:
+        """Lets a party act next on a line of its own, from the newest weights.
+
+        The newest are those that were mixed last, or else those of the run's start.
+
+        Returns:
+            The bytes that would travel to it: none where the newest are its own alone,
+            or the start's.
+        """
+        comes = self._mixes > 0 and self._newest_of != party
+        if comes and self.optimizer_state == "reset":
+            self._optimizer_states.pop(party, None)
+        self.enter({party: party}, optimizer)
+        self._mixes_before[party] = self._mixes
+        return self._travelling_bytes(party, optimizer) if comes else 0
+
+    def running(self) -> list[int]:
+        """Returns the parties that began, and are not mixed in yet, in that order."""
+        return list(self._mixes_before)
+
+    def age_of(self, party: int) -> int:
+        """Returns how often the newest changed since a party began."""
+        return self._mixes - self._mixes_before[party]
+
+    def mix(self, party: int, share: float, optimizer: Optimizer) -> int:
+        """Mixes the weights of a party that is done into the newest.
+
+        Parameters, and buffers where they are averaged, become (1 - share) times the
+        newest and share times the party's; so does the optimizer's state that travels.
+
+        Args:
+            party: Who is done.
+            share: From 0, which leaves the newest as they are and is no change of them,
+                to 1, a hand-off.
+            optimizer: The optimizer of all live segments.
+
+        Returns:
+            The bytes that would travel from it.
+        """
+        self.enter({party: party}, optimizer)
+        segment = self.seat_of(party)
+        sent = self._travelling_bytes(party, optimizer) if share else 0
+        kept = set(_buffers_of(segment)) if self.buffers == "keep" else set()
+        own = {k: v for k, v in segment.state_dict().items() if k not in kept}
+        self._initial = mixed(self._initial, own, share)
+        states = states_of(segment, optimizer)
+        if self.optimizer_state == "travel":
+            newest = mixed(flat(self._initial_optimizer), flat(states), share)
+            self._initial_optimizer = nested(newest)
+        if share:
+            done = self._optimizer_states.keys() - self._mixes_before.keys()
+            for other in done if self.optimizer_state == "reset" else ():
+                del self._optimizer_states[other]  # the newest were its own till now
+            self._newest_of = party if share == 1 else None
+            self._mixes += 1
+        seat = self.seated[party]
+        self._collected.add(party)  # so that its weights are not put away
+        self._leave(seat, optimizer)
+        self._collected.remove(party)
+        if self.optimizer_state == "reset" and self._newest_of == party:
+            self._optimizer_states[party] = states
+        self.seated = {}
+        self._samples.pop(party, None)
+        del self._mixes_before[party]
+        segment.load_state_dict(self._initial)
+        return sent
+
+    @property
+    def weight_bytes(self) -> int:
+        """The bytes of a party's weights as they travel to be mixed."""
+        segment = self.seats[0]
+        without = self.buffers == "keep"
+        state = segment.parameters() if without else segment.state_dict().values()
+        return num_bytes(state)
+
+    def _travelling_bytes(self, party: int, optimizer: Optimizer) -> int:
+        """Returns the bytes of what a party that acts would send to be mixed."""
+        own: OptimizerStates = {}
+        if self.optimizer_state == "travel":
+            own = states_of(self.seat_of(party), optimizer)
+        return self.weight_bytes + num_bytes(flat(own).values())
+
     @property
     def are_apart(self) -> bool:
         """Whether the parties' weights may differ from each other's."""
@@ -351,6 +438,9 @@ class Replicas:
             "optimizer_states": dict(self._optimizer_states),
             "samples": self._samples,
             "collected": list(self._collected),
+            "mixes": self._mixes,
+            "mixes_before": self._mixes_before,
+            "newest_of": self._newest_of,
             "mean": self._mean.state_dict(),
             "optimizer_mean": self._optimizer_mean.state_dict(),
         }
@@ -371,6 +461,9 @@ class Replicas:
             waiting.clear()
             waiting.update(state[name])
         self._collected = set(state["collected"])
+        self._mixes = state.get("mixes", 0)
+        self._mixes_before = state.get("mixes_before", {})
+        self._newest_of = state.get("newest_of")
         self._mean.load_state_dict(state["mean"], device)
         self._optimizer_mean.load_state_dict(state["optimizer_mean"], device)
 

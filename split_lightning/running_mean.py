@@ -23,11 +23,11 @@ class RunningMean:
     """
 
     def __init__(self) -> None:
-        self.weight = 0
+        self.weight: float = 0
         self._sums: dict[str, Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
 
-    def add(self, state: Mapping[str, Tensor], weight: int) -> None:
+    def add(self, state: Mapping[str, Tensor], weight: float) -> None:
         """Adds a state with a weight, such as its number of samples."""
         self.weight += weight
         for name, tensor in state.items():
@@ -56,3 +56,22 @@ class RunningMean:
         """Takes over what `state_dict` returned."""
         self.weight, self._dtypes = state["weight"], state["dtypes"]
         self._sums = {name: total.to(device) for name, total in state["sums"].items()}
+
+
+def mixed(
+    one: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float
+) -> dict[str, Tensor]:
+    """Returns a state between two: so much of the other, and the rest of the one.
+
+    What only one of them has stays as it is. With a share of 1 it is the other, bit for
+    bit, and with 0 the one.
+
+    >>> mixed({"w": torch.tensor([1.0])}, {"w": torch.tensor([5.0])}, share=0.25)
+    {'w': tensor([2.])}
+    """
+    both = [name for name in other if name in one]
+    mean = RunningMean()
+    mean.add({name: one[name] for name in both}, 1 - share)
+    mean.add({name: other[name] for name in both}, share)
+    alone = {**one, **(other if share else {})}
+    return mean.state() | {k: t.clone() for k, t in alone.items() if k not in both}

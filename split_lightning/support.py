@@ -141,6 +141,14 @@ def require_weight_passing(
                 "(ParallelSchedule is for several), or another callback "
                 "(ClientAveraging is for both, with every='step' for several)."
             )
+    hands_in = isinstance(data, SplitDataModule) and data.schedule.hands_in
+    for callback in passing:
+        if hands_in and not callback.hands_in:
+            raise MisconfigurationException(
+                "The clients' turns run at the same time, and "
+                f"{type(callback).__name__} is for turns that follow each other. Use "
+                "AsynchronousWeightPassing()."
+            )
     if optimizer_state != "keep" and not all(callback.enabled for callback in passing):
         raise MisconfigurationException(
             f"`optimizer_state={optimizer_state}` is a policy for weights that come "

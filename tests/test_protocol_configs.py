@@ -17,14 +17,24 @@ from protocols import (
 )
 
 from split_lightning import (
+    AsynchronousSplitLightningModule,
     CycleSplitLightningModule,
     RoundRobinWeightPassing,
     ServerMap,
 )
 from split_lightning.building import build
-from split_lightning.callbacks import ClientAveraging, ServerAveraging
+from split_lightning.callbacks import (
+    AsynchronousWeightPassing,
+    ClientAveraging,
+    ServerAveraging,
+)
 from split_lightning.config import check
-from split_lightning.data import ParallelSchedule, PooledSchedule, RoundRobinSchedule
+from split_lightning.data import (
+    AsynchronousSchedule,
+    ParallelSchedule,
+    PooledSchedule,
+    RoundRobinSchedule,
+)
 
 EACH = ServerMap(None)
 
@@ -36,6 +46,10 @@ def composed(folder, *typed):
 
 def make_cycle(**options):
     return CycleSplitLightningModule(network(), 2, SGD, SGD, 3, **options)
+
+
+def make_asynchronous(**options):
+    return AsynchronousSplitLightningModule(network(), 2, SGD, SGD, 3, **options)
 
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -67,6 +81,12 @@ TINY = [
 V1_SERVERS = ServerAveraging(remote=False)
 EXPECTED = {
     "round_robin": (RoundRobinSchedule(), None, [RoundRobinWeightPassing()], {}),
+    "async_round_robin": (
+        AsynchronousSchedule(),
+        None,
+        [AsynchronousWeightPassing()],
+        {"make": make_asynchronous},
+    ),
     "parallel": (ParallelSchedule(), None, [ClientAveraging(None)], {}),
     "gpsl": (
         ParallelSchedule(draw="proportional"),
@@ -104,7 +124,8 @@ EXPECTED = {
 NO_USE = {
     "clients_per_round": {"centralized"},
     "local_epochs": set(),
-    "local_steps": PROTOCOLS - {"round_robin", "splitfed_v2", "multi_server"},
+    "local_steps": PROTOCOLS
+    - {"round_robin", "async_round_robin", "splitfed_v2", "multi_server"},
     "optimizer_state": {"centralized", "local", "gpsl", "splitfed_v3"},
     "server_optimizer_state": PROTOCOLS
     - {"splitfed_v1", "splitfed_v3", "multi_server"},

@@ -175,6 +175,7 @@ def by_round(cfg, data):
     server_of = [client * groups // data.num_clients for client in range(5)]
     restarts = cfg.protocol.callbacks.get("weight_passing", {}).get("average_every")
     sampler, known, last, symbols = data.train_dataloader().sampler, set(), {}, []
+    newest = {"hand-ins": 0, "of": None}
     for round_index in range(cfg.rounds):
         sampler.set_epoch(round_index)
         plans = list(sampler)
@@ -185,6 +186,8 @@ def by_round(cfg, data):
         for client, server in ((p.client_id, server_of[p.client_id]) for p in plans):
             handoffs += last.get(server, client) != client
             last[server] = client
+        if any(plan.service.before for plan in plans):
+            handoffs = sum(taken_over(plans, newest))
         symbols.append(
             sizes_of_segments(cfg.model.cut_layer)
             | {
@@ -198,6 +201,20 @@ def by_round(cfg, data):
             }
         )
     return symbols
+
+
+def taken_over(plans, newest):
+    """Yields whether each turn begins from weights that are not its client's alone."""
+    begun = {}
+    events = [event for plan in plans for event in plan.service.before]
+    for client, begins in [*events, *plans[-1].service.after]:
+        if begins:
+            begun[client] = newest["hand-ins"]
+            yield newest["hand-ins"] > 0 and newest["of"] != client
+        else:
+            is_last = begun[client] == newest["hand-ins"]
+            newest["of"] = client if is_last else None
+            newest["hand-ins"] += 1
 
 
 def sizes_of_segments(cut_layer):

@@ -1,5 +1,6 @@
 """Callbacks: weight passing, monitors, pictures, progress."""
 
+from split_lightning.callbacks.asynchronous_passing import AsynchronousWeightPassing
 from split_lightning.callbacks.availability_monitor import AvailabilityMonitor
 from split_lightning.callbacks.averaging import ClientAveraging, ServerAveraging
 from split_lightning.callbacks.best_checkpoint import BestCheckpoint
@@ -30,6 +31,7 @@ from split_lightning.callbacks.weight_passing import (
 )
 
 __all__ = [
+    "AsynchronousWeightPassing",
     "AvailabilityMonitor",
     "BestCheckpoint",
     "ClientAveraging",

@@ -9,11 +9,20 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
+from split_lightning.data.asynchronous_schedule import AsynchronousSchedule
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.schedule import PooledSchedule
+from split_lightning.data.seconds import EqualSeconds
 from split_lightning.kinds import places_of
 from split_lightning.route import Party, Stage
-from split_lightning.system import System, Timeline, Work, work_of
+from split_lightning.system import (
+    System,
+    SystemSeconds,
+    Timeline,
+    Work,
+    crossing_of,
+    work_of,
+)
 from split_lightning.system.timeline import Itinerary
 
 _BYTES_PER_LABEL = 8
@@ -41,6 +50,8 @@ class VirtualClock(pl.Callback):
         self._module: Any = None
         self._crossed: list[list[int]] = []
         self._itineraries: dict[int, Itinerary] = {}  # by kind of client
+        self._in_flight = 1
+        self._schedule: AsynchronousSchedule | None = None
 
     @property
     def seconds(self) -> float:
@@ -72,6 +83,9 @@ class VirtualClock(pl.Callback):
         if self._state is not None and trainer.ckpt_path is not None:
             self.timeline.load_state_dict(self._state)
         self._state = None
+        self._in_flight = data.schedule.in_flight
+        if isinstance(data.schedule, AsynchronousSchedule):
+            self._tell(data.schedule, trainer, pl_module)
         if self not in pl_module.parties.listeners:
             pl_module.parties.listeners.append(self)
 
@@ -95,6 +109,21 @@ class VirtualClock(pl.Callback):
             self._itineraries[kind] = (route, scaled)
         return self._itineraries[kind]
 
+    def _tell(
+        self, schedule: AsynchronousSchedule, trainer: pl.Trainer, module: Any
+    ) -> None:
+        """Tells a schedule that plans by time how long things take."""
+        route, work = self._of_client(0)
+        with trainer.precision_plugin.train_step_context():
+            crossing = crossing_of(module.stages(), self._example)
+        forth, back = crossing[0]
+        crossing[0] = (forth + _label_bytes(route, 0), back)
+        weight_bytes = module.parties.clients.weight_bytes
+        schedule.seconds = SystemSeconds(
+            self.system, route, work, crossing, weight_bytes
+        )
+        self._schedule = schedule
+
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._crossed = self._by_cut()  # the module has set its counts by now
@@ -108,14 +137,11 @@ class VirtualClock(pl.Callback):
         for place, (now, then) in enumerate(zip(self._crossed, before, strict=True)):
             through = [k for k, route in routes.items() if route[place].is_cut]
             count = sum(samples[k] for k in through) or 1
-            labels = _BYTES_PER_LABEL * any(
-                place == _first_cut(route) and route[-1].party == "server"
-                for route in (routes[k] for k in through)
-            )
+            labels = max((_label_bytes(routes[k], place) for k in through), default=0)
             crossing.append(
                 ((now[0] - then[0]) / count + labels, (now[1] - then[1]) / count)
             )
-        self.timeline.step(samples, server, crossing)
+        self.timeline.step(samples, server, crossing, self._in_flight)
 
     def handed_over(
         self, sender: int | None, receiver: int | None, num_bytes: int, server: int
@@ -123,6 +149,16 @@ class VirtualClock(pl.Callback):
         """A client took weights over from another; `None` is its server."""
         assert self.timeline is not None
         self.timeline.hand_over(sender, receiver, num_bytes, server)
+
+    def began_turn(self, client_id: int, num_bytes: int) -> None:
+        """A client began a turn from the newest weights, of so many bytes."""
+        assert self.timeline is not None
+        self.timeline.begin_turn(client_id, num_bytes)
+
+    def handed_in(self, client_id: int, num_bytes: int) -> None:
+        """A client that is done with its turn handed in so many bytes of weights."""
+        assert self.timeline is not None
+        self.timeline.hand_in(client_id, num_bytes)
 
     def averaged(self, party: Party, sent: Mapping[int, int]) -> None:
         """Parties sent so many bytes of weights each, and got the mean back."""
@@ -149,6 +185,8 @@ class VirtualClock(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if stage == "fit" and self in pl_module.parties.listeners:
             pl_module.parties.listeners.remove(self)
+        if self._schedule is not None:
+            self._schedule.seconds, self._schedule = EqualSeconds(), None
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -159,8 +197,10 @@ class VirtualClock(pl.Callback):
         self._state = dict(state_dict) or None
 
 
-def _first_cut(route: Sequence[Stage]) -> int:
-    return [stage.is_cut for stage in route].index(True)
+def _label_bytes(route: Sequence[Stage], place: int) -> int:
+    """Returns the bytes of a label at a cut: at the first, if a server has the loss."""
+    is_first = place == [stage.is_cut for stage in route].index(True)
+    return _BYTES_PER_LABEL if is_first and route[-1].party == "server" else 0
 
 
 def virtual_seconds(trainer: pl.Trainer) -> float | None:

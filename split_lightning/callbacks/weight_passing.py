@@ -25,12 +25,15 @@ class WeightPassing(pl.Callback):
         enabled: Whether weights are handed over.
         acts_together: Whether it gives turns to clients that act together
             (`ParallelSchedule`), to one at a time, or to both (`None`).
+        hands_in: Whether it is for clients whose turns run at the same time
+            (`AsynchronousSchedule`).
         num_seats: For how many clients of a step weights of their own must be live;
             `None`: for all of them.
     """
 
     enabled: bool = True
     acts_together: bool | None = False
+    hands_in: bool = False
     num_seats: int | None = 1
 
 

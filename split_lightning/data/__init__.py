@@ -1,5 +1,6 @@
 """Data: data sets as tensors, partitions, schedules, loaders."""
 
+from split_lightning.data.asynchronous_schedule import AsynchronousSchedule
 from split_lightning.data.availability import Availability
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import (
@@ -27,6 +28,7 @@ from split_lightning.data.sources import (
 )
 
 __all__ = [
+    "AsynchronousSchedule",
     "Availability",
     "BatchPlan",
     "ClientBatch",

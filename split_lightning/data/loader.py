@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from split_lightning.data.sampler import BatchPlan, ClientBatchSampler
+from split_lightning.data.service import Service
 from split_lightning.data.sources import Images
 from split_lightning.processes import ONE_PROCESS, Processes
 
@@ -29,6 +30,7 @@ class ClientBatch(NamedTuple):
         ends_round: Whether this is the last batch that the client makes in the round.
         size: Number of samples of the client's whole batch; `None`: those that are
             here.
+        service: What happens around the step, where clients train at the same time.
     """
 
     client_id: int
@@ -38,6 +40,7 @@ class ClientBatch(NamedTuple):
     share: float = 1.0
     ends_round: bool = True
     size: int | None = None
+    service: Service = Service()
 
     @property
     def parts(self) -> tuple[ClientBatch, ...]:
@@ -179,6 +182,7 @@ class ClientLoader:
             share,
             plan.ends_round,
             len(targets),
+            plan.service,
         )
 
     def state_dict(self) -> dict[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
 from math import inf
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from split_lightning.data.availability import Availability
 from split_lightning.data.schedule import Draw, Schedule
 from split_lightning.data.seeding import derive_seed, generator
+from split_lightning.data.service import Service
 from split_lightning.server_map import ServerMap
 
 
@@ -26,6 +26,7 @@ class BatchPlan(NamedTuple):
         ends_turn: Whether other clients act in the next step.
         seed: Seeds whatever is drawn for this batch.
         ends_round: Whether this is the last batch that the client makes in the round.
+        service: What happens around the step.
     """
 
     client_id: int
@@ -33,6 +34,7 @@ class BatchPlan(NamedTuple):
     ends_turn: bool
     seed: int
     ends_round: bool
+    service: Service = Service()
 
 
 class ClientBatchSampler:
@@ -172,10 +174,11 @@ class ClientBatchSampler:
         left = _batches_in(steps)
         place = (self.seed, self.round_index)
         passes = {k: _Passes(self.partition[k], *place, k) for k in left}
-        for step, following in pairwise([*steps, []]):
-            ends_turn = {k for k, _ in step} != {k for k, _ in following}
-            left.subtract(k for k, _ in step)
-            yield [passes[k].plan(k, n, ends_turn, left[k] == 0) for k, n in step]
+        for draws, ends_turn, service in self.schedule.placed(steps):
+            left.subtract(k for k, _ in draws)
+            yield [
+                passes[k].plan(k, n, ends_turn, left[k] == 0, service) for k, n in draws
+            ]
 
 
 def _batches_in(steps: list[list[Draw]]) -> Counter[int]:
@@ -199,7 +202,12 @@ class _Passes:
         self._passes = self._batches = 0
 
     def plan(
-        self, client_id: int, count: int, ends_turn: bool, ends_round: bool
+        self,
+        client_id: int,
+        count: int,
+        ends_turn: bool,
+        ends_round: bool,
+        service: Service,
     ) -> BatchPlan:
         """Returns the next batch, of so many samples."""
         if len(self._order) == 0:
@@ -210,4 +218,4 @@ class _Passes:
         seed = derive_seed(self.seed, "batch", *self.place, self._batches)
         taken, self._order = self._order[:count], self._order[count:]
         self._batches += 1
-        return BatchPlan(client_id, taken, ends_turn, seed, ends_round)
+        return BatchPlan(client_id, taken, ends_turn, seed, ends_round, service)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from split_lightning.data.seeding import generator
+from split_lightning.data.service import Service
 
 
 class Draw(NamedTuple):
@@ -18,6 +19,20 @@ class Draw(NamedTuple):
 
     client_id: int
     num_samples: int
+
+
+class Step(NamedTuple):
+    """A step in its place among others.
+
+    Attributes:
+        draws: Who takes part in it, with how many samples.
+        ends_turn: Whether it is the last of a turn.
+        service: What happens around it.
+    """
+
+    draws: list[Draw]
+    ends_turn: bool
+    service: Service
 
 
 Draws: TypeAlias = Literal["equal", "proportional"]
@@ -80,7 +95,23 @@ class Schedule(ABC):
             for count in batches_of(size, batch_size, local_epochs):
                 yield [Draw(client_id, count)]
 
+    def placed(self, steps: list[list[Draw]]) -> list[Step]:
+        """Returns the steps of a round in the order in which they take place.
+
+        As they are, as a rule: a turn ends where other clients act in the next step.
+
+        Args:
+            steps: Those that are made, in the order of `steps`.
+        """
+        clients = [{client_id for client_id, _ in step} for step in steps]
+        ends = [one != other for one, other in pairwise([*clients, set[int]()])]
+        return [
+            Step(step, end, Service()) for step, end in zip(steps, ends, strict=True)
+        ]
+
     acts_together = False  # whether several clients may take part in a step
+    hands_in = False  # whether clients' turns run at the same time, and are handed in
+    in_flight = 1  # how many batches of a client may be on their way
 
     def most_together(self, num_clients: int) -> int:
         """Returns the largest number of clients that take part in one step."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from split_lightning.route import Party, Stage
 from split_lightning.system.system import System
@@ -45,6 +45,11 @@ class Timeline:
         self.of_client = of_client or (lambda client_id: (route, work))
         self.clients: dict[int, float] = {}
         self.servers: dict[tuple[int, int], float] = {}
+        self._arrived: dict[int, float] = {}  # what each client sent last
+        # Of each client the gradients that it has no use for yet, where several of its
+        # batches are on their way: when it has them, and the backward's seconds.
+        self._gradients: dict[int, list[tuple[float, float]]] = {}
+        self._handed_in = 0.0  # when the last hand-in was there
         # The last mean of the clients: when it was made, its bytes, and who has it.
         self._mean: tuple[float, float, set[int]] | None = None
 
@@ -58,6 +63,7 @@ class Timeline:
         samples: Mapping[int, int],
         group: int,
         crossing: Sequence[tuple[float, float]],
+        in_flight: int = 1,
     ) -> None:
         """A step of clients and their server.
 
@@ -65,28 +71,44 @@ class Timeline:
             samples: Number of samples of each client.
             group: Their server.
             crossing: For each cut the bytes of a sample that cross it, forth and back.
+            in_flight: How many batches of a client may be on their way: its backward
+                comes after the forwards of the next `in_flight - 1`.
         """
         times = {client_id: self._ready(client_id) for client_id in samples}
         own = {client_id: self.of_client(client_id) for client_id in samples}
         places = range(len(next(iter(own.values()))[0]))
         for place in places:
-            at = {k: (route[place], work[place]) for k, (route, work) in own.items()}
-            flops = {k: work.forward * samples[k] for k, (_, work) in at.items()}
-            self._compute(
-                times, group, {k: stage for k, (stage, _) in at.items()}, flops
-            )
+            self._compute(times, samples, group, own, place, "forward")
+            if place == 0:
+                self.clients |= times
             if place < len(crossing):
                 self._cross(times, samples, self._pairs(own, place), crossing[place][0])
+            if place == 0:  # it is there after what the client sent before
+                times = {k: max(t, self._arrived.get(k, t)) for k, t in times.items()}
+                self._arrived |= times
         for place in reversed(places):
             if place < len(crossing):
                 pairs = {k: p[::-1] for k, p in self._pairs(own, place).items()}
                 self._cross(times, samples, pairs, crossing[place][1])
-            at = {k: (route[place], work[place]) for k, (route, work) in own.items()}
-            flops = {k: work.backward * samples[k] for k, (_, work) in at.items()}
-            self._compute(
-                times, group, {k: stage for k, (stage, _) in at.items()}, flops
-            )
-        self.clients |= times
+            if place > 0:
+                self._compute(times, samples, group, own, place, "backward")
+        if any(route[0].party == "server" for route, _ in own.values()):
+            self._compute(times, samples, group, own, 0, "backward")
+            self.clients |= times
+            return
+        for client_id, (_, work) in own.items():
+            flops = work[0].backward * samples[client_id]
+            seconds = flops / self.system.client(client_id).flops
+            there = (times[client_id], seconds)
+            self._gradients.setdefault(client_id, []).append(there)
+            self._go_back(client_id, in_flight - 1)
+
+    def _go_back(self, client_id: int, waiting: int) -> None:
+        """Lets a client compute backwards, until only so many gradients wait."""
+        gradients = self._gradients[client_id]
+        while len(gradients) > waiting:
+            there, seconds = gradients.pop(0)
+            self.clients[client_id] = max(self.clients[client_id], there) + seconds
 
     @staticmethod
     def _pairs(
@@ -110,11 +132,18 @@ class Timeline:
     def _compute(
         self,
         times: dict[int, float],
+        samples: Mapping[int, int],
         group: int,
-        stages: Mapping[int, Stage],
-        flops: Mapping[int, float],
+        own: Mapping[int, Itinerary],
+        place: int,
+        direction: Literal["forward", "backward"],
     ) -> None:
         """Lets stages' parties work; a server on the samples of its clients at once."""
+        stages = {k: route[place] for k, (route, _) in own.items()}
+        flops = {
+            k: getattr(work[place], direction) * samples[k]
+            for k, (_, work) in own.items()
+        }
         members: dict[int, list[int]] = {}
         for k, stage in stages.items():
             if stage.party == "client":
@@ -171,6 +200,24 @@ class Timeline:
         else:
             self.servers[server] = max(self.servers.get(server, 0.0), there)
 
+    def hand_in(self, client_id: int, num_bytes: float) -> None:
+        """A client that is done with its turn sends its weights, if any.
+
+        It goes on when they are there.
+        """
+        self._go_back(client_id, 0)
+        there = self._ready(client_id)
+        if num_bytes:
+            there += self.system.client(client_id).sends(num_bytes)
+        self.clients[client_id] = there
+        self._handed_in = max(there, self._handed_in)
+
+    def begin_turn(self, client_id: int, num_bytes: float) -> None:
+        """A client gets the weights that were handed in last, and begins."""
+        begin = max(self._ready(client_id), self._handed_in)
+        there = begin + self.system.client(client_id).receives(num_bytes)
+        self.clients[client_id] = self._arrived[client_id] = there
+
     def average_clients(self, members: Mapping[int, float]) -> None:
         """Clients send their weights to where the mean is made, and get it back.
 
@@ -221,6 +268,12 @@ class Timeline:
             "clients": dict(self.clients),
             "servers": [[*server, time] for server, time in self.servers.items()],
             "mean": mean,
+            "arrived": dict(self._arrived),
+            "gradients": {
+                k: [list(own) for own in waiting]
+                for k, waiting in self._gradients.items()
+            },
+            "handed_in": self._handed_in,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -229,3 +282,9 @@ class Timeline:
         self.servers = {(g, stretch): time for g, stretch, time in state["servers"]}
         mean = state["mean"]
         self._mean = None if mean is None else (mean[0], mean[1], set(mean[2]))
+        self._arrived = dict(state.get("arrived", {}))
+        self._gradients = {
+            k: [(there, seconds) for there, seconds in waiting]
+            for k, waiting in state.get("gradients", {}).items()
+        }
+        self._handed_in = state.get("handed_in", 0.0)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from split_lightning.channel import values_of
+from split_lightning.channel import num_bytes, values_of
 from split_lightning.flops import flop_counter
 
 
@@ -59,4 +59,26 @@ def work_of(stages: Mapping[str, nn.Module], example: Tensor) -> list[Work]:
             v.detach().requires_grad_(v.requires_grad) if isinstance(v, Tensor) else v
             for v in outputs
         )
+    return found
+
+
+def crossing_of(
+    stages: Mapping[str, nn.Module], example: Tensor
+) -> list[tuple[float, float]]:
+    """Returns the bytes of a sample that cross each cut, forth and back.
+
+    Without labels; a gradient takes what its value takes.
+
+    Args:
+        stages: What computes one after the other, by name.
+        example: One sample `(1, C, H, W)`, normalised.
+    """
+    values: tuple[Any, ...] = (torch.cat([example, example]),)
+    found = []
+    for stage in list(stages.values())[:-1]:
+        own = copy.deepcopy(stage).eval()
+        with torch.enable_grad():
+            values = values_of(own(*values))
+        trains = [v for v in values if isinstance(v, Tensor) and v.requires_grad]
+        found.append((num_bytes(values) / 2, num_bytes(trains) / 2))
     return found

@@ -1,0 +1,229 @@
+"""`AsynchronousRound`: what happens when, where clients train at the same time."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from split_lightning.data.seconds import Seconds
+from split_lightning.data.service import TurnEvent
+
+
+class Turn(NamedTuple):
+    """A client's turn.
+
+    Attributes:
+        number: Its place in the order of the schedule.
+        client_id: Whose it is.
+        counts: Number of samples in each of its batches.
+    """
+
+    number: int
+    client_id: int
+    counts: list[int]
+
+
+class Served(NamedTuple):
+    """The server takes a step on a batch.
+
+    Attributes:
+        client_id: Whose batch it is.
+        num_samples: Number of samples in it.
+        ends_turn: Whether it is the last of its turn.
+        time: When the server begins with it, in seconds since the round's start.
+    """
+
+    client_id: int
+    num_samples: int
+    ends_turn: bool
+    time: float
+
+
+class HandedIn(NamedTuple):
+    """A client hands in its weights.
+
+    Attributes:
+        client_id: Whose.
+        age: Number of hand-ins since its turn began.
+        time: When.
+    """
+
+    client_id: int
+    age: int
+    time: float
+
+
+class Began(NamedTuple):
+    """A client begins a turn, from the newest weights.
+
+    Attributes:
+        client_id: Whose.
+        time: When.
+    """
+
+    client_id: int
+    time: float
+
+
+Event = Served | HandedIn | Began
+
+
+class _Kind(IntEnum):
+    """What comes first of what happens at the same time."""
+
+    HAND_IN = 0
+    ARRIVAL = 1
+    SERVICE = 2
+    BEGIN = 3
+
+
+class _Running:
+    """A turn that has begun.
+
+    Attributes:
+        turn: The turn.
+        hand_ins: Number of hand-ins since it began.
+        ready: When the client's device is free.
+        arrived: When the batch that was sent last is at the server.
+        sent: Number of batches that were sent.
+    """
+
+    def __init__(self, turn: Turn, ready: float) -> None:
+        self.turn = turn
+        self.hand_ins = 0
+        self.ready = self.arrived = ready
+        self.sent = 0
+
+
+class AsynchronousRound:
+    """Simulates a round in which clients train at the same time against one server.
+
+    All begin at time 0. The server takes batches first come, first served. A client
+    does one thing at a time, in the order of one-forward-one-backward (PipeDream,
+    Narayanan et al. 2019, https://arxiv.org/abs/1806.03377): `in_flight` forwards, then
+    a backward and a forward in turn; what it sends arrives in the order in which it was
+    sent. A turn ends when its last gradient is applied; then it is handed in.
+
+    Of what happens at the same time hand-ins come first, then arrivals, then services,
+    then begins of turns; among equals, in the order of the schedule's turns (services:
+    of arrival). So who begins gets the newest weights that exist by then.
+
+    A heap of events, and no library for it: the order of what happens at the same time
+    is then stated here, and not that in which processes happen to wake up.
+
+    Args:
+        seconds: How long things take.
+        in_flight: Number of batches that a client may have on their way.
+        max_staleness: No hand-in is older than this; who could make one so, waits with
+            its turn, in the order of the schedule. `None`: nobody waits.
+    """
+
+    def __init__(
+        self, seconds: Seconds, in_flight: int = 1, max_staleness: int | None = None
+    ) -> None:
+        self.seconds = seconds
+        self.in_flight = in_flight
+        self.max_staleness = max_staleness
+
+    def run(self, turns: Iterable[Turn]) -> list[Event]:
+        """Returns all that happens, in order."""
+        self._heap: list[tuple[float, _Kind, int, tuple[Any, ...]]] = []
+        self._left: dict[int, deque[Turn]] = {}  # of each client
+        for turn in turns:
+            self._left.setdefault(turn.client_id, deque()).append(turn)
+        # Who is to begin next, and waits until it may.
+        self._waiting = [(own[0].number, client) for client, own in self._left.items()]
+        heapq.heapify(self._waiting)
+        self._running: dict[int, _Running] = {}
+        self._free = 0.0  # when the server is
+        self._services = 0
+        self._events: list[Event] = []
+        self._push(0.0, _Kind.BEGIN, 0)
+        happen: dict[_Kind, Callable[..., None]] = {
+            _Kind.HAND_IN: self._hand_in,
+            _Kind.ARRIVAL: self._arrive,
+            _Kind.SERVICE: self._serve,
+            _Kind.BEGIN: self._begin,
+        }
+        while self._heap:
+            time, kind, _, what = heapq.heappop(self._heap)
+            happen[kind](time, *what)
+        return self._events
+
+    def _push(self, time: float, kind: _Kind, rank: int, *what: Any) -> None:
+        heapq.heappush(self._heap, (time, kind, rank, what))
+
+    def _may_begin(self) -> bool:
+        """Tells whether one more turn makes no hand-in too old.
+
+        In the worst case all other turns hand in before the one that runs longest.
+        """
+        if self.max_staleness is None:
+            return True
+        oldest = max((own.hand_ins for own in self._running.values()), default=0)
+        return oldest + len(self._running) <= self.max_staleness
+
+    def _begin(self, time: float) -> None:
+        while self._waiting and self._may_begin():
+            _, client_id = heapq.heappop(self._waiting)
+            turn = self._left[client_id].popleft()
+            self._events.append(Began(client_id, time))
+            ready = time + self.seconds.take_over(client_id)
+            self._running[client_id] = _Running(turn, ready)
+            for _ in range(self.in_flight):
+                self._send(client_id)
+
+    def _send(self, client_id: int) -> None:
+        """Lets a client compute the forward of its next batch, and send it."""
+        own = self._running[client_id]
+        number = own.sent
+        if number == len(own.turn.counts):
+            return
+        taken = self.seconds.of_batch(client_id, own.turn.counts[number])
+        own.ready += taken.forward
+        own.arrived = max(own.arrived, own.ready + taken.up)
+        own.sent += 1
+        self._push(own.arrived, _Kind.ARRIVAL, own.turn.number, client_id, number)
+
+    def _arrive(self, time: float, client_id: int, number: int) -> None:
+        begin = max(time, self._free)
+        count = self._running[client_id].turn.counts[number]
+        self._free = begin + self.seconds.of_batch(client_id, count).service
+        self._push(begin, _Kind.SERVICE, self._services, client_id, number)
+        self._services += 1
+
+    def _serve(self, time: float, client_id: int, number: int) -> None:
+        own = self._running[client_id]
+        turn = own.turn
+        count, is_last = turn.counts[number], number + 1 == len(turn.counts)
+        self._events.append(Served(client_id, count, is_last, time))
+        taken = self.seconds.of_batch(client_id, count)
+        back = time + taken.service + taken.down
+        own.ready = max(own.ready, back) + taken.backward
+        if is_last:
+            there = own.ready + self.seconds.hand_in(client_id)
+            self._push(there, _Kind.HAND_IN, turn.number, client_id)
+        else:
+            self._send(client_id)
+
+    def _hand_in(self, time: float, client_id: int) -> None:
+        own = self._running.pop(client_id)
+        self._events.append(HandedIn(client_id, own.hand_ins, time))
+        for other in self._running.values():
+            other.hand_ins += 1
+        if self._left[client_id]:
+            following = self._left[client_id][0]
+            heapq.heappush(self._waiting, (following.number, client_id))
+        self._push(time, _Kind.BEGIN, 0)
+
+
+def events_of_turns(events: Iterable[Event]) -> tuple[TurnEvent, ...]:
+    """Returns those events that are begins and ends of turns."""
+    return tuple(
+        TurnEvent(event.client_id, begins=isinstance(event, Began))
+        for event in events
+        if not isinstance(event, Served)
+    )

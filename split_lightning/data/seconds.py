@@ -1,0 +1,55 @@
+"""Seconds: how long a batch takes on its way, for schedules that plan by time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+
+class BatchSeconds(NamedTuple):
+    """How long the parts of a batch's way take.
+
+    Attributes:
+        forward: At the client, up to the cut.
+        up: Until the server has it.
+        service: From when the server begins with it until its gradient leaves.
+        down: Until the client has the gradient.
+        backward: At the client.
+    """
+
+    forward: float
+    up: float
+    service: float
+    down: float
+    backward: float
+
+
+class Seconds(Protocol):
+    """Says how long things take; `repr` tells it from others."""
+
+    def of_batch(self, client_id: int, num_samples: int) -> BatchSeconds:
+        """Returns the parts of the way of a client's batch."""
+
+    def hand_in(self, client_id: int) -> float:
+        """Returns how long a client's weights take until they are handed in."""
+
+    def take_over(self, client_id: int) -> float:
+        """Returns how long a client takes to get the newest weights."""
+
+
+class EqualSeconds:
+    """Each sample takes a second at its client, and nothing else takes any."""
+
+    def __repr__(self) -> str:
+        return "EqualSeconds()"
+
+    def of_batch(self, client_id: int, num_samples: int) -> BatchSeconds:
+        """Returns one second for each sample."""
+        return BatchSeconds(float(num_samples), 0.0, 0.0, 0.0, 0.0)
+
+    def hand_in(self, client_id: int) -> float:
+        """Returns 0."""
+        return 0.0
+
+    def take_over(self, client_id: int) -> float:
+        """Returns 0."""
+        return 0.0
