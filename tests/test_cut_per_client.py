@@ -419,7 +419,7 @@ BAD = {
     "gradients that are averaged": (
         {"cut_layer": [[0, 2]], "average_cut_gradients": 2},
         [ClientAveraging()],
-        "`average_cut_gradients` to be null where clients differ",
+        "`average_cut_gradients` to be null where clients cut",
     ),
 }
 
