@@ -129,7 +129,7 @@ def assert_network(module, client, parts):
     module.parties.show(client)
     with torch.no_grad():
         logits = module(images)
-    own = module.stages()["client"].state_dict()
+    own = clone(module.stages()["client"].state_dict())
     module.parties.show_live()
     torch.testing.assert_close(logits, server(segment(images)), rtol=1e-4, atol=1e-5)
     mine = segment.state_dict()
