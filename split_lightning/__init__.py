@@ -8,6 +8,7 @@ from split_lightning.callbacks import (
     RoundRobinWeightPassing,
     ServerAveraging,
 )
+from split_lightning.client_network import ClientNetwork
 from split_lightning.cut_costs import CutCost, cut_costs
 from split_lightning.cycle import CycleSplitLightningModule
 from split_lightning.data import DigitsImages, SplitDataModule, TorchvisionImages
@@ -24,6 +25,7 @@ except PackageNotFoundError:  # run from a checkout
 __all__ = [
     "AsynchronousSplitLightningModule",
     "ClientAveraging",
+    "ClientNetwork",
     "CutCost",
     "CycleSplitLightningModule",
     "DigitsImages",

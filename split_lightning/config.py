@@ -59,6 +59,7 @@ class ModelConfig:
 
     network: Any = MISSING
     cut_layer: Any = field(default=MISSING, metadata=_PLAIN)  # a layer, or a list
+    client_networks: Any = None
     hop_layer: int | str | None = None
     head_layer: int | str | None = None
     weights: str | None = None

@@ -75,6 +75,12 @@ def export(
     module = rebuild_module(cfg)
     restore(module, run, checkpoint)
     choose_network(module, client)
+    if "safetensors" in formats and module.parties.kinds.have_networks:
+        raise ValueError(
+            "Expected `format` to be torch or onnx where clients have networks of "
+            "their own (`model.client_networks`): there is no one unsplit network "
+            "whose weights they are; but got safetensors."
+        )
     data = instantiate(cfg.datamodule, _convert_="all")
     images = images_of_test(data)
     about = describe(cfg, data, images)

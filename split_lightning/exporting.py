@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from split_lightning.channel import values_of
+from split_lightning.client_network import ClientSegment
 from split_lightning.models.segment import Segment, Stretches
 
 # The largest difference from the logits of the run, in units of the largest logit
@@ -139,7 +140,7 @@ class Exporter:
         two, three = (self.images[:2],), (self.images[:3],)
         for segment in self.stages.values():
             free: Any = tuple(map(_free, two, three))
-            if isinstance(segment, Segment | Stretches):
+            if isinstance(segment, ClientSegment | Segment | Stretches):
                 free = (free,)  # of `*inputs`, which is one argument
             with torch.no_grad():
                 programs.append(

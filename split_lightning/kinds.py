@@ -48,6 +48,7 @@ class ClientKinds:
         routes: Of each kind the stops of a batch, in the order of the network. All
             have as many.
         entries: The kind of each entry.
+        argument: What messages call the list of entries.
 
     >>> alone = Stop("client", "client", 0, is_cut=False)
     >>> kinds = ClientKinds([(alone,), (alone,)], entries=[0, 1])
@@ -55,14 +56,26 @@ class ClientKinds:
     [0, 0, 0, 1, 1]
     """
 
-    def __init__(self, routes: Sequence[Route], entries: Sequence[int] = (0,)) -> None:
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        entries: Sequence[int] = (0,),
+        argument: str = "cut_layer",
+    ) -> None:
         self.routes = tuple(routes)
         self.entries = tuple(entries)
+        self.argument = argument
 
     @property
     def are_several(self) -> bool:
         """Whether clients differ."""
         return len(self.routes) > 1
+
+    @property
+    def have_networks(self) -> bool:
+        """Whether clients differ in their networks, not only in where they cut."""
+        pieces = {frozenset(stop.piece for stop in route) for route in self.routes}
+        return len(pieces) > 1
 
     def kind_of(self, client_id: int, num_clients: int) -> int:
         """Returns the kind of a client."""
@@ -87,7 +100,7 @@ class ClientKinds:
         """
         if len(self.entries) > num_clients:
             raise ValueError(
-                "Expected at most one entry of `cut_layer` for each client "
+                f"Expected at most one entry of `{self.argument}` for each client "
                 f"(`num_clients`: {num_clients}), but got {len(self.entries)}. Fewer "
                 "are for groups of neighbours."
             )

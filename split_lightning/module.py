@@ -18,6 +18,8 @@ from split_lightning import joint_step
 from split_lightning.batch_norm import Normalisation, statistics_bytes
 from split_lightning.callbacks.weight_passing import WeightPassing
 from split_lightning.channel import Activations, CutLayerChannel, values_of
+from split_lightning.client_groups import grouped
+from split_lightning.client_network import ClientNetwork
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import JointBatch, StepBatch
 from split_lightning.finite import NonFinitePolicy
@@ -142,6 +144,11 @@ class SplitLightningModule(ManualOptimization):
             behind the last cut, to which clients send them; or the `client`, which then
             computes what is behind the last cut, too (a U-shape, Vepakomma et al. 2018,
             https://arxiv.org/abs/1812.00564), and to which no label is ever asked for.
+        client_networks: Networks of clients' own, dealt out to them: client `k` has
+            entry `k * entries // clients`, the lower layers of that network in the
+            place of those of `network`; `None` among them: those of `network`. Weights
+            are handed over and averaged within groups of equal entries.
+        image_shape: The shape of an image, `(C, H, W)`, which `client_networks` need.
 
     Attributes:
         server_work: How often the server computes a batch in a step.
@@ -193,6 +200,8 @@ class SplitLightningModule(ManualOptimization):
         average_cut_gradients: int | None = None,
         spill_to: str | Path | None = None,
         labels: Party = "server",
+        client_networks: Sequence[ClientNetwork | None] | None = None,
+        image_shape: Sequence[int] | None = None,
     ) -> None:
         policies = get_args(OptimizerState)
         for name, value, choices in (
@@ -209,7 +218,12 @@ class SplitLightningModule(ManualOptimization):
                     f"Expected argument `{name}` to be one of {choices}, but got "
                     f"{value!r}."
                 )
-        segments, kinds = kinds_of(network, cut_layer, labels)
+        cut, kinds = kinds_of(network, cut_layer, labels)
+        segments: dict[str, nn.Module] = {**cut}
+        if client_networks is not None:
+            segments, kinds = grouped(
+                segments, kinds, client_networks, image_shape, labels
+            )
         spill = None if spill_to is None else SpillFolder(spill_to)
         store = dict if spill is None else spill.store
         make: dict[Party, Callable[[nn.Module], Replicas]] = {
@@ -243,11 +257,12 @@ class SplitLightningModule(ManualOptimization):
             server_lr_exponent=server_lr_exponent,
         )
         self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
-        if kinds.are_several and average_cut_gradients is not None:
+        cut_apart = any(piece.is_between for piece in pieces)
+        if cut_apart and average_cut_gradients is not None:
             raise ValueError(
                 "Expected argument `average_cut_gradients` to be null where clients "
-                "differ in the layers that they hold, since so do their gradients, but "
-                f"got {average_cut_gradients}."
+                "cut after different layers, since their gradients differ in shape, "
+                f"but got {average_cut_gradients}."
             )
         if average_cut_gradients is not None and average_cut_gradients < 2:
             raise ValueError(
@@ -255,12 +270,9 @@ class SplitLightningModule(ManualOptimization):
                 f"or null for none, but got {average_cut_gradients}."
             )
         self.client, self.server = segments[CLIENT], segments[SERVER]
-        self.between = nn.ModuleList(
-            live
-            for p in pieces
-            if p.is_between
-            for own in p.live.values()
-            for live in own
+        others = [piece for piece in pieces if piece.name not in (CLIENT, SERVER)]
+        self.other_segments = nn.ModuleList(
+            live for piece in others for own in piece.live.values() for live in own
         )
         self.cut_gradient = cut_gradient
         self.batch_norm = batch_norm

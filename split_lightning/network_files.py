@@ -54,7 +54,8 @@ def _save_own(
     own = folder / NETWORKS / str(client_id)
     own.mkdir(parents=True)
     for name, segment in module.segments().items():
-        if module.parties.differ_in(segment):
+        parties = module.parties
+        if parties.differ_in(segment) and parties.holds(client_id, segment):
             about = {**metadata, "client": str(client_id)}
             save_segment(segment, own / f"{name}.safetensors", about)
 
@@ -76,6 +77,7 @@ def load_networks(module: Classifier, folder: Path) -> None:
         own[name] = {
             k: _fitting(segment, path / f"{name}.safetensors")
             for k, path in folders.items()
+            if module.parties.holds(k, segment)
         }
     module.parties.forget()
     module.parties.hold(clients, own)

@@ -321,10 +321,11 @@ class Parties:
 
     def representatives(self) -> list[int]:
         """Returns one client for each network that differs; none if there is one."""
-        if not any(piece.are_apart for piece in self.pieces.values()):
+        apart = any(piece.are_apart for piece in self.pieces.values())
+        if not apart and not self.kinds.have_networks:
             return []
         found: dict[Any, int] = {}
-        for client_id in self.known():
+        for client_id in self.known() or range(self.num_clients):
             lines = [
                 (name, replicas.line_of(number))
                 for name, replicas, number in self._held_by(client_id)
@@ -346,6 +347,12 @@ class Parties:
             for party in [self.holder_of(piece, client_id)]
             if party is not None
         ]
+
+    def holds(self, client_id: int, segment: nn.Module) -> bool:
+        """Tells whether a live segment is part of a client's network."""
+        pieces = (self.pieces[stop.piece] for stop in self.route_of(client_id))
+        live = (s for piece in pieces for own in piece.live.values() for s in own)
+        return any(segment is own for own in live)
 
     def differ_in(self, segment: nn.Module) -> bool:
         """Tells whether clients' networks may differ in a live segment's weights."""

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from test_protocols import EACH, SKEWED, plain_fedavg
 from test_resume import check
 from test_train import command
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from split_lightning import (
@@ -419,7 +420,7 @@ BAD = {
     "gradients that are averaged": (
         {"cut_layer": [[0, 2]], "average_cut_gradients": 2},
         [ClientAveraging()],
-        "`average_cut_gradients` to be null where clients differ",
+        "`average_cut_gradients` to be null where clients cut",
     ),
 }
 
@@ -608,3 +609,25 @@ def test_deeper_clients_compute_more_in_virtual_time(tmp_path, together):
             expected.step({k: len(targets) for k, _, targets in parts})
     total = max([expected.server, *expected.clients.values()])
     assert clock.seconds == pytest.approx(total)
+
+
+def test_each_party_clips_by_itself(tmp_path, cuts):
+    """A client all layers that it holds; each server what clients leave to it."""
+    limit = 0.05
+    module = made(cuts, optimizer=PLAIN, gradient_clip_val=limit)
+    data = make_data(**SKEWED)
+    fit(tmp_path, module, data, [RoundRobinWeightPassing()])
+    net = network()
+    optimizer = PLAIN(net.parameters())
+    hop = cuts[0][1] if len(cuts[0]) > 1 else 7
+    for round_index in range(ROUNDS):
+        for ((client, inputs, targets),) in batches_of(data, round_index):
+            optimizer.zero_grad()
+            loss_of(net, inputs, targets).backward()
+            held = cuts[2][client]
+            left = [layer for layer in range(8) if layer not in held]
+            first, second = ([i for i in left if (i > hop) == far] for far in (0, 1))
+            for layers in filter(None, (held, first, second)):
+                nn.utils.clip_grad_norm_(layers_of(net, layers), limit)
+            optimizer.step()
+    assert_close(whole_of(module), net.state_dict())

@@ -38,6 +38,9 @@ class Segment(nn.Module):
         network: The network that the layers are taken from.
         stretches: What it runs, in the order of the network.
 
+    Attributes:
+        code: What it runs, as text.
+
     Raises:
         ValueError: In `forward`, if a tuple of tensors would cross as one value.
     """
@@ -60,6 +63,7 @@ class Segment(nn.Module):
             }
             for stretch in stretches
         ]
+        self.code = [str(graph.python_code("self").src) for graph in graphs]
         self._sends = [stretch.sends for stretch in stretches]
         self._forwards: list[dict[bool, Callable[..., Any]]] = [
             {

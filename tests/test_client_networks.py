@@ -1,0 +1,387 @@
+"""Clients with networks of their own, against plain loops over hand-written parts."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from protocols import (
+    ROUNDS,
+    SGD,
+    batches_of,
+    clone,
+    fit,
+    make_data,
+    mean_state,
+    network,
+    step,
+)
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from test_protocols import EACH, SKEWED
+from test_resume import check
+from test_train import command
+from torch import nn
+from torch.nn.functional import cross_entropy, interpolate
+
+from split_lightning import (
+    ClientNetwork,
+    CycleSplitLightningModule,
+    RoundRobinWeightPassing,
+    SplitLightningModule,
+)
+from split_lightning.callbacks import ClientAveraging, ServerAveraging, VirtualClock
+from split_lightning.data import ParallelSchedule, RoundRobinSchedule
+from split_lightning.evaluation import evaluate
+from split_lightning.export import main as export_run
+from split_lightning.models.adapter import Adapter
+from split_lightning.runs import read_config
+from split_lightning.system import System
+
+IMAGE = (1, 6, 6)
+
+
+def small():
+    """Sends what the server of `network()` takes, cut after layer 2: (4, 6, 6)."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(1, 4, 5, padding=2), nn.BatchNorm2d(4), nn.Sigmoid())
+
+
+def wide():
+    """Cut after layer 3 it sends (6, 3, 3)."""
+    torch.manual_seed(2)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(54, 3),
+    )
+
+
+class Adapted(nn.Module):
+    """The lower part of `wide()`, with an adapter written out."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = wide()[:4]
+        self.conv = nn.Conv2d(6, 4, 1)
+
+    def forward(self, inputs):
+        return interpolate(self.conv(self.body(inputs)), (6, 6), mode="bilinear")
+
+
+# Entries for three clients, and what each begins with, by hand; 0 and 2 are a group.
+ENTRIES = {
+    "own": (
+        lambda: [
+            ClientNetwork(small()),
+            ClientNetwork(wide(), 3, adapter=True),
+            ClientNetwork(small()),
+        ],
+        lambda: [small(), Adapted(), small()],
+    ),
+    "lower part": (
+        lambda: [None, ClientNetwork(wide(), "3", adapter=True), None],
+        lambda: [network()[:3], Adapted(), network()[:3]],
+    ),
+}
+GROUP = [0, 1, 0]
+
+
+@pytest.fixture(params=ENTRIES)
+def entries(request):
+    return ENTRIES[request.param]
+
+
+def made(entries, optimizer=SGD, **options):
+    torch.manual_seed(7)
+    return SplitLightningModule(
+        network(),
+        2,
+        optimizer,
+        optimizer,
+        3,
+        client_networks=entries[0](),
+        image_shape=IMAGE,
+        **options,
+    )
+
+
+def by_hand(entries, module):
+    """The clients' parts and the server's, with the adapter that was drawn."""
+    parts = entries[1]()
+    adapter = module.segments()["client_2"].adapter
+    parts[1].conv.load_state_dict(adapter.conv.state_dict())
+    return [*parts, network()[3:]]
+
+
+def run_through(parts, inputs, targets):
+    client, server = parts
+    return cross_entropy(server(client(inputs)), targets)
+
+
+def assert_network(module, client, parts):
+    """A client's network computes the same logits, in training's statistics too."""
+    segment, server = (clone(part).eval() for part in parts)
+    images = torch.rand(5, *IMAGE, generator=torch.Generator().manual_seed(9))
+    module.eval()
+    module.parties.show(client)
+    with torch.no_grad():
+        logits = module(images)
+    own = clone(module.stages()["client"].state_dict())
+    module.parties.show_live()
+    torch.testing.assert_close(logits, server(segment(images)), rtol=1e-4, atol=1e-5)
+    mine = segment.state_dict()
+    assert len(own) == len(mine)
+    for tensor, expected in zip(own.values(), mine.values(), strict=True):
+        torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["keep", "travel", "reset"])
+def test_a_round_robin_equals_a_plain_loop(tmp_path, entries, policy):
+    """Client 2 goes on from client 0, of its group; client 1 from itself."""
+    module = made(entries, optimizer_state=policy)
+    *clients, server = by_hand(entries, module)
+    data = make_data(**SKEWED)
+    fit(tmp_path, module, data, [RoundRobinWeightPassing()])
+    nets = clients[:2]  # of each group
+    own = [SGD(net.parameters()) for net in nets]
+    at_server = SGD(server.parameters())
+    states, last = {}, {}
+    for round_index in range(ROUNDS):
+        for ((k, inputs, targets),) in batches_of(data, round_index):
+            group, before = GROUP[k], last.get(GROUP[k])
+            if before not in (None, k) and policy != "travel":
+                states[before] = clone(own[group].state_dict())
+                own[group] = SGD(nets[group].parameters())
+                if policy == "keep" and k in states:
+                    own[group].load_state_dict(states[k])
+            last[group] = k
+            loss = run_through((nets[group], server), inputs, targets)
+            step([own[group], at_server], loss)
+    for k in range(3):
+        assert_network(module, k, (nets[GROUP[k]], server))
+    assert module.parties.representatives() == [0, 1]
+    size = sum(t.nbytes for t in nets[0].state_dict().values())
+    momentum = sum(p.nbytes for p in nets[0].parameters())
+    changes = 2 * ROUNDS - 1
+    assert module.totals()["handoffs"] == changes
+    sent = size + (momentum if policy == "travel" else 0)
+    assert module.totals()["handoff_bytes"] == changes * sent
+
+
+@pytest.mark.parametrize("averages_clients", [True, False])
+def test_splitfed_equals_a_plain_loop(tmp_path, entries, averages_clients):
+    """v1: the mean over each group, and over all servers. v3: over servers alone."""
+    module = made(entries, server_map=EACH)
+    *clients, server = by_hand(entries, module)
+    data = make_data(**SKEWED, servers=EACH)
+    every = 1 if averages_clients else None
+    flow = [ClientAveraging(every=every), ServerAveraging(remote=False)]
+    fit(tmp_path, module, data, flow)
+    servers = [clone(server) for _ in range(3)]
+    own = [
+        SGD([*one.parameters(), *other.parameters()])
+        for one, other in zip(clients, servers, strict=True)
+    ]
+    for round_index in range(ROUNDS):
+        samples = Counter()
+        for ((k, inputs, targets),) in batches_of(data, round_index):
+            step([own[k]], run_through((clients[k], servers[k]), inputs, targets))
+            samples[k] += len(targets)
+        into_mean(servers, samples)
+        if averages_clients:
+            members = {k: n for k, n in samples.items() if GROUP[k] == 0}
+            into_mean(clients, members)
+    for k in range(3):
+        assert_network(module, k, (clients[k], servers[k]))
+
+
+def into_mean(nets, samples):
+    mean = mean_state([nets[k].state_dict() for k in samples], samples.values())
+    for k in samples:
+        nets[k].load_state_dict(mean)
+
+
+@pytest.mark.parametrize("cut_gradient", ["joint", "own"])
+def test_parallel_equals_a_plain_loop(tmp_path, entries, cut_gradient):
+    options = SKEWED | {"schedule": ParallelSchedule()}
+    module = made(entries, cut_gradient=cut_gradient)
+    *clients, server = by_hand(entries, module)
+    fit(tmp_path, module, make_data(**options), [ClientAveraging()])
+    own = [SGD(net.parameters()) for net in clients]
+    at_server = SGD(server.parameters())
+    for round_index in range(ROUNDS):
+        samples = Counter()
+        for parts in batches_of(make_data(**options), round_index):
+            for optimizer in (*own, at_server):
+                optimizer.zero_grad()
+            smashed = torch.cat([clients[k](inputs) for k, inputs, _ in parts])
+            targets = torch.cat([own_targets for *_, own_targets in parts])
+            cross_entropy(server(smashed), targets).backward()
+            for k, _, own_targets in parts:
+                if cut_gradient == "own":
+                    for parameter in clients[k].parameters():
+                        parameter.grad *= len(targets) / len(own_targets)
+                own[k].step()
+                samples[k] += len(own_targets)
+            at_server.step()
+        into_mean(clients, {k: n for k, n in samples.items() if GROUP[k] == 0})
+    for k in range(3):
+        assert_network(module, k, (clients[k], server))
+
+
+def test_equal_entries_are_one_group_and_others_are_not(tmp_path):
+    deeper = small().append(nn.Identity())
+    networks = [ClientNetwork(net) for net in (small(), deeper, small())]
+    module = made((lambda: networks, None))
+    assert [module.parties.kinds.kind_of(k, 3) for k in range(3)] == [0, 1, 0]
+    assert set(module.segments()) == {"client", "client_2", "server"}
+
+
+ADAPTED = {
+    "smaller": ((6, 8, 8), (4, 4, 4), ["conv.weight", "conv.bias"]),
+    "larger": ((6, 3, 3), (4, 6, 6), ["conv.weight", "conv.bias"]),
+    "size alone": ((4, 3, 5), (4, 6, 5), []),
+    "vectors": ((6,), (4,), ["linear.weight", "linear.bias"]),
+    "maps to vectors": ((2, 3, 3), (4,), ["linear.weight", "linear.bias"]),
+}
+
+
+@pytest.mark.parametrize(("sent", "taken", "keys"), ADAPTED.values(), ids=ADAPTED)
+def test_an_adapter_has_no_more_than_it_needs(sent, taken, keys):
+    adapter = Adapter(sent, taken)
+    assert adapter(torch.rand(5, *sent)).shape == (5, *taken)
+    assert list(adapter.state_dict()) == keys
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_run_that_was_stopped_goes_on(tmp_path, together):
+    schedule = ParallelSchedule() if together else RoundRobinSchedule(local_steps=1)
+    flow = ClientAveraging if together else RoundRobinWeightPassing
+    spill = {"spill_to": tmp_path / "waiting"}
+
+    def make():
+        module = made(ENTRIES["own"], **spill)
+        return module, make_data(schedule=schedule)
+
+    check(tmp_path, make, (1 if together else 3,), [flow])
+
+
+def test_virtual_time_is_of_each_clients_network(tmp_path):
+    """A client with more to compute takes longer, and nothing else differs."""
+    system = System(1e5, 1e15, 1e15, 1e15, latency=0)
+    seconds = {}
+    for name, net in (("small", small()), ("wide", wide())):
+        cut = None if name == "small" else 3
+        own = ClientNetwork(net, cut, adapter=True)
+        module = made((lambda own=own: [own], None))
+        clock = VirtualClock(system)
+        data = make_data(1)
+        fit(tmp_path, module, data, [RoundRobinWeightPassing(), clock])
+        seconds[name] = clock.seconds
+    samples = ROUNDS * sum(map(len, data.parts))
+    convolution = 2 * 36 * 4 * 25  # of one sample, forward; in the backward of weights
+    expected = samples * 2 * convolution / 1e5
+    assert seconds["small"] == pytest.approx(expected, rel=1e-6)
+    convolution, adapter = 2 * 36 * 6 * 9, 2 * 9 * 6 * 4
+    expected = samples * (2 * convolution + 3 * adapter) / 1e5
+    assert seconds["wide"] == pytest.approx(expected, rel=1e-6)
+
+
+OWN = ClientNetwork(wide(), 3)
+BAD = {
+    "another shape": (
+        {"client_networks": [OWN]},
+        r"server takes.*shape \(4, 6, 6\).*Sequential sends is of shape \(6, 3, 3\)",
+    ),
+    "no shape of images": (
+        {"client_networks": [None], "image_shape": None},
+        r"`client_networks` to have entries, with `image_shape`.*image_shape=None",
+    ),
+    "no entry": ({"client_networks": []}, "but got 0 entries"),
+    "several cuts": (
+        {"client_networks": [None], "cut_layer": [[0, 2]]},
+        "and several cuts",
+    ),
+    "a head": (
+        {"client_networks": [None], "cut_layer": [2, 5], "labels": "client"},
+        "labels at the server.*labels='client'",
+    ),
+    "no such images": (
+        {"client_networks": [None], "image_shape": (3, 6, 6)},
+        r"to take images of shape \(3, 6, 6\)",
+    ),
+    "a vector for maps": (
+        {"client_networks": [ClientNetwork(wide(), None, adapter=True)]},
+        r"adapter between feature maps.*sends \(3,\).*takes \(4, 6, 6\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
+def test_what_does_not_fit_is_refused(options, message):
+    options = {"cut_layer": 2, "image_shape": IMAGE} | options
+    with pytest.raises(ValueError, match=message):
+        SplitLightningModule(
+            network(), options.pop("cut_layer"), SGD, SGD, 3, **options
+        )
+
+
+def test_more_entries_than_clients_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="entry of `client_networks` for each client"):
+        fit(
+            tmp_path,
+            made(ENTRIES["own"]),
+            make_data(2),
+            [RoundRobinWeightPassing()],
+        )
+
+
+def test_clients_averaged_at_each_step_have_the_same_layers(tmp_path):
+    with pytest.raises(MisconfigurationException, match="act on the same weights"):
+        fit(
+            tmp_path,
+            made(ENTRIES["own"]),
+            make_data(schedule=ParallelSchedule()),
+            [ClientAveraging(every="step")],
+        )
+
+
+def test_a_server_that_trains_first_takes_what_all_send(tmp_path):
+    module = CycleSplitLightningModule(
+        network(),
+        2,
+        SGD,
+        SGD,
+        3,
+        client_networks=ENTRIES["own"][0](),
+        image_shape=IMAGE,
+    )
+    data = make_data(schedule=ParallelSchedule())
+    before = module.segments()["client_2"].adapter.conv.weight.clone()
+    fit(tmp_path, module, data, [ClientAveraging()], rounds=1)
+    assert not torch.equal(module.segments()["client_2"].adapter.conv.weight, before)
+
+
+def test_the_command_line(monkeypatch, tmp_path, capsys):
+    """Trained, tested again and exported from its folder."""
+    own = (
+        "{_target_: split_lightning.ClientNetwork, cut_layer: bn1, adapter: true, "
+        "network: {_target_: split_lightning.models.DigitsCNN}}"
+    )
+    words = [f"model.client_networks=[null,{own}]", "num_clients=4", "rounds=1"]
+    (folder,) = command(monkeypatch, tmp_path, *words, "batch_size=400", "system=wan")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["networks"] == 2
+    assert results["handoffs"] == 2  # within each group of two
+    again = evaluate(read_config(folder), folder)[0]
+    assert again["test_accuracy"] == pytest.approx(results["test_accuracy"])
+    assert again["networks"] == 2
+    for client in (0, 2):
+        export_run([f"run={folder}", f"client={client}", "format=torch"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        export_run([f"run={folder}", "client=2"])
+    assert "`format` to be torch or onnx" in capsys.readouterr().err
