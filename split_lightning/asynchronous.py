@@ -73,8 +73,10 @@ class AsynchronousSplitLightningModule(SplitLightningModule):
                 "the same time: give the data module an AsynchronousSchedule, or use "
                 "SplitLightningModule."
             )
-        if self.skipping.threshold is not None:
-            require_one_device(trainer)  # what is stored is of whole batches
+        if self.skipping.threshold is not None or data.schedule.in_flight > 1:
+            # What is stored is of whole batches; gradients of stale weights would not
+            # be averaged over processes.
+            require_one_device(trainer)
 
     @override
     def begin_turn(self, client_id: int) -> None:

@@ -33,6 +33,7 @@ from protocols import (
     mean_state,
     network,
 )
+from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from test_protocols import SKEWED
 from test_resume import ADAM, check
@@ -513,6 +514,17 @@ def test_other_modules_are_refused_where_they_would_ignore_something(tmp_path):
     data = make_data(schedule=RoundRobinSchedule())
     with pytest.raises(MisconfigurationException, match="for clients whose turns run"):
         fit(tmp_path, make(), data, [RoundRobinWeightPassing()])
+
+
+@pytest.mark.parametrize("option", ["in_flight", "loss_threshold"])
+def test_options_are_for_one_process(option):
+    trainer = Trainer(accelerator="cpu", strategy="ddp", devices=2, logger=False)
+    trainer.callbacks.append(AsynchronousWeightPassing())
+    make().verify(trainer, make_data(schedule=scheduled()))
+    data = make_data(schedule=scheduled(in_flight=2 if option == "in_flight" else 1))
+    module = make(loss_threshold=0.1) if option == "loss_threshold" else make()
+    with pytest.raises(MisconfigurationException, match="Use one device"):
+        module.verify(trainer, data)
 
 
 def test_arguments_out_of_range_are_refused():

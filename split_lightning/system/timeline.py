@@ -105,7 +105,7 @@ class Timeline:
 
     def _go_back(self, client_id: int, waiting: int) -> None:
         """Lets a client compute backwards, until only so many gradients wait."""
-        gradients = self._gradients[client_id]
+        gradients = self._gradients.get(client_id, [])
         while len(gradients) > waiting:
             there, seconds = gradients.pop(0)
             self.clients[client_id] = max(self.clients[client_id], there) + seconds

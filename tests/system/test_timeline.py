@@ -144,3 +144,38 @@ def test_its_state_goes_on():
         each.hand_over(1, 2, 10)
         each.step({2: 1}, 0, CROSSING)
     assert other.state_dict() == line.state_dict()
+
+
+def test_hand_ins_and_begins_of_asynchronous_turns():
+    """Client 1 begins with what client 0 handed in, when that is there."""
+    line = timeline()
+    line.begin_turn(0, 100)
+    assert line.clients[0] == pytest.approx(0.5 + 5)
+    line.step({0: 2}, 0, CROSSING)
+    done = line.clients[0]
+    line.hand_in(0, 100)
+    there = done + 0.5 + 10
+    assert line.clients[0] == pytest.approx(there)
+    line.begin_turn(1, 100)
+    assert line.clients[1] == pytest.approx(there + 5.5)
+    line.hand_in(1, 0)  # nothing to send
+    line.begin_turn(0, 0)
+    assert line.clients[0] == pytest.approx(there + 5.5 + 0.5)
+
+
+def test_batches_on_their_way():
+    """Samples of one: forward 1, up 4.5, server 3, down 1.5, backward 2.
+
+    The second forward ends at 2, its batch is there at 6.5 and waits until 8.5; the
+    first gradient is there at 10; the third forward comes after its backward.
+    """
+    line = timeline()
+    for _ in range(3):
+        line.step({0: 1}, 0, CROSSING, in_flight=2)
+    first = 1 + 4.5 + 3
+    assert line.servers[0, 0] == pytest.approx(first + 1.5 + 2 + 1 + 4.5 + 3)
+    halfway = timeline()
+    halfway.load_state_dict(line.state_dict())
+    for each in (line, halfway):
+        each.hand_in(0, 0)
+        assert each.clients[0] == pytest.approx(first + 1.5 + 2 + 1 + 4.5 + 4.5 + 2)
