@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -18,10 +19,12 @@ from split_lightning.channel import Activations, CutLayerChannel, values_of
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import StepBatch
 from split_lightning.finite import NonFinitePolicy
+from split_lightning.holders import fan_in_of, require_parts, stretches_of_holders
 from split_lightning.joint_step import Several
 from split_lightning.manual_optimization import ManualOptimization, no_closure
 from split_lightning.models.segment import OneStretch, Segment
 from split_lightning.models.split import CutLayer, listed, split
+from split_lightning.models.vertical import holders_of
 from split_lightning.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
@@ -42,6 +45,7 @@ from split_lightning.support import (
 _HYPERPARAMETERS = (
     "cut_layer",
     "labels",
+    "label_holder",
     "num_classes",
     "scheduler_interval",
     "optimizer_state",
@@ -126,6 +130,9 @@ class SplitLightningModule(ManualOptimization):
             behind the last cut, to which clients send them; or the `client`, which then
             computes what is behind the last cut, too (a U-shape, Vepakomma et al. 2018,
             https://arxiv.org/abs/1812.00564), and to which no label is ever asked for.
+        label_holder: Where the network is a `VerticalNetwork`, so that a client is a
+            group of holders that each have a part of its samples: which of them has the
+            labels, from 0.
 
     Attributes:
         server_work: How often the server computes a batch in a step.
@@ -178,6 +185,7 @@ class SplitLightningModule(ManualOptimization):
         average_cut_gradients: int | None = None,
         spill_to: str | Path | None = None,
         labels: Party = "server",
+        label_holder: int = 0,
     ) -> None:
         policies = get_args(OptimizerState)
         for name, value, choices in (
@@ -194,10 +202,16 @@ class SplitLightningModule(ManualOptimization):
                     f"Expected argument `{name}` to be one of {choices}, but got "
                     f"{value!r}."
                 )
-        route = route_of(len(listed(cut_layer)), labels)
+        kept = holders_of(network)
+        if not 0 <= label_holder < kept.number:
+            raise ValueError(
+                "Expected argument `label_holder` to be one of a client's holders, "
+                f"from 0 to {kept.number - 1}, but got {label_holder}."
+            )
+        route = route_of(len(listed(cut_layer)), labels, kept.number)
         holders = [stage.party for stage in route]
         places = [int(party == "server") for party in holders]
-        client, server = split(network, cut_layer, places)
+        client, server = split(network, cut_layer, places, kept.number)
         spill = None if spill_to is None else SpillFolder(spill_to)
         store = dict if spill is None else spill.store
         clients = Replicas(client, optimizer_state, buffers, store)
@@ -231,7 +245,11 @@ class SplitLightningModule(ManualOptimization):
         self.batch_norm = batch_norm
         self.average_cut_gradients = average_cut_gradients
         self.route = route
-        self.channel = CutLayerChannel(self.traffic, holders)
+        self.holders = kept
+        self.stretches_of_holders = stretches_of_holders(route, label_holder)
+        self.channel = CutLayerChannel(
+            self.traffic, holders, fan_in_of(kept), label_holder
+        )
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
@@ -242,7 +260,7 @@ class SplitLightningModule(ManualOptimization):
         values: tuple[Any, ...] = (self.laid_out(inputs),)
         for stage in self.route:
             segment = self.segments()[stage.party]
-            values = values_of(segment(*values, stretch=stage.stretch))
+            values = values_of(segment(*values, stretch=stage.stretches))
         logits: Tensor = values[0]
         return logits
 
@@ -316,7 +334,7 @@ class SplitLightningModule(ManualOptimization):
                 self.parties.exchanged({part.client_id: own for part in batch.parts})
                 self.traffic.averaging_bytes += 2 * len(batch.parts) * own
         return joint_step.at_clients(
-            self.clients, batch, inputs, stage.stretch, self.batch_norm
+            self.clients, batch, inputs, stage.stretches, self.batch_norm
         )
 
     def _factors(self, batch: StepBatch) -> Tensor:
@@ -369,8 +387,12 @@ class SplitLightningModule(ManualOptimization):
         return [g for own in smashed for g in self.channel.send_back(own, cut)]
 
     def _of_clients(self) -> list[list[nn.Parameter]]:
-        """Returns the parameters of each client that acts."""
-        return [list(segment.parameters()) for segment in self.clients.acting()]
+        """Returns the parameters of each client that acts, of each of its holders."""
+        return [
+            segment.parameters_of(*stretches)
+            for segment in cast("list[Segment]", self.clients.acting())
+            for stretches in self.stretches_of_holders
+        ]
 
     def _of_servers(self) -> list[list[nn.Parameter]]:
         """Returns the parameters of each server on the route."""
@@ -381,7 +403,7 @@ class SplitLightningModule(ManualOptimization):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         if self.trainer.ckpt_path is None:
-            self.channel.by_cut = [[0, 0] for _ in self.route[1:]]
+            self.channel.forget()
 
     @override
     def setup(self, stage: str) -> None:
@@ -401,10 +423,10 @@ class SplitLightningModule(ManualOptimization):
 
     @override
     def stages(self) -> dict[str, nn.Module]:
-        parties = [stage.party for stage in self.route]
+        held = Counter(stage.party for stage in self.route for _ in stage.stretches)
         return {
-            stage.name: OneStretch(segment, stage.stretch)
-            if parties.count(stage.party) > 1
+            stage.name: OneStretch(segment, stage.stretches)
+            if held[stage.party] > 1
             else segment
             for stage in self.route
             for segment in [self.segments()[stage.party]]
@@ -415,6 +437,7 @@ class SplitLightningModule(ManualOptimization):
         refuse_unsupported(trainer)
         require_one_process(trainer, data)
         require_weight_passing(trainer, data, self.clients.optimizer_state)
+        require_parts(self.holders, trainer, data)
         if self.batch_norm == "joint" and not _act_on_the_same_weights(trainer, data):
             raise MisconfigurationException(
                 "Expected argument `batch_norm` to be 'own' where clients do not act "
@@ -428,8 +451,9 @@ class SplitLightningModule(ManualOptimization):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        by_cut = summed(self.trainer, torch.tensor(self.channel.by_cut))
-        checkpoint["by_cut"] = by_cut.tolist()
+        for name in ("by_cut", "by_holder"):
+            counts = torch.tensor(getattr(self.channel, name), dtype=torch.int64)
+            checkpoint[name] = summed(self.trainer, counts).tolist()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -442,6 +466,7 @@ class SplitLightningModule(ManualOptimization):
             )
         if self.has_totals:
             self.channel.by_cut = checkpoint["by_cut"]
+            self.channel.by_holder = checkpoint.get("by_holder", [])
 
 
 def _passing_of(trainer: pl.Trainer) -> list[WeightPassing]:
