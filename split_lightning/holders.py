@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from split_lightning.batch_norm import Normalisation
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.models.vertical import Holders
 from split_lightning.route import Stage
@@ -47,13 +48,23 @@ def stretches_of_holders(
 
 
 def require_parts(
-    holders: Holders, trainer: pl.Trainer, data: pl.LightningDataModule | None
+    holders: Holders,
+    trainer: pl.Trainer,
+    data: pl.LightningDataModule | None,
+    batch_norm: Normalisation,
 ) -> None:
-    """Stops where the data do not go with a network for holders of parts.
+    """Stops where something does not go with a network for holders of parts.
 
     Raises:
         MisconfigurationException: Says what to change.
     """
+    if holders.missing is not None and batch_norm == "joint":
+        raise MisconfigurationException(
+            "Expected argument `batch_norm` to be 'own' where holders lack samples "
+            f"(missing={holders.missing!r}): those of a client are not there with the "
+            "same samples. Got 'joint' (in a configuration "
+            "`protocol.module.batch_norm`)."
+        )
     if not isinstance(data, SplitDataModule):
         return
     lacking = data.missing_parts

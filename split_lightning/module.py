@@ -246,6 +246,7 @@ class SplitLightningModule(ManualOptimization):
         self.average_cut_gradients = average_cut_gradients
         self.route = route
         self.holders = kept
+        self.label_holder = label_holder
         self.stretches_of_holders = stretches_of_holders(route, label_holder)
         self.channel = CutLayerChannel(
             self.traffic, holders, fan_in_of(kept), label_holder
@@ -437,7 +438,7 @@ class SplitLightningModule(ManualOptimization):
         refuse_unsupported(trainer)
         require_one_process(trainer, data)
         require_weight_passing(trainer, data, self.clients.optimizer_state)
-        require_parts(self.holders, trainer, data)
+        require_parts(self.holders, trainer, data, self.batch_norm)
         if self.batch_norm == "joint" and not _act_on_the_same_weights(trainer, data):
             raise MisconfigurationException(
                 "Expected argument `batch_norm` to be 'own' where clients do not act "

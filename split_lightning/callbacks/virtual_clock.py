@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 from typing_extensions import override
 
+from split_lightning.channel import num_bytes
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.schedule import PooledSchedule
+from split_lightning.models.segment import OneStretch, Segment
 from split_lightning.route import Party, Stage
-from split_lightning.system import System, Timeline, Work, work_of
+from split_lightning.system import Holder, System, Timeline, Work, work_of
 
 _BYTES_PER_LABEL = 8
 
@@ -38,6 +41,7 @@ class VirtualClock(pl.Callback):
         self._state: dict[str, Any] | None = None  # waits for the fit's start
         self._module: Any = None
         self._crossed: list[list[int]] = []
+        self._crossed_by_holder: list[list[int]] = []
 
     @property
     def seconds(self) -> float:
@@ -66,8 +70,8 @@ class VirtualClock(pl.Callback):
         if route is None:  # of one network: a client's, or whoever has all samples
             pooled = isinstance(data.schedule, PooledSchedule)
             route = [Stage("server" if pooled else "client", 0)]
-        example = data.example().to(pl_module.device)
-        work = work_of(pl_module.stages(), pl_module.laid_out(example))
+        example = pl_module.laid_out(data.example().to(pl_module.device))
+        work = work_of(pl_module.stages(), example)
         times = getattr(pl_module, "server_work", 1)
         scaled = [
             Work(times * own.forward, times * own.backward)
@@ -75,7 +79,9 @@ class VirtualClock(pl.Callback):
             else own
             for stage, own in zip(route, work, strict=True)
         ]
-        self.timeline = Timeline(self.system, route, scaled)
+        holders = _holders_of(pl_module, route[0], example)
+        label_holder = getattr(pl_module, "label_holder", 0)
+        self.timeline = Timeline(self.system, route, scaled, holders, label_holder)
         if self._state is not None and trainer.ckpt_path is not None:
             self.timeline.load_state_dict(self._state)
         self._state = None
@@ -84,20 +90,21 @@ class VirtualClock(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._crossed = self._by_cut()  # the module has set its counts by now
+        # The module has set its counts by now.
+        self._crossed, self._crossed_by_holder = self._by_cut(), self._by_holder()
 
     def stepped(self, samples: Mapping[int, int], server: int) -> None:
         """Clients made a step on some samples each, with a server."""
         assert self.timeline is not None
         before, self._crossed = self._crossed, self._by_cut()
         count = sum(samples.values())
-        crossing = [
-            ((now[0] - then[0]) / count, (now[1] - then[1]) / count)
-            for now, then in zip(self._crossed, before, strict=True)
-        ]
+        crossing = _of_a_sample(before, self._crossed, count)
+        before, self._crossed_by_holder = self._crossed_by_holder, self._by_holder()
+        of_holders = _of_a_sample(before, self._crossed_by_holder, count)
         if crossing and self.timeline.route[-1].party == "server":  # with the labels
-            crossing[0] = (crossing[0][0] + _BYTES_PER_LABEL, crossing[0][1])
-        self.timeline.step(samples, server, crossing)
+            own, place = of_holders or crossing, self.timeline.label_holder
+            own[place] = (own[place][0] + _BYTES_PER_LABEL, own[place][1])
+        self.timeline.step(samples, server, crossing, of_holders)
 
     def handed_over(self, sender: int, receiver: int, num_bytes: int) -> None:
         """A client took weights over from another."""
@@ -121,6 +128,10 @@ class VirtualClock(pl.Callback):
         channel = getattr(self._module, "channel", None)
         return [] if channel is None else [list(own) for own in channel.by_cut]
 
+    def _by_holder(self) -> list[list[int]]:
+        channel = getattr(self._module, "channel", None)
+        return [] if channel is None else [list(own) for own in channel.by_holder]
+
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.log("system/virtual_seconds", self.seconds)
@@ -137,6 +148,31 @@ class VirtualClock(pl.Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = dict(state_dict) or None
+
+
+def _holders_of(module: Any, first: Stage, example: Tensor) -> list[Holder]:
+    """Returns what each of a client's holders has to do; none where it is one."""
+    if first.num_holders == 1:
+        return []
+    segment: Segment = module.client
+    sizes = [
+        num_bytes(segment.state_of(*own).values())
+        for own in module.stretches_of_holders
+    ]
+    works = [
+        work_of({first.name: OneStretch(segment, own)}, example)[0]
+        for own in first.stretches
+    ]
+    pairs = zip(works, sizes, strict=True)
+    return [Holder(work, size / sum(sizes)) for work, size in pairs]
+
+
+def _of_a_sample(
+    before: Sequence[Sequence[int]], now: Sequence[Sequence[int]], count: int
+) -> list[tuple[float, float]]:
+    """Returns the bytes, forth and back, by which counts have grown, for a sample."""
+    pairs = zip(before, now, strict=True)
+    return [((n[0] - b[0]) / count, (n[1] - b[1]) / count) for b, n in pairs]
 
 
 def virtual_seconds(trainer: pl.Trainer) -> float | None:
