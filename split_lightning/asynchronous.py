@@ -111,7 +111,7 @@ class AsynchronousSplitLightningModule(SplitLightningModule):
             return [self.skipping.stored(part.client_id)[0]]
         if self._stale is None:
             return super()._compute_at(stop, batch, inputs)
-        return [self._stale(*values_of(inputs[0]), stretch=stop.stretch)]
+        return [self._stale(*values_of(inputs[0]), stretch=stop.stretches)]
 
     @override
     def _send(

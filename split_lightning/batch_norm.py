@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from split_lightning.models.vertical import Bottom
+
 # Whose samples are normalised together.
 Normalisation: TypeAlias = Literal["own", "joint"]
 
@@ -79,12 +81,14 @@ class BatchNormByClient(TorchFunctionMode):
 def is_only_mixer(segment: nn.Module) -> bool:
     """Tells whether a segment's samples meet in layers of BatchNorm alone.
 
-    Other layers that keep buffers may mix them, too.
+    Other layers that keep buffers may mix them, too; those of a holder that lacks
+    samples see others than those of the step.
     """
     layers = [
         m for m in segment.modules() if next(m.buffers(recurse=False), None) is not None
     ]
-    return all(type(layer) in _KINDS for layer in layers)
+    lacks = any(isinstance(m, Bottom) and m.may_lack for m in segment.modules())
+    return not lacks and all(type(layer) in _KINDS for layer in layers)
 
 
 def statistics_bytes(segment: nn.Module) -> int:

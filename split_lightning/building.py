@@ -81,7 +81,7 @@ def build_module(cfg: DictConfig) -> Classifier:
     """Builds the module, from weights of elsewhere where the configuration says so."""
     given = {}
     if cfg.model.weights and not cfg.ckpt_path:  # a checkpoint has the weights
-        given["network"] = instantiate(cfg.model.network, _convert_="all")
+        given["network"] = instantiate(cfg.protocol.module.network, _convert_="all")
         weights, exclude = cfg.model.weights, list(cfg.model.weights_exclude)
         load_weights(given["network"], weights, exclude)
     module: Classifier = instantiate(cfg.protocol.module, _convert_="all", **given)

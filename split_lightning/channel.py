@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from split_lightning.route import Party
@@ -24,12 +26,14 @@ class Crossing(NamedTuple):
         sender: Whose it was.
         receiver: Who gets it.
         cut: Which cut it crosses, from 0 in the order of the network.
+        holder: Which of the client's holders, where each has a part of its samples.
     """
 
     content: Literal["smashed data", "gradient", "targets"]
     sender: Party
     receiver: Party
     cut: int
+    holder: int | None = None
 
 
 Observer: TypeAlias = Callable[[Crossing, tuple[Any, ...]], None]
@@ -93,23 +97,40 @@ class CutLayerChannel:
     Args:
         traffic: Where the bytes are counted.
         holders: Who computes each stretch of the network, from cut to cut.
+        fan_in: Where a client is a group of holders, each with a part of its samples:
+            how many of the values that cross the first cut are each one's. What each
+            sends crosses by itself. A boolean value says of which samples it has a
+            part; what is not there (zeros, in training) does not cross.
+        label_holder: Which of the holders has the labels.
 
     Attributes:
         is_counting: Whether what crosses is counted: not where a process computes with
             samples that are another's.
         by_cut: The bytes that crossed each cut in this process, forward and back.
+        by_holder: Those of each holder at the first cut, without labels.
         observers: Called with the `Crossing` and all values that cross, each time
             something does. They may look, and change nothing.
     """
 
     def __init__(
-        self, traffic: Traffic, holders: Sequence[Party] = ("client", "server")
+        self,
+        traffic: Traffic,
+        holders: Sequence[Party] = ("client", "server"),
+        fan_in: Sequence[int] = (),
+        label_holder: int = 0,
     ) -> None:
         self.traffic = traffic
         self.holders = tuple(holders)
+        self.fan_in = tuple(fan_in)
+        self.label_holder = label_holder if self.fan_in else None
         self.is_counting = True
-        self.by_cut = [[0, 0] for _ in self.holders[1:]]
+        self.forget()
         self.observers: list[Observer] = []
+
+    def forget(self) -> None:
+        """Begins to count what crosses each cut anew."""
+        self.by_cut = [[0, 0] for _ in self.holders[1:]]
+        self.by_holder = [[0, 0] for _ in self.fan_in]
 
     def send(
         self, activations: Activations, cut: int = 0, ends: Ends | None = None
@@ -126,7 +147,9 @@ class CutLayerChannel:
         """
         smashed = tuple(map(_leaf, values_of(activations)))
         sender, receiver = ends or self.holders[cut : cut + 2]
-        self._cross(Crossing("smashed data", sender, receiver, cut), smashed)
+        for holder, own in self._by_holder(cut, smashed):
+            crossing = Crossing("smashed data", sender, receiver, cut, holder)
+            self._cross(crossing, own)
         return smashed if isinstance(activations, tuple) else smashed[0]
 
     def send_targets(self, targets: Tensor) -> Tensor:
@@ -137,7 +160,8 @@ class CutLayerChannel:
         last = len(self.holders) - 2
         receiver = self.holders[-1]
         if receiver != "client":
-            self._cross(Crossing("targets", "client", receiver, last), (targets,))
+            crossing = Crossing("targets", "client", receiver, last, self.label_holder)
+            self._cross(crossing, (targets,))
         return targets
 
     def send_back(
@@ -155,8 +179,28 @@ class CutLayerChannel:
         """
         gradients = tuple(getattr(v, "grad", None) for v in values_of(smashed))
         receiver, sender = ends or self.holders[cut : cut + 2]
-        self._cross(Crossing("gradient", sender, receiver, cut), gradients)
+        for holder, own in self._by_holder(cut, gradients, values_of(smashed)):
+            crossing = Crossing("gradient", sender, receiver, cut, holder)
+            self._cross(crossing, own)
         return gradients
+
+    def _by_holder(
+        self, cut: int, values: tuple[Any, ...], sent: tuple[Any, ...] | None = None
+    ) -> Iterator[tuple[int | None, tuple[Any, ...]]]:
+        """Yields what crosses a cut, of a client or of each holder by itself.
+
+        Args:
+            cut: Which cut.
+            values: What is there to cross.
+            sent: What was sent in the forward; `None`: these values.
+        """
+        if cut > 0 or not self.fan_in:
+            is_clients = "client" in self.holders[cut : cut + 2]
+            yield self.label_holder if is_clients else None, values
+            return
+        sent = values if sent is None else sent
+        for holder, (start, end) in enumerate(pairwise(accumulate((0, *self.fan_in)))):
+            yield holder, _there(values[start:end], sent[start:end])
 
     def _cross(self, crossing: Crossing, values: tuple[Any, ...]) -> None:
         if self.is_counting:
@@ -164,7 +208,10 @@ class CutLayerChannel:
             name = _COUNTS[crossing.sender, crossing.receiver]
             setattr(self.traffic, name, getattr(self.traffic, name) + count)
             if crossing.content != "targets":
-                self.by_cut[crossing.cut][crossing.content == "gradient"] += count
+                way = crossing.content == "gradient"
+                self.by_cut[crossing.cut][way] += count
+                if crossing.cut == 0 and crossing.holder is not None:
+                    self.by_holder[crossing.holder][way] += count
         for observer in self.observers:
             observer(crossing, values)
 
@@ -185,6 +232,22 @@ def num_bytes(values: Iterable[Any]) -> int:
 def values_of(activations: Activations) -> tuple[Any, ...]:
     """Returns what crosses a cut as a tuple, of one element for a tensor."""
     return activations if isinstance(activations, tuple) else (activations,)
+
+
+def _there(values: tuple[Any, ...], sent: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns of a holder's values those of the samples that it has.
+
+    Args:
+        values: What crosses.
+        sent: What was sent in the forward: which samples these are is among it, or all.
+    """
+    masks = [v for v in sent if isinstance(v, Tensor) and v.dtype == torch.bool]
+    if not masks:
+        return values
+    (has,) = masks
+    return tuple(
+        v[has] if isinstance(v, Tensor) and v is not has else v for v in values
+    )
 
 
 def _leaf(value: Any) -> Any:

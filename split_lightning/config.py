@@ -28,6 +28,7 @@ _NO_CHOICES = ("ckpt_path", "name", "output_dir", "spill_to")
 _NEEDS = {
     "model.weights_exclude": ["model.weights"],
     "model.gradient_clip_algorithm": ["model.gradient_clip_val"],
+    "topology.missing": ["topology.missing_parts.probability"],
     "optimizer.scheduler_interval": [
         "optimizer.client_scheduler",
         "optimizer.server_scheduler",
@@ -76,8 +77,14 @@ class ModelConfig:
 class TopologyConfig:
     """Where the network is cut, and who has the labels: `conf/topology`."""
 
+    network: Any = MISSING
     cut_layers: list[Any] = MISSING
     labels: str = MISSING
+    label_holder: int = 0
+    parts: Any = None
+    join: str | None = None
+    missing: str | None = None
+    missing_parts: Any = None
 
 
 @dataclass
@@ -161,6 +168,18 @@ def direction_of(metric: str) -> str:
 
 
 OmegaConf.register_new_resolver("direction_of", direction_of, replace=True)
+
+
+def maker_of(node: DictConfig) -> DictConfig:
+    """Returns what makes an object in the place of the object: `${maker_of:...}`.
+
+    >>> maker_of(OmegaConf.create({"_target_": "torch.nn.ReLU"}))
+    {'_target_': 'torch.nn.ReLU', '_partial_': True}
+    """
+    return OmegaConf.create({**node, "_partial_": True})
+
+
+OmegaConf.register_new_resolver("maker_of", maker_of, replace=True)
 
 
 def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:

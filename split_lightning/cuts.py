@@ -56,6 +56,13 @@ def measure(cfg: DictConfig) -> list[CutCost]:
     Raises:
         ValueError: If the network cannot be cut, or does not fit the images.
     """
+    if cfg.topology.parts is not None:
+        raise ValueError(
+            "Expected a topology of whole samples, but got one for holders of parts "
+            f"({cfg.topology.parts._target_}): there the bottoms are cut off the top, "
+            "and `model.cut_layer` says where. Leave `topology` out to see what the "
+            "cuts of the network take on whole samples."
+        )
     network = instantiate(cfg.model.network, _convert_="all")
     every = cut_layers(network)
     layers = every if cfg.depth == "all" else layers_down_to(every, cfg.depth)

@@ -88,7 +88,7 @@ def export(
     found = {}
     for name in formats:
         if name == "safetensors":
-            network = instantiate(cfg.model.network, _convert_="all")
+            network = instantiate(cfg.protocol.module.network, _convert_="all")
             found[name] = exporter.export_weights(network, folder)
         elif name == "torch":
             found[name] = exporter.export_programs(folder)
@@ -121,7 +121,7 @@ def describe(cfg: DictConfig, data: SplitDataModule, images: Tensor) -> dict[str
         "mean": mean * (shape[0] // len(mean)),
         "std": std * (shape[0] // len(std)),
         "input": "(pixels / 255 - mean) / std, float32 of shape (B, C, H, W)",
-        "network": OmegaConf.to_container(cfg.model.network, resolve=True),
+        "network": OmegaConf.to_container(cfg.protocol.module.network, resolve=True),
         "cut_layers": OmegaConf.to_container(cfg.topology.cut_layers, resolve=True),
         "split_lightning": split_lightning.__version__,
         "torch": str(torch.__version__),

@@ -22,7 +22,7 @@ def at_clients(
     clients: Replicas,
     batch: StepBatch,
     inputs: Several,
-    stretch: int = 0,
+    stretch: int | Sequence[int] = 0,
     normalisation: Normalisation = "own",
 ) -> list[Activations]:
     """Returns what each client computes, or all at once where that is the same.
@@ -34,7 +34,7 @@ def at_clients(
         clients: The live segments.
         batch: The batches of those who take part.
         inputs: What they compute from.
-        stretch: Which stretch of their segment.
+        stretch: Which stretch of their segment; several side by side.
         normalisation: Whether BatchNorm sees each client's samples by themselves
             (`own`), or those of all who share their weights as one batch (`joint`).
 
@@ -67,7 +67,7 @@ def _with_mean_buffers(
     segment: nn.Module,
     sizes: Sequence[int],
     inputs: Sequence[tuple[Any, ...]],
-    stretch: int,
+    stretch: int | Sequence[int],
 ) -> list[Activations]:
     """Returns what clients compute that share their weights, each by itself.
 

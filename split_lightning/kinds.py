@@ -27,12 +27,20 @@ class Stop(NamedTuple):
         piece: The name of the layers that it is of.
         stretch: Which of their stretches.
         is_cut: Whether what it returns crosses a cut.
+        num_holders: Number of holders that compute it side by side, each from its part
+            of the samples: a stretch each, from that one on.
     """
 
     party: Party
     piece: str
     stretch: int
     is_cut: bool
+    num_holders: int = 1
+
+    @property
+    def stretches(self) -> range:
+        """Which of the piece's stretches are computed here."""
+        return range(self.stretch, self.stretch + self.num_holders)
 
 
 Route: TypeAlias = tuple[Stop, ...]
@@ -142,14 +150,14 @@ def named(route: Route) -> list[Stage]:
 def places_of(route: Route) -> list[Stage]:
     """Returns of each stop of a route the stage that it belongs to."""
     return [
-        stage._replace(is_cut=stop.is_cut)
+        stage._replace(is_cut=stop.is_cut, num_holders=stop.num_holders)
         for stage, stops in zip(named(route), stages_of(route), strict=True)
         for stop in stops
     ]
 
 
 def kinds_of(
-    network: nn.Module, cut_layer: CutLayers, labels: Party
+    network: nn.Module, cut_layer: CutLayers, labels: Party, num_holders: int = 1
 ) -> tuple[dict[str, Segment], ClientKinds]:
     """Cuts a network after all layers after which any client cuts it.
 
@@ -162,6 +170,7 @@ def kinds_of(
         cut_layer: The layer after which to cut it, or several in order, the first of
             which may be a list of its own, dealt out to the clients.
         labels: Who has the labels in training.
+        num_holders: Number of holders of a client, each with a part of its samples.
 
     Returns:
         The pieces by name, and the kinds of clients.
@@ -173,13 +182,19 @@ def kinds_of(
     rest = [layer for layers in others for layer in layers]
     entries, own = [0], first
     if len(first) > 1:
+        if num_holders > 1:
+            raise ValueError(
+                "Expected argument `cut_layer` to begin with one layer where a client "
+                f"is a group of holders, whose lower layers end there, but got {first}."
+            )
         own = in_order(network, first)
         entries = [own.index(path_of(network, layer)) for layer in first]
     base = route_of(1 + len(rest), labels)
     behind = [stage.party for stage in base[1:]]
     holders = [[*_held(depth, len(own)), *behind] for depth in range(len(own))]
-    places, names = _places(holders)
-    segments = split(network, [*own, *rest], [names.index(n) for n, _ in places])
+    places, names = _places(holders, num_holders)
+    parties = [names.index(name) for name, _ in places]
+    segments = split(network, [*own, *rest], parties, num_holders)
     last = len(places) - 1
     routes: list[Route] = [
         tuple(
@@ -187,6 +202,7 @@ def kinds_of(
                 party,
                 *places[i],
                 is_cut=i < last and (i == depth or i >= len(own)),
+                num_holders=num_holders if i == 0 else 1,
             )
             for i, party in enumerate(held)
         )
@@ -220,12 +236,13 @@ def _listed(cut_layer: CutLayers) -> list[list[str | int]]:
 
 
 def _places(
-    holders: Sequence[Sequence[Party]],
+    holders: Sequence[Sequence[Party]], num_holders: int
 ) -> tuple[list[tuple[str, int]], list[str]]:
     """Returns of each stretch its piece, and which of the piece's it is.
 
     Args:
         holders: Of each kind who computes each stretch.
+        num_holders: How many stretches the first comes apart into.
 
     Returns:
         The places, and the names of the pieces: clients', servers', and both's.
@@ -241,6 +258,6 @@ def _places(
         if name not in names:
             names.append(name)
         places.append((name, counts[name]))
-        counts[name] += 1
+        counts[name] += 1 if len(places) > 1 else num_holders
     order = sorted(names, key=lambda n: (n != CLIENT, n != SERVER))
     return places, order

@@ -24,6 +24,12 @@ from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import JointBatch, StepBatch
 from split_lightning.finite import NonFinitePolicy
 from split_lightning.flow import Bundle, Crossed, bundled, gathered, members_of
+from split_lightning.holders import (
+    fan_in_of,
+    parameters_by_holder,
+    require_parts,
+    stretches_of_holders,
+)
 from split_lightning.joint_step import Several
 from split_lightning.kinds import (
     CLIENT,
@@ -36,6 +42,7 @@ from split_lightning.kinds import (
 )
 from split_lightning.manual_optimization import ManualOptimization, no_closure
 from split_lightning.models.segment import Segment, Stretches
+from split_lightning.models.vertical import holders_of
 from split_lightning.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
@@ -58,6 +65,7 @@ from split_lightning.support import (
 _HYPERPARAMETERS = (
     "cut_layer",
     "labels",
+    "label_holder",
     "num_classes",
     "scheduler_interval",
     "optimizer_state",
@@ -149,6 +157,9 @@ class SplitLightningModule(ManualOptimization):
             place of those of `network`; `None` among them: those of `network`. Weights
             are handed over and averaged within groups of equal entries.
         image_shape: The shape of an image, `(C, H, W)`, which `client_networks` need.
+        label_holder: Where the network is a `VerticalNetwork`, so that a client is a
+            group of holders that each have a part of its samples: which of them has the
+            labels, from 0.
 
     Attributes:
         server_work: How often the server computes a batch in a step.
@@ -202,6 +213,7 @@ class SplitLightningModule(ManualOptimization):
         labels: Party = "server",
         client_networks: Sequence[ClientNetwork | None] | None = None,
         image_shape: Sequence[int] | None = None,
+        label_holder: int = 0,
     ) -> None:
         policies = get_args(OptimizerState)
         for name, value, choices in (
@@ -218,7 +230,13 @@ class SplitLightningModule(ManualOptimization):
                     f"Expected argument `{name}` to be one of {choices}, but got "
                     f"{value!r}."
                 )
-        cut, kinds = kinds_of(network, cut_layer, labels)
+        kept = holders_of(network)
+        if not 0 <= label_holder < kept.number:
+            raise ValueError(
+                "Expected argument `label_holder` to be one of a client's holders, "
+                f"from 0 to {kept.number - 1}, but got {label_holder}."
+            )
+        cut, kinds = kinds_of(network, cut_layer, labels, kept.number)
         segments: dict[str, nn.Module] = {**cut}
         if client_networks is not None:
             segments, kinds = grouped(
@@ -277,8 +295,15 @@ class SplitLightningModule(ManualOptimization):
         self.cut_gradient = cut_gradient
         self.batch_norm = batch_norm
         self.average_cut_gradients = average_cut_gradients
+        route = kinds.routes[0]
+        self.holders = kept
+        self.label_holder = label_holder
+        self.stretches_of_holders = stretches_of_holders(route, label_holder)
         self.channel = CutLayerChannel(
-            self.traffic, [stop.party for stop in kinds.routes[0]]
+            self.traffic,
+            [stop.party for stop in route],
+            fan_in_of(kept),
+            label_holder,
         )
 
     @override
@@ -290,7 +315,7 @@ class SplitLightningModule(ManualOptimization):
         values: tuple[Any, ...] = (self.laid_out(inputs),)
         for stop in self.parties.route_shown():
             segment = self.parties.shown(self.parties.pieces[stop.piece])
-            values = values_of(segment(*values, stretch=stop.stretch))
+            values = values_of(segment(*values, stretch=stop.stretches))
         logits: Tensor = values[0]
         return logits
 
@@ -396,7 +421,7 @@ class SplitLightningModule(ManualOptimization):
                 self.parties.exchanged({part.client_id: own for part in batch.parts})
                 self.traffic.averaging_bytes += 2 * len(batch.parts) * own
         return joint_step.at_clients(
-            clients, batch, inputs, stop.stretch, self.batch_norm
+            clients, batch, inputs, stop.stretches, self.batch_norm
         )
 
     def _send(
@@ -493,10 +518,11 @@ class SplitLightningModule(ManualOptimization):
         return list(held.values())
 
     def _of_clients(self, batch: StepBatch) -> list[list[nn.Parameter]]:
-        """Returns the parameters of each client that acts."""
+        """Returns the parameters of each client that acts, of each of its holders."""
         return [
-            [parameter for segment in own for parameter in segment.parameters()]
-            for own in self._client_segments(batch)
+            parameters
+            for segments in self._client_segments(batch)
+            for parameters in parameters_by_holder(segments, self.stretches_of_holders)
         ]
 
     def _of_servers(self, batch: StepBatch) -> list[list[nn.Parameter]]:
@@ -516,7 +542,7 @@ class SplitLightningModule(ManualOptimization):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         if self.trainer.ckpt_path is None:
-            self.channel.by_cut = [[0, 0] for _ in range(1, self.num_places)]
+            self.channel.forget()
 
     @override
     def setup(self, stage: str) -> None:
@@ -557,12 +583,12 @@ class SplitLightningModule(ManualOptimization):
         route = self.parties.route_shown()
         if client_id is not None:
             route = self.parties.route_of(client_id)
-        passed = Counter(stop.piece for stop in route)
+        passed = Counter(stop.piece for stop in route for _ in stop.stretches)
         found: dict[str, nn.Module] = {}
         for stage, stops in zip(named(route), stages_of(route), strict=True):
             held = [self.parties.pieces[s.piece].of(s.party).live for s in stops]
             is_whole = len(stops) == 1 and passed[stops[0].piece] == 1
-            whole = Stretches(held, [stop.stretch for stop in stops])
+            whole = Stretches(held, [stop.stretches for stop in stops])
             found[stage.name] = held[0] if is_whole else whole
         return found
 
@@ -570,7 +596,7 @@ class SplitLightningModule(ManualOptimization):
     def places(self, client_id: int) -> list[nn.Module]:
         pieces = self.parties.pieces
         return [
-            Stretches([pieces[stop.piece].of(stop.party).live], [stop.stretch])
+            Stretches([pieces[stop.piece].of(stop.party).live], [stop.stretches])
             for stop in self.parties.route_of(client_id)
         ]
 
@@ -579,6 +605,7 @@ class SplitLightningModule(ManualOptimization):
         refuse_unsupported(trainer)
         require_one_process(trainer, data)
         require_weight_passing(trainer, data, self.clients.optimizer_state)
+        require_parts(self.holders, trainer, data, self.batch_norm)
         if self.parties.kinds.are_several:
             require_like_clients(
                 trainer, data, self.parties.kinds, _passing_of(trainer)
@@ -596,8 +623,9 @@ class SplitLightningModule(ManualOptimization):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        by_cut = summed(self.trainer, torch.tensor(self.channel.by_cut))
-        checkpoint["by_cut"] = by_cut.tolist()
+        for name in ("by_cut", "by_holder"):
+            counts = torch.tensor(getattr(self.channel, name), dtype=torch.int64)
+            checkpoint[name] = summed(self.trainer, counts).tolist()
         checkpoint["kinds"] = list(self.parties.kinds.entries)
 
     @override
@@ -618,6 +646,7 @@ class SplitLightningModule(ManualOptimization):
             )
         if self.has_totals:
             self.channel.by_cut = checkpoint["by_cut"]
+            self.channel.by_holder = checkpoint.get("by_holder", [])
 
 
 def _passing_of(trainer: pl.Trainer) -> list[WeightPassing]:

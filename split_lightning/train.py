@@ -185,9 +185,9 @@ def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
     """Writes the results, the networks and the hyperparameters of a run."""
     folder = Path(cfg.output_dir)
     save_results(results, folder / "results.json")
-    network = OmegaConf.to_container(cfg.model.network, resolve=True)
+    network = OmegaConf.to_container(cfg.protocol.module.network, resolve=True)
     metadata = {
-        "network": str(cfg.model.network["_target_"]),
+        "network": str(cfg.protocol.module.network["_target_"]),
         "network_options": json.dumps(network),
         "cut_layer": ",".join(map(str, cfg.topology.cut_layers)),
         "classes": ",".join(run.data.source.classes),

@@ -57,6 +57,7 @@ CASES = {
         "optimizer_state=travel",
         "data/partitioner=linear",
     ],
+    "vertical": [CUT, "topology=vertical", "topology/parts=quadrants"],
     "U": [
         CUT,
         "topology=u_shaped",

@@ -20,9 +20,10 @@ from split_lightning.models import DigitsCNN
 from split_lightning.train import main
 
 CONF = Path(__file__).parent.parent / "conf"
-SWEEPS = {"compare", "compare_skewed"}  # in `test_sweep.py`
+# In `test_sweep.py` and `test_vertical.py`.
+OTHERS = {"compare", "compare_skewed", "vertical", "vertical_table"}
 EXPERIMENTS = sorted(
-    {path.stem for path in (CONF / "experiment").glob("*.yaml")} - SWEEPS
+    {path.stem for path in (CONF / "experiment").glob("*.yaml")} - OTHERS
 )
 BYTES_UP = 32 * 4 * 4 * 4 + 8  # DigitsCNN, cut after `maxpool`: 32 x 4 x 4, a label
 

@@ -7,15 +7,19 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 from typing_extensions import override
 
+from split_lightning.channel import num_bytes
 from split_lightning.data.asynchronous_schedule import AsynchronousSchedule
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.schedule import PooledSchedule
 from split_lightning.data.seconds import EqualSeconds
 from split_lightning.kinds import places_of
+from split_lightning.models.segment import Stretches
 from split_lightning.route import Party, Stage
 from split_lightning.system import (
+    Holder,
     System,
     SystemSeconds,
     Timeline,
@@ -49,6 +53,7 @@ class VirtualClock(pl.Callback):
         self._state: dict[str, Any] | None = None  # waits for the fit's start
         self._module: Any = None
         self._crossed: list[list[int]] = []
+        self._crossed_by_holder: list[list[int]] = []
         self._itineraries: dict[int, Itinerary] = {}  # by kind of client
         self._in_flight = 1
         self._schedule: AsynchronousSchedule | None = None
@@ -79,7 +84,13 @@ class VirtualClock(pl.Callback):
         self._pooled = isinstance(data.schedule, PooledSchedule)
         self._example = pl_module.laid_out(data.example().to(pl_module.device))
         self._itineraries.clear()
-        self.timeline = Timeline(self.system, *self._of_client(0), self._of_client)
+        self.timeline = Timeline(
+            self.system,
+            *self._of_client(0),
+            self._of_client,
+            _holders_of(pl_module, self._example),
+            getattr(pl_module, "label_holder", 0),
+        )
         if self._state is not None and trainer.ckpt_path is not None:
             self.timeline.load_state_dict(self._state)
         self._state = None
@@ -113,6 +124,12 @@ class VirtualClock(pl.Callback):
         self, schedule: AsynchronousSchedule, trainer: pl.Trainer, module: Any
     ) -> None:
         """Tells a schedule that plans by time how long things take."""
+        if module.holders.number > 1:
+            raise MisconfigurationException(
+                "AsynchronousSchedule plans by the times of clients that are a device "
+                "each, and here each is a group of holders. Leave the clock out "
+                "(system=none), or let clients take turns."
+            )
         route, work = self._of_client(0)
         with trainer.precision_plugin.train_step_context():
             crossing = crossing_of(module.stages(), self._example)
@@ -126,22 +143,30 @@ class VirtualClock(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._crossed = self._by_cut()  # the module has set its counts by now
+        # The module has set its counts by now.
+        self._crossed, self._crossed_by_holder = self._by_cut(), self._by_holder()
 
     def stepped(self, samples: Mapping[int, int], server: int) -> None:
         """Clients made a step on some samples each, with a server."""
         assert self.timeline is not None
         before, self._crossed = self._crossed, self._by_cut()
-        crossing = []
         routes = {k: self._of_client(k)[0] for k in samples}
+        crossing = []
         for place, (now, then) in enumerate(zip(self._crossed, before, strict=True)):
             through = [k for k, route in routes.items() if route[place].is_cut]
             count = sum(samples[k] for k in through) or 1
             labels = max((_label_bytes(routes[k], place) for k in through), default=0)
-            crossing.append(
-                ((now[0] - then[0]) / count + labels, (now[1] - then[1]) / count)
-            )
-        self.timeline.step(samples, server, crossing, self._in_flight)
+            crossing.append(_of_a_sample(then, now, count, labels))
+        before, self._crossed_by_holder = self._crossed_by_holder, self._by_holder()
+        of_holders = []
+        for holder, (now, then) in enumerate(
+            zip(self._crossed_by_holder, before, strict=True)
+        ):
+            has_labels = holder == self.timeline.label_holder
+            labels = _label_bytes(next(iter(routes.values())), 0) * has_labels
+            count = sum(samples.values())
+            of_holders.append(_of_a_sample(then, now, count, labels))
+        self.timeline.step(samples, server, crossing, self._in_flight, of_holders)
 
     def handed_over(
         self, sender: int | None, receiver: int | None, num_bytes: int, server: int
@@ -177,6 +202,10 @@ class VirtualClock(pl.Callback):
         channel = getattr(self._module, "channel", None)
         return [] if channel is None else [list(own) for own in channel.by_cut]
 
+    def _by_holder(self) -> list[list[int]]:
+        channel = getattr(self._module, "channel", None)
+        return [] if channel is None else [list(own) for own in channel.by_holder]
+
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.log("system/virtual_seconds", self.seconds)
@@ -195,6 +224,28 @@ class VirtualClock(pl.Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = dict(state_dict) or None
+
+
+def _holders_of(module: Any, example: Tensor) -> list[Holder]:
+    """Returns what each of a client's holders has to do; none where it is one."""
+    stretches = getattr(module, "stretches_of_holders", [[0]])
+    if len(stretches) == 1:
+        return []
+    sizes = [num_bytes(module.client.state_of(*own).values()) for own in stretches]
+    works = [
+        work_of({"holder": Stretches([module.client], [own[0]])}, example)[0]
+        for own in stretches
+    ]
+    pairs = zip(works, sizes, strict=True)
+    return [Holder(work, size / sum(sizes)) for work, size in pairs]
+
+
+def _of_a_sample(
+    before: Sequence[int], now: Sequence[int], count: int, labels: int
+) -> tuple[float, float]:
+    """Returns the bytes, forth and back, by which counts have grown, for a sample."""
+    forth, back = (n - b for n, b in zip(now, before, strict=True))
+    return forth / count + labels, back / count
 
 
 def _label_bytes(route: Sequence[Stage], place: int) -> int:

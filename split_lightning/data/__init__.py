@@ -11,6 +11,7 @@ from split_lightning.data.loader import (
     StepBatch,
     ValidationLoader,
 )
+from split_lightning.data.missing_parts import MissingParts
 from split_lightning.data.partition import label_counts, partition
 from split_lightning.data.sampler import BatchPlan, ClientBatchSampler
 from split_lightning.data.schedule import (
@@ -26,6 +27,7 @@ from split_lightning.data.sources import (
     ImageSource,
     TorchvisionImages,
 )
+from split_lightning.data.tables import SklearnTable
 
 __all__ = [
     "AsynchronousSchedule",
@@ -40,10 +42,12 @@ __all__ = [
     "ImageSource",
     "Images",
     "JointBatch",
+    "MissingParts",
     "ParallelSchedule",
     "PooledSchedule",
     "RoundRobinSchedule",
     "Schedule",
+    "SklearnTable",
     "SplitDataModule",
     "StepBatch",
     "TorchvisionImages",

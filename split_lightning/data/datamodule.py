@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from split_lightning.data.availability import Availability
 from split_lightning.data.loader import ClientLoader, EvaluationLoader, ValidationLoader
+from split_lightning.data.missing_parts import Lacking, MissingParts
 from split_lightning.data.partition import label_counts, partition
 from split_lightning.data.sampler import ClientBatchSampler
 from split_lightning.data.schedule import RoundRobinSchedule, Schedule
@@ -47,14 +48,15 @@ class SplitDataModule(pl.LightningDataModule):
         local_epochs: Number of passes over its partition in a client's turn.
         val_share: Share of its samples that each client keeps for validation, in
             [0, 1); all but one sample at most.
-        mean: Mean of each channel, for pixels in [0, 1].
-        std: Standard deviation of each channel, for pixels in [0, 1].
+        mean: Mean of each channel, for pixels in [0, 1] (of a table: of its numbers).
+        std: Standard deviation of each channel, in the same way.
         augmentation: Changes normalised training images at random, each sample by
             itself, such as one of `kornia.augmentation`; drawn anew for each batch.
         seed: The run's seed.
         servers: Which server serves which client; `None`: one for all.
         availability: Which clients are there in a round, and how far they come;
             `None`: all, to the end. Who is absent still validates.
+        missing_parts: Which holders of parts lack which samples; `None`: none.
 
     Attributes:
         parts: For each client the positions in the training set of the samples that
@@ -87,6 +89,7 @@ class SplitDataModule(pl.LightningDataModule):
         seed: int = 0,
         servers: ServerMap | None = None,
         availability: Availability | None = None,
+        missing_parts: MissingParts | None = None,
     ) -> None:
         super().__init__()
         counts = {
@@ -121,6 +124,7 @@ class SplitDataModule(pl.LightningDataModule):
         self.servers = servers or ServerMap()
         self.availability = availability or Availability()
         self.availability.check(num_clients, self.schedule)
+        self.missing_parts = missing_parts or MissingParts()
         self.parts: list[Tensor] = []
         self.val_parts: list[Tensor] = []
         self._train: Images | None = None
@@ -170,6 +174,7 @@ class SplitDataModule(pl.LightningDataModule):
             self.normalize,
             self.augmentation,
             processes_of(self.trainer),
+            self._lacking(train=True),
         )
 
     @override
@@ -183,17 +188,25 @@ class SplitDataModule(pl.LightningDataModule):
             self.batch_size,
             self.normalize,
             processes_of(self.trainer),
+            self._lacking(train=True),
         )
 
     @override
     def test_dataloader(self) -> EvaluationLoader:
         test = self._need(self._test)
         processes = processes_of(self.trainer)
-        return EvaluationLoader(test, self.batch_size, self.normalize, processes)
+        return EvaluationLoader(
+            test, self.batch_size, self.normalize, processes, self._lacking(train=False)
+        )
 
     @override
     def predict_dataloader(self) -> EvaluationLoader:
         return self.test_dataloader()
+
+    def _lacking(self, train: bool) -> Lacking | None:
+        """Returns who lacks what of the training set, or the test set."""
+        images = self._need(self._train if train else self._test)
+        return self.missing_parts.lacking(len(images.targets), train)
 
     def _deal_out(self, train: Images) -> None:
         """Partitions the training set, and cuts each client's validation share off."""
@@ -256,6 +269,7 @@ class SplitDataModule(pl.LightningDataModule):
             "schedule": _described(self.schedule),
             "servers": _described(self.servers),
             "availability": repr(self.availability),
+            "missing_parts": repr(self.missing_parts),
         }
 
     @override
@@ -268,7 +282,11 @@ class SplitDataModule(pl.LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         own = self.state_dict()
-        state_dict = {"availability": repr(Availability())} | state_dict
+        earlier = {
+            "availability": repr(Availability()),
+            "missing_parts": repr(MissingParts()),
+        }
+        state_dict = earlier | state_dict
         differs = [name for name in own if own[name] != state_dict.get(name)]
         if differs:
             before = ", ".join(f"{name}={state_dict.get(name)}" for name in differs)
@@ -298,6 +316,9 @@ def _described(part: object) -> str:
 
 
 def _normalize(pixels: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """Returns uint8 pixels `(B, C, H, W)` as normalised float32."""
-    normalized: Tensor = normalize(pixels.float().div_(255), mean, std, inplace=True)
+    """Returns uint8 pixels `(B, C, H, W)`, or other numbers, as normalised float32."""
+    values = pixels.to(torch.float32, copy=True)
+    if pixels.dtype == torch.uint8:
+        values.div_(255)
+    normalized: Tensor = normalize(values, mean, std, inplace=True)
     return normalized

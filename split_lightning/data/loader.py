@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from split_lightning.data.missing_parts import Lacking
 from split_lightning.data.sampler import BatchPlan, ClientBatchSampler
 from split_lightning.data.service import Service
 from split_lightning.data.sources import Images
@@ -112,6 +113,7 @@ class ClientLoader:
         normalize: Turns uint8 pixels into the network's inputs.
         augmentation: Changes normalised images at random, each sample by itself.
         processes: Among which processes each batch is shared out.
+        lacking: Which samples holders of parts lack; `None`: none.
     """
 
     def __init__(
@@ -121,12 +123,14 @@ class ClientLoader:
         normalize: Callable[[Tensor], Tensor],
         augmentation: nn.Module | None = None,
         processes: Processes = ONE_PROCESS,
+        lacking: Lacking | None = None,
     ) -> None:
         self.images = images
         self.sampler = sampler
         self.normalize = normalize
         self.augmentation = augmentation
         self.processes = processes
+        self.lacking = lacking
         self._epoch = 0  # the round of the position, and the batches given out in it
         self._batches = 0
         self._resumes = False
@@ -164,7 +168,8 @@ class ClientLoader:
         """Yields the batches of a step; images are fetched and normalised at once."""
         indices = torch.cat([plan.indices for plan in step])
         sizes = [len(plan.indices) for plan in step]
-        inputs = torch.split(self.normalize(self.images.inputs[indices]), sizes)
+        found = _inputs_of(self.images, indices, self.normalize, self.lacking)
+        inputs = torch.split(found, sizes)
         targets = torch.split(self.images.targets[indices], sizes)
         yield from map(self._batch, step, inputs, targets)
 
@@ -229,12 +234,14 @@ class ValidationLoader:
         batch_size: int,
         normalize: Callable[[Tensor], Tensor],
         processes: Processes = ONE_PROCESS,
+        lacking: Lacking | None = None,
     ) -> None:
         self.images = images
         self.parts = parts
         self.batch_size = batch_size
         self.normalize = normalize
         self.processes = processes
+        self.lacking = lacking
 
     def __len__(self) -> int:
         """Returns the number of batches."""
@@ -246,7 +253,7 @@ class ValidationLoader:
             batches = torch.split(part, self.batch_size) if len(part) else ()
             for number, chosen in enumerate(batches, start=1):
                 own = chosen[self.processes.own]
-                inputs = self.normalize(self.images.inputs[own])
+                inputs = _inputs_of(self.images, own, self.normalize, self.lacking)
                 targets, ends = self.images.targets[own], number == len(batches)
                 share = len(own) / len(chosen)
                 yield ClientBatch(client_id, inputs, targets, ends, share)
@@ -268,11 +275,13 @@ class EvaluationLoader:
         batch_size: int,
         normalize: Callable[[Tensor], Tensor],
         processes: Processes = ONE_PROCESS,
+        lacking: Lacking | None = None,
     ) -> None:
         self.images = images
         self.batch_size = batch_size
         self.normalize = normalize
         self.processes = processes
+        self.lacking = lacking
 
     def __len__(self) -> int:
         """Returns the number of batches."""
@@ -280,8 +289,19 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields normalised images `(B, C, H, W)` and labels `(B,)`."""
-        inputs = torch.split(self.images.inputs, self.batch_size)
-        targets = torch.split(self.images.targets, self.batch_size)
-        for pixels, labels in zip(inputs, targets, strict=True):
-            own = self.processes.own
-            yield self.normalize(pixels[own]), labels[own]
+        every = torch.arange(len(self.images.targets))
+        for chosen in torch.split(every, self.batch_size):
+            own = chosen[self.processes.own]
+            inputs = _inputs_of(self.images, own, self.normalize, self.lacking)
+            yield inputs, self.images.targets[own]
+
+
+def _inputs_of(
+    images: Images,
+    chosen: Tensor,
+    normalize: Callable[[Tensor], Tensor],
+    lacking: Lacking | None,
+) -> Tensor:
+    """Returns images as the network gets them, without what holders lack."""
+    inputs = normalize(images.inputs[chosen])
+    return inputs if lacking is None else lacking.blank(inputs, chosen)

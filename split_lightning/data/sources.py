@@ -17,7 +17,8 @@ class Images(NamedTuple):
     """Images and their labels.
 
     Attributes:
-        inputs: Pixels, uint8 of shape `(N, C, H, W)`.
+        inputs: Pixels, uint8 of shape `(N, C, H, W)`; or the rows of a table, float32
+            of shape `(N, C, 1, 1)` for C columns.
         targets: Labels, int64 of shape `(N,)`, from 0.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 from torchvision.models import resnet18
 
@@ -51,3 +53,34 @@ class DigitsCNN(nn.Sequential):
         self.fc1 = nn.Linear(32 * (image_size // 2) ** 2, 64)
         self.relu3 = nn.ReLU()
         self.fc2 = nn.Linear(64, num_classes)
+
+
+class MLP(nn.Sequential):
+    """A multilayer perceptron, for tables or small images: fc1, relu1, fc2, ...
+
+    Args:
+        in_channels: Number of columns of a table, or of the images' channels.
+        num_classes: Number of logits.
+        image_size: Height and width of the images; 1 for tables.
+        hidden: Number of units of each hidden layer.
+
+    >>> import torch
+    >>> MLP(30, 2)(torch.rand(5, 30, 1, 1)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        image_size: int = 1,
+        hidden: Sequence[int] = (64, 32),
+    ) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        width = in_channels * image_size**2
+        for number, units in enumerate(hidden, start=1):
+            self.add_module(f"fc{number}", nn.Linear(width, units))
+            self.add_module(f"relu{number}", nn.ReLU())
+            width = units
+        self.add_module(f"fc{len(hidden) + 1}", nn.Linear(width, num_classes))

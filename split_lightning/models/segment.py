@@ -73,31 +73,40 @@ class Segment(nn.Module):
             for stretch in stretches
         ]
 
-    def forward(self, *inputs: Any, stretch: int = 0) -> Any:
+    def forward(self, *inputs: Any, stretch: int | Sequence[int] = 0) -> Any:
         """Runs a stretch of operations, in the order of the unsplit network.
 
         Args:
             inputs: The network's inputs for its first stretch; else what the stretch
                 before returned (each element of a tuple).
-            stretch: Which of the segment's.
+            stretch: Which of the segment's; several: side by side, each from the same
+                inputs, and what is returned is all that they return.
 
         Returns:
             The activations at the cut, a tensor, or a tuple where several values cross;
             the last stretch of the network: what the network returns.
         """
+        if not isinstance(stretch, int):
+            several = [self(*inputs, stretch=own) for own in stretch]
+            return several[0] if len(several) == 1 else tuple(_flat(several))
         results = self._forwards[stretch][self.training](self, *inputs)
         if self._sends[stretch]:
             _refuse_nested(results)
         return results
 
-    def parameters_of(self, stretch: int) -> list[nn.Parameter]:
-        """Returns the parameters that a stretch of operations uses."""
-        paths = self._paths[stretch]
-        return [
-            parameter
-            for name, parameter in self.named_parameters()
-            if any(name == path or name.startswith(f"{path}.") for path in paths)
-        ]
+    def parameters_of(self, *stretches: int) -> list[nn.Parameter]:
+        """Returns the parameters that stretches of operations use."""
+        named = self.named_parameters()
+        return [p for name, p in named if self._is_used(name, stretches)]
+
+    def state_of(self, *stretches: int) -> dict[str, Tensor]:
+        """Returns what of the state dict stretches of operations use."""
+        state = self.state_dict()
+        return {k: v for k, v in state.items() if self._is_used(k, stretches)}
+
+    def _is_used(self, name: str, stretches: Sequence[int]) -> bool:
+        paths = (path for stretch in stretches for path in self._paths[stretch])
+        return any(name == path or name.startswith(f"{path}.") for path in paths)
 
 
 class Stretches(nn.Module):
@@ -105,10 +114,14 @@ class Stretches(nn.Module):
 
     Args:
         segments: The segments; their layers are their own.
-        stretches: Which stretch of each.
+        stretches: Which stretch of each, or several side by side.
     """
 
-    def __init__(self, segments: Sequence[nn.Module], stretches: Sequence[int]) -> None:
+    def __init__(
+        self,
+        segments: Sequence[nn.Module],
+        stretches: Sequence[int | Sequence[int]],
+    ) -> None:
         super().__init__()
         self.segments = nn.ModuleList(segments)
         self.stretches = list(stretches)
@@ -144,6 +157,12 @@ def adopt(segment: nn.Module, network: nn.Module, path: str) -> None:
         owner.register_buffer(name, value, persistent=path in saved)
     else:
         setattr(owner, name, value)
+
+
+def _flat(several: Sequence[Any]) -> list[Any]:
+    """Returns what stretches returned, a tensor or a tuple each, as one list."""
+    tuples = [own if isinstance(own, tuple) else (own,) for own in several]
+    return [value for own in tuples for value in own]
 
 
 def _refuse_nested(results: Any) -> None:

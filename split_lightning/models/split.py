@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from split_lightning.models.branches import branches_of
 from split_lightning.models.cut import Cut
 from split_lightning.models.segment import Segment, Stretch, adopt
 from split_lightning.models.trace import Trace
@@ -19,7 +20,10 @@ CutLayer: TypeAlias = str | int | Sequence[str | int]
 
 
 def split(
-    network: nn.Module, cut_layer: CutLayer, parties: Sequence[int] | None = None
+    network: nn.Module,
+    cut_layer: CutLayer,
+    parties: Sequence[int] | None = None,
+    num_holders: int = 1,
 ) -> tuple[Segment, ...]:
     """Cuts a network after one of its layers, or after several.
 
@@ -41,6 +45,8 @@ def split(
         parties: For each stretch of the network, from cut to cut, the number of the
             party that holds it, from 0: (0, 1, 0) is a U-shape. `None`: a party for
             each.
+        num_holders: Into how many branches, which share nothing, the stretch before the
+            first cut comes apart: each is a stretch of its own (see `branches_of`).
 
     Returns:
         Each party's segment: with one cut the client's and the server's. Their state
@@ -67,6 +73,8 @@ def split(
     held: dict[int, list[Stretch]] = {}
     for party, stretch in zip(holders, stretches, strict=True):
         held.setdefault(party, []).append(stretch)
+    if num_holders > 1:
+        held[holders[0]][:1] = branches_of(network, stretches[0], num_holders)
     first, *others = (Segment(network, held[party]) for party in sorted(held))
     _hold_the_rest(network, first, others)
     # Copied, so that a layer without parameters that several run is not shared.

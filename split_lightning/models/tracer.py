@@ -40,6 +40,13 @@ for _name in IN_PLACE:
     setattr(InPlaceProxy, f"__{_name}__", _in_place(_name))
 
 
+class Leaf(nn.Module):
+    """A layer that a trace takes as one operation, whatever it does.
+
+    What it does may depend on values, and need not be traceable.
+    """
+
+
 class LayerTracer(fx.Tracer):
     """Traces a network; refuses what a trace would silently lose.
 
@@ -62,6 +69,10 @@ class LayerTracer(fx.Tracer):
         if _modes() != self._modes:
             raise RuntimeError("it switches gradients or autocast on or off")
         return super().create_node(*args, **kwargs)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Tells whether a layer is one operation."""
+        return isinstance(m, Leaf) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Returns what stands for the result of an operation."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from split_lightning.route import Party, Stage
 from split_lightning.system.system import System
@@ -11,6 +11,18 @@ from split_lightning.system.work import Work
 
 # Who computes each stretch of the network, and what that takes.
 Itinerary: TypeAlias = tuple[Sequence[Stage], Sequence[Work]]
+
+
+class Holder(NamedTuple):
+    """What one of a client's holders has to do, where each has a part of its samples.
+
+    Attributes:
+        work: What it computes of a sample, up to the first cut.
+        share: Its share of the client's weights.
+    """
+
+    work: Work
+    share: float
 
 
 class Timeline:
@@ -22,15 +34,20 @@ class Timeline:
     the link's time. Who does not wait for each other works at the same time, in
     whatever order it is computed here.
 
+    A client that is a group of holders has a device for each, which compute and send at
+    the same time: of V holders, holder v of client k has the device k * V + v.
+
     Args:
         system: Devices and links.
         route: Who computes which stretch of the network.
         work: What each of them computes of a sample.
         of_client: The route and the work of a client, where clients differ; all are of
             as many stretches. `None`: as above, of all.
+        holders: What each holder of a client has to do; none: it is one device.
+        label_holder: Which of them has the labels, and what is behind the last cut.
 
     Attributes:
-        clients: When each client that ever acted is ready.
+        clients: When each client that ever acted is ready; of holders each device.
         servers: When each server is ready, by its group and its place on the route.
     """
 
@@ -40,13 +57,18 @@ class Timeline:
         route: Sequence[Stage],
         work: Sequence[Work],
         of_client: Callable[[int], Itinerary] | None = None,
+        holders: Sequence[Holder] = (),
+        label_holder: int = 0,
     ) -> None:
         self.system = system
         self.of_client = of_client or (lambda client_id: (route, work))
+        self.holders = list(holders)
+        self.label_holder = label_holder
+        self._shares = [holder.share for holder in holders] or [1.0]
         self.clients: dict[int, float] = {}
         self.servers: dict[tuple[int, int], float] = {}
-        self._arrived: dict[int, float] = {}  # what each client sent last
-        # Of each client the gradients that it has no use for yet, where several of its
+        self._arrived: dict[int, float] = {}  # what each device sent last
+        # Of each device the gradients that it has no use for yet, where several of its
         # batches are on their way: when it has them, and the backward's seconds.
         self._gradients: dict[int, list[tuple[float, float]]] = {}
         self._handed_in = 0.0  # when the last hand-in was there
@@ -64,6 +86,7 @@ class Timeline:
         group: int,
         crossing: Sequence[tuple[float, float]],
         in_flight: int = 1,
+        of_holders: Sequence[tuple[float, float]] = (),
     ) -> None:
         """A step of clients and their server.
 
@@ -73,23 +96,30 @@ class Timeline:
             crossing: For each cut the bytes of a sample that cross it, forth and back.
             in_flight: How many batches of a client may be on their way: its backward
                 comes after the forwards of the next `in_flight - 1`.
+            of_holders: The bytes of each holder at the first cut; none: there is one.
         """
-        times = {client_id: self._ready(client_id) for client_id in samples}
+        times = {d: self._ready(d) for k in samples for d in self._devices(k)}
         own = {client_id: self.of_client(client_id) for client_id in samples}
+        at_cuts = [{self.label_holder: both} for both in crossing]
+        if of_holders:
+            at_cuts[0] = dict(enumerate(of_holders))
         places = range(len(next(iter(own.values()))[0]))
         for place in places:
             self._compute(times, samples, group, own, place, "forward")
             if place == 0:
                 self.clients |= times
-            if place < len(crossing):
-                self._cross(times, samples, self._pairs(own, place), crossing[place][0])
+            if place < len(at_cuts):
+                pairs = self._pairs(own, place)
+                forth = {v: both[0] for v, both in at_cuts[place].items()}
+                self._cross(times, samples, pairs, forth)
             if place == 0:  # it is there after what the client sent before
-                times = {k: max(t, self._arrived.get(k, t)) for k, t in times.items()}
+                times = {d: max(t, self._arrived.get(d, t)) for d, t in times.items()}
                 self._arrived |= times
         for place in reversed(places):
-            if place < len(crossing):
+            if place < len(at_cuts):
                 pairs = {k: p[::-1] for k, p in self._pairs(own, place).items()}
-                self._cross(times, samples, pairs, crossing[place][1])
+                back = {v: both[1] for v, both in at_cuts[place].items()}
+                self._cross(times, samples, pairs, back)
             if place > 0:
                 self._compute(times, samples, group, own, place, "backward")
         if any(route[0].party == "server" for route, _ in own.values()):
@@ -97,18 +127,32 @@ class Timeline:
             self.clients |= times
             return
         for client_id, (_, work) in own.items():
-            flops = work[0].backward * samples[client_id]
-            seconds = flops / self.system.client(client_id).flops
-            there = (times[client_id], seconds)
-            self._gradients.setdefault(client_id, []).append(there)
-            self._go_back(client_id, in_flight - 1)
+            works = zip(self._devices(client_id), self._works(work, 0), strict=True)
+            for device, (_, backward) in works:
+                flops = backward * samples[client_id]
+                there = (times[device], flops / self.system.client(device).flops)
+                self._gradients.setdefault(device, []).append(there)
+                self._go_back(device, in_flight - 1)
 
-    def _go_back(self, client_id: int, waiting: int) -> None:
+    def _devices(self, client_id: int) -> range:
+        """Returns the devices of a client's holders."""
+        number = len(self._shares)
+        return range(client_id * number, (client_id + 1) * number)
+
+    def _works(self, work: Sequence[Work], place: int) -> list[Work]:
+        """Returns what each holder of a client computes at a place of its route."""
+        if place == 0 and self.holders:
+            return [holder.work for holder in self.holders]
+        nothing = [Work(0, 0)] * len(self._shares)
+        nothing[self.label_holder] = work[place]
+        return nothing
+
+    def _go_back(self, device: int, waiting: int) -> None:
         """Lets a client compute backwards, until only so many gradients wait."""
-        gradients = self._gradients.get(client_id, [])
+        gradients = self._gradients.get(device, [])
         while len(gradients) > waiting:
             there, seconds = gradients.pop(0)
-            self.clients[client_id] = max(self.clients[client_id], there) + seconds
+            self.clients[device] = max(self.clients[device], there) + seconds
 
     @staticmethod
     def _pairs(
@@ -121,12 +165,13 @@ class Timeline:
             if route[place].is_cut
         }
 
-    def _ready(self, client_id: int) -> float:
-        ready = self.clients.get(client_id, 0.0)
-        if self._mean is not None and client_id not in self._mean[2]:
+    def _ready(self, device: int) -> float:
+        ready = self.clients.get(device, 0.0)
+        if self._mean is not None and device not in self._mean[2]:
             made, num_bytes, there = self._mean
-            there.add(client_id)
-            ready = max(ready, made) + self.system.client(client_id).receives(num_bytes)
+            there.add(device)
+            own = num_bytes * self._shares[device % len(self._shares)]
+            ready = max(ready, made) + self.system.client(device).receives(own)
         return ready
 
     def _compute(
@@ -139,49 +184,51 @@ class Timeline:
         direction: Literal["forward", "backward"],
     ) -> None:
         """Lets stages' parties work; a server on the samples of its clients at once."""
-        stages = {k: route[place] for k, (route, _) in own.items()}
-        flops = {
-            k: getattr(work[place], direction) * samples[k]
-            for k, (_, work) in own.items()
-        }
-        members: dict[int, list[int]] = {}
-        for k, stage in stages.items():
-            if stage.party == "client":
-                times[k] += flops[k] / self.system.client(k).flops
+        served: dict[int, list[int]] = {}
+        flops: dict[int, float] = dict.fromkeys(times, 0.0)
+        for k, (route, work) in own.items():
+            pairs = zip(self._devices(k), self._works(work, place), strict=True)
+            flops |= {d: getattr(w, direction) * samples[k] for d, w in pairs}
+            if route[place].party == "client":
+                for d in self._devices(k):
+                    times[d] += flops[d] / self.system.client(d).flops
             else:
-                members.setdefault(stage.stretch, []).append(k)
-        for stretch, served in members.items():
+                served.setdefault(route[place].stretch, []).extend(self._devices(k))
+        for stretch, devices in served.items():
             server = (group, stretch)
-            begin = max([*(times[k] for k in served), self.servers.get(server, 0.0)])
-            end = begin + sum(flops[k] for k in served) / self.system.server_flops
+            begin = max([*(times[d] for d in devices), self.servers.get(server, 0.0)])
+            end = begin + sum(flops[d] for d in devices) / self.system.server_flops
             self.servers[server] = end
-            times.update(dict.fromkeys(served, end))
+            times.update(dict.fromkeys(devices, end))
 
     def _cross(
         self,
         times: dict[int, float],
         samples: Mapping[int, int],
         pairs: Mapping[int, Sequence[Party]],
-        num_bytes: float,
+        num_bytes: Mapping[int, float],
     ) -> None:
-        """Lets a sample's bytes go from one stage to another."""
+        """Lets a sample's bytes, of each holder, go from one stage to another."""
         hopping = [k for k, pair in pairs.items() if "client" not in pair]
-        taken = self.system.hops(num_bytes * sum(samples[k] for k in hopping))
+        total = sum(num_bytes.values()) * sum(samples[k] for k in hopping)
+        taken = self.system.hops(total)
         for k, (sender, receiver) in pairs.items():
-            device = self.system.client(k)
-            if sender == "client":
-                times[k] += device.sends(num_bytes * samples[k])
-            elif receiver == "client":
-                times[k] += device.receives(num_bytes * samples[k])
-            else:
-                times[k] += taken
+            devices = self._devices(k)
+            if sender == receiver == "server":
+                times.update({d: times[d] + taken for d in devices})
+                continue
+            for holder, own in num_bytes.items():
+                link = self.system.client(devices[holder])
+                carries = link.sends if sender == "client" else link.receives
+                times[devices[holder]] += carries(own * samples[k])
 
     def hand_over(
         self, sender: int | None, receiver: int | None, num_bytes: float, group: int = 0
     ) -> None:
         """Weights go from one client to another, past a server, or only to or from it.
 
-        The receiver goes on when it has them.
+        The receiver goes on when it has them. Each holder hands its own to the same
+        holder of the receiver.
 
         Args:
             sender: The client; `None`: the server.
@@ -190,33 +237,37 @@ class Timeline:
             group: The server.
         """
         server = (group, 0)
-        there = self.servers.get(server, 0.0)
-        if sender is not None:
-            device = self.system.client(sender)
-            there = self._ready(sender) + device.sends(num_bytes)
-        if receiver is not None:
-            there += self.system.client(receiver).receives(num_bytes)
-            self.clients[receiver] = max(self._ready(receiver), there)
-        else:
-            self.servers[server] = max(self.servers.get(server, 0.0), there)
+        for holder, share in enumerate(self._shares):
+            there, own = self.servers.get(server, 0.0), num_bytes * share
+            if sender is not None:
+                device = self._devices(sender)[holder]
+                there = self._ready(device) + self.system.client(device).sends(own)
+            if receiver is not None:
+                device = self._devices(receiver)[holder]
+                there += self.system.client(device).receives(own)
+                self.clients[device] = max(self._ready(device), there)
+            else:
+                self.servers[server] = max(self.servers.get(server, 0.0), there)
 
     def hand_in(self, client_id: int, num_bytes: float) -> None:
         """A client that is done with its turn sends its weights, if any.
 
         It goes on when they are there.
         """
-        self._go_back(client_id, 0)
-        there = self._ready(client_id)
-        if num_bytes:
-            there += self.system.client(client_id).sends(num_bytes)
-        self.clients[client_id] = there
-        self._handed_in = max(there, self._handed_in)
+        for device, share in zip(self._devices(client_id), self._shares, strict=True):
+            self._go_back(device, 0)
+            there = self._ready(device)
+            if num_bytes:
+                there += self.system.client(device).sends(num_bytes * share)
+            self.clients[device] = there
+            self._handed_in = max(there, self._handed_in)
 
     def begin_turn(self, client_id: int, num_bytes: float) -> None:
         """A client gets the weights that were handed in last, and begins."""
-        begin = max(self._ready(client_id), self._handed_in)
-        there = begin + self.system.client(client_id).receives(num_bytes)
-        self.clients[client_id] = self._arrived[client_id] = there
+        for device, share in zip(self._devices(client_id), self._shares, strict=True):
+            begin = max(self._ready(device), self._handed_in)
+            there = begin + self.system.client(device).receives(num_bytes * share)
+            self.clients[device] = self._arrived[device] = there
 
     def average_clients(self, members: Mapping[int, float]) -> None:
         """Clients send their weights to where the mean is made, and get it back.
@@ -227,7 +278,8 @@ class Timeline:
             members: The bytes that go up, and come down, for each.
         """
         made = self.exchange(members)
-        self._mean = (made, max(members.values()), set(members))
+        there = {device for k in members for device in self._devices(k)}
+        self._mean = (made, max(members.values()), there)
 
     def exchange(self, members: Mapping[int, float]) -> float:
         """Clients send something to where a mean is made, and get that back.
@@ -238,10 +290,15 @@ class Timeline:
         Returns:
             When the mean was made.
         """
-        devices = {k: self.system.client(k) for k in members}
-        made = max(self._ready(k) + devices[k].sends(n) for k, n in members.items())
-        for client_id, num_bytes in members.items():
-            self.clients[client_id] = made + devices[client_id].receives(num_bytes)
+        own = {
+            device: num_bytes * share
+            for k, num_bytes in members.items()
+            for device, share in zip(self._devices(k), self._shares, strict=True)
+        }
+        links = {device: self.system.client(device) for device in own}
+        made = max(self._ready(d) + links[d].sends(n) for d, n in own.items())
+        for device, num_bytes in own.items():
+            self.clients[device] = made + links[device].receives(num_bytes)
         return made
 
     def average_servers(self, members: Mapping[int, float]) -> None:
