@@ -159,6 +159,10 @@ class Plain:
     def mine_of(self, k):
         return parts_of(self.nets[k], self.route)[0]
 
+    def buffers_of(self, k):
+        named = self.nets[k].named_buffers()
+        return [(name, b) for name, b in named if is_clients(self.route, name)]
+
     def stale(self, k):
         """The client's network with the parameters of in_flight - 1 batches ago."""
         net = clone(self.nets[k])
@@ -208,9 +212,10 @@ class Plain:
         self.history[k] = self.history.get(k, "") + state
         if state == "A":
             share = (1 + age) ** -self.exponent
-            self.newest = mean_state(
-                [self.newest, self.mine(self.nets[k])], [1 - share, share]
-            )
+            own = self.mine(self.nets[k])
+            if self.buffers == "keep":
+                own |= {n: self.newest[n] for n, _ in self.buffers_of(k)}
+            self.newest = mean_state([self.newest, own], [1 - share, share])
             momentum = [
                 self.own[k].state[p]["momentum_buffer"] for p in self.mine_of(k)
             ]
@@ -291,11 +296,10 @@ def test_policies(tmp_path, policy, buffers):
     data = make_data(**SKEWED, schedule=scheduled(**schedule))
     fit(tmp_path, module, data, [AsynchronousWeightPassing()])
     plain.run(make_data(**SKEWED, schedule=scheduled(**schedule)))
-    for k, net in plain.nets.items():
-        expected = plain.newest
-        if buffers == "keep":
-            own = dict(net.named_buffers())
-            expected = plain.newest | {n: own[n] for n in expected if n in own}
+    assert_close(module.client.state_dict(), plain.newest)
+    for k in plain.nets:
+        own = plain.buffers_of(k) if buffers == "keep" else []
+        expected = plain.newest | dict(own)
         module.parties.show(k)
         assert_close(module.client.state_dict(), expected)
 
