@@ -37,7 +37,6 @@ class Timeline:
         self.work = list(work)
         self.clients: dict[int, float] = {}
         self.servers: dict[tuple[int, int], float] = {}
-        self._arrived: dict[int, float] = {}  # what each client sent last
         # Of each client the gradients that it has no use for yet, where several of its
         # batches are on their way: when it has them, and the backward's seconds.
         self._gradients: dict[int, list[tuple[float, float]]] = {}
@@ -75,9 +74,6 @@ class Timeline:
             if place < len(crossing):
                 pair = self.route[place : place + 2]
                 self._cross(times, samples, pair, crossing[place][0])
-            if place == 0:  # it is there after what the client sent before
-                times = {k: max(t, self._arrived.get(k, t)) for k, t in times.items()}
-                self._arrived |= times
         for place, stage in reversed(places):
             if place < len(crossing):
                 pair = self.route[place : place + 2][::-1]
@@ -173,8 +169,8 @@ class Timeline:
     def begin_turn(self, client_id: int, num_bytes: float) -> None:
         """A client gets the weights that were handed in last, and begins."""
         begin = max(self._ready(client_id), self._handed_in)
-        there = begin + self.system.client(client_id).receives(num_bytes)
-        self.clients[client_id] = self._arrived[client_id] = there
+        taken = self.system.client(client_id).receives(num_bytes)
+        self.clients[client_id] = begin + taken
 
     def average_clients(self, members: Mapping[int, float]) -> None:
         """Clients send their weights to where the mean is made, and get it back.
@@ -226,7 +222,6 @@ class Timeline:
             "clients": dict(self.clients),
             "servers": [[*server, time] for server, time in self.servers.items()],
             "mean": mean,
-            "arrived": dict(self._arrived),
             "gradients": {
                 k: [list(own) for own in waiting]
                 for k, waiting in self._gradients.items()
@@ -240,7 +235,6 @@ class Timeline:
         self.servers = {(g, stretch): time for g, stretch, time in state["servers"]}
         mean = state["mean"]
         self._mean = None if mean is None else (mean[0], mean[1], set(mean[2]))
-        self._arrived = dict(state.get("arrived", {}))
         self._gradients = {
             k: [(there, seconds) for there, seconds in waiting]
             for k, waiting in state.get("gradients", {}).items()
