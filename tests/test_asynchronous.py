@@ -1,16 +1,17 @@
 """Asynchronous training against plain loops that follow the trace.
 
 Each rule below was broken on purpose, and a test failed: a turn begins from the newest
-of when it is served first; a share of 1 for every age, or of the age before it; buffers
-that are to be kept are mixed, those that are to be mixed stay; optimizer states that
-travel are not mixed, those to be reset stay, or go where the newest are the client's
-own; a hand-off from oneself is counted; the forward is on the newest weights, or on
-those of one batch too few; the gradient of stale weights is lost; the stash of the last
-turn is left; in B the client steps, or its gradient is counted; in B or C it hands in;
-in C something is sent, or the last turn's data are another client's, or in another
-order; the state follows each batch in place of each turn; the loss is compared with the
-last turn's; stash or stored data are not in checkpoints; a round that is cut short
-leaves turns open.
+of when it is served first; a share of 1 for every age, or that of the age before;
+buffers that are to be kept are mixed, those that are to be mixed stay; optimizer states
+that travel are not mixed, those to be reset stay, or go where the newest are the
+client's own; a hand-off from oneself is counted; the forward is on the newest weights,
+or on those of one batch more or less; the gradient of stale weights is lost; the stash
+of the last turn is left; in B the client steps, or hands in; in C targets are sent,
+weights are taken over, or stored batches come in another order; losses are compared
+with the last turn's, or their sums are; stash, stored data or ages are not in
+checkpoints; a round that is cut short leaves turns open; the plan knows nothing of
+labels, of the way down, or of hand-ins' seconds; a schedule keeps a system when the fit
+is over.
 """
 
 import copy
