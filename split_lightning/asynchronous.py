@@ -108,7 +108,7 @@ class AsynchronousSplitLightningModule(SplitLightningModule):
             return super()._compute_at(stop, batch, inputs)
         part = batch.parts[0]
         if self.skipping.state_of(part.client_id) == "C":
-            return [self.skipping.stored(part.client_id)[0]]
+            return [self.skipping.stored(part.client_id, self.device)[0]]
         if self._stale is None:
             return super()._compute_at(stop, batch, inputs)
         return [self._stale(*values_of(inputs[0]), stretch=stop.stretches)]
@@ -130,7 +130,7 @@ class AsynchronousSplitLightningModule(SplitLightningModule):
     def _sent_targets(self, batch: StepBatch) -> Tensor:
         part = batch.parts[0]
         if self.skipping.state_of(part.client_id) == "C":
-            return self.skipping.stored(part.client_id)[1]
+            return self.skipping.stored(part.client_id, self.device)[1]
         return super()._sent_targets(batch)
 
     @override
@@ -181,5 +181,5 @@ class AsynchronousSplitLightningModule(SplitLightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.skipping.load_state_dict(checkpoint["skipping"], self.device)
-        self.stash.load_state_dict(checkpoint["stash"], self.device)
+        self.skipping.load_state_dict(checkpoint["skipping"])
+        self.stash.load_state_dict(checkpoint["stash"])

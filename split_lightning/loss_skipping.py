@@ -80,17 +80,20 @@ class LossSkipping:
             kept = tuple(v.detach() if isinstance(v, Tensor) else v for v in smashed)
             self._stored.setdefault(client_id, []).append((kept, targets))
 
-    def stored(self, client_id: int) -> Sent:
+    def stored(self, client_id: int, device: torch.device) -> Sent:
         """Returns what stands for a client's next batch in state C."""
         kept = self._stored[client_id]
-        return kept[self._batches[client_id] % len(kept)]
+        smashed, targets = kept[self._batches[client_id] % len(kept)]
+        # From a checkpoint they come on the CPU.
+        moved = (v.to(device) if isinstance(v, Tensor) else v for v in smashed)
+        return tuple(moved), targets.to(device)
 
     def trained(self, client_id: int, loss: Tensor, num_samples: int) -> None:
         """Notes the mean loss of a batch."""
         if self.threshold is None:
             return
         total, count = self._losses.get(client_id, (torch.zeros_like(loss), 0))
-        total = total + loss * num_samples
+        total = loss * num_samples + total
         self._losses[client_id] = (total, count + num_samples)
         self._batches[client_id] += 1
 
@@ -125,21 +128,13 @@ class LossSkipping:
             "batches": dict(self._batches),
         }
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what `state_dict` returned."""
         self.turns, self._states = dict(state["turns"]), dict(state["states"])
         self._references = dict(state["references"])
-        self._losses = {k: (t.to(device), n) for k, (t, n) in state["losses"].items()}
+        self._losses = {k: (total, n) for k, (total, n) in state["losses"].items()}
         self._stored = {
-            k: [
-                (
-                    tuple(
-                        v.to(device) if isinstance(v, Tensor) else v for v in smashed
-                    ),
-                    targets.to(device),
-                )
-                for smashed, targets in own
-            ]
+            k: [(tuple(smashed), targets) for smashed, targets in own]
             for k, own in state["stored"].items()
         }
         self._batches = dict(state["batches"])

@@ -295,8 +295,6 @@ class Replicas:
             or the start's.
         """
         comes = self._mixes > 0 and self._newest_of != party
-        if comes and self.optimizer_state == "reset":
-            self._optimizer_states.pop(party, None)
         self.enter({party: party}, optimizer)
         self._mixes_before[party] = self._mixes
         return self._travelling_bytes(party, optimizer) if comes else 0

@@ -71,7 +71,8 @@ def mixed(
     """
     both = [name for name in other if name in one]
     mean = RunningMean()
-    mean.add({name: one[name] for name in both}, 1 - share)
+    # From a checkpoint the one comes on the CPU.
+    mean.add({name: one[name].to(other[name].device) for name in both}, 1 - share)
     mean.add({name: other[name] for name in both}, share)
     alone = {**one, **(other if share else {})}
     return mean.state() | {k: t.clone() for k, t in alone.items() if k not in both}

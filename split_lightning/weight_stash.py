@@ -50,14 +50,9 @@ class WeightStash:
             for client_id, kept in self._kept.items()
         }
 
-    def load_state_dict(
-        self, state: dict[int, list[Weights]], device: torch.device
-    ) -> None:
+    def load_state_dict(self, state: dict[int, list[Weights]]) -> None:
         """Takes over what `state_dict` returned."""
-        self._kept = {
-            client_id: [{k: t.to(device) for k, t in own.items()} for own in kept]
-            for client_id, kept in state.items()
-        }
+        self._kept = {client_id: list(kept) for client_id, kept in state.items()}
 
 
 class StaleWeights:
@@ -70,8 +65,10 @@ class StaleWeights:
 
     def __init__(self, segment: nn.Module, weights: Weights) -> None:
         self.segment = segment
-        self.weights = {
-            name: weights[name].requires_grad_(parameter.requires_grad)
+        self.weights = {  # from a checkpoint they come on the CPU
+            name: weights[name]
+            .to(parameter.device)
+            .requires_grad_(parameter.requires_grad)
             for name, parameter in segment.named_parameters()
         }
 

@@ -67,7 +67,6 @@ class Timeline:
         self._shares = [holder.share for holder in holders] or [1.0]
         self.clients: dict[int, float] = {}
         self.servers: dict[tuple[int, int], float] = {}
-        self._arrived: dict[int, float] = {}  # what each device sent last
         # Of each device the gradients that it has no use for yet, where several of its
         # batches are on their way: when it has them, and the backward's seconds.
         self._gradients: dict[int, list[tuple[float, float]]] = {}
@@ -112,9 +111,6 @@ class Timeline:
                 pairs = self._pairs(own, place)
                 forth = {v: both[0] for v, both in at_cuts[place].items()}
                 self._cross(times, samples, pairs, forth)
-            if place == 0:  # it is there after what the client sent before
-                times = {d: max(t, self._arrived.get(d, t)) for d, t in times.items()}
-                self._arrived |= times
         for place in reversed(places):
             if place < len(at_cuts):
                 pairs = {k: p[::-1] for k, p in self._pairs(own, place).items()}
@@ -266,8 +262,8 @@ class Timeline:
         """A client gets the weights that were handed in last, and begins."""
         for device, share in zip(self._devices(client_id), self._shares, strict=True):
             begin = max(self._ready(device), self._handed_in)
-            there = begin + self.system.client(device).receives(num_bytes * share)
-            self.clients[device] = self._arrived[device] = there
+            taken = self.system.client(device).receives(num_bytes * share)
+            self.clients[device] = begin + taken
 
     def average_clients(self, members: Mapping[int, float]) -> None:
         """Clients send their weights to where the mean is made, and get it back.
@@ -325,7 +321,6 @@ class Timeline:
             "clients": dict(self.clients),
             "servers": [[*server, time] for server, time in self.servers.items()],
             "mean": mean,
-            "arrived": dict(self._arrived),
             "gradients": {
                 k: [list(own) for own in waiting]
                 for k, waiting in self._gradients.items()
@@ -339,7 +334,6 @@ class Timeline:
         self.servers = {(g, stretch): time for g, stretch, time in state["servers"]}
         mean = state["mean"]
         self._mean = None if mean is None else (mean[0], mean[1], set(mean[2]))
-        self._arrived = dict(state.get("arrived", {}))
         self._gradients = {
             k: [(there, seconds) for there, seconds in waiting]
             for k, waiting in state.get("gradients", {}).items()

@@ -1,12 +1,12 @@
 """What happens when, where clients train at the same time: traces worked out by hand.
 
-Each rule below was broken on purpose, and a test failed: the server takes the last that
-came first; a client's next forward does not wait for its gradient; what takes weights
-over or hands them in takes no time; age counts services, or all hand-ins of the round;
-who waits begins in the order in which it came free; a turn begins before a hand-in of
-the same time; the bound leaves the one that begins out, or looks at the last hand-in
-alone; a backward does not wait for the forwards that go before it; a smaller batch
-overtakes; who dropped out hands in when it would have been done.
+Each rule below was broken on purpose, and a test failed: the server takes a batch while
+it is busy with another; a client's next forward does not wait for its gradient; to take
+weights over, or to hand them in, takes no time; a hand-in counts twice for the age of
+others; who waits begins in the order in which it came free; turns begin before the
+hand-ins of the same time; the bound leaves out the turn that begins, or the ages so
+far; one batch is on its way in place of several; a smaller batch overtakes; batches
+after a client dropped out are served.
 """
 
 from itertools import pairwise
