@@ -87,6 +87,8 @@ class ClientKinds:
 
     def kind_of(self, client_id: int, num_clients: int) -> int:
         """Returns the kind of a client."""
+        if len(self.entries) == 1:
+            return self.entries[0]
         return self.entries[client_id * len(self.entries) // num_clients]
 
     def route_of(self, client_id: int, num_clients: int) -> Route:

@@ -640,9 +640,9 @@ class SplitLightningModule(ManualOptimization):
         entries = list(self.parties.kinds.entries)
         if checkpoint["kinds"] != entries:
             raise ValueError(
-                "Expected `ckpt_path` to be a checkpoint of a run whose clients are "
-                "dealt out to the same entries (of `cut_layer`), but theirs were "
-                f"{checkpoint['kinds']}, by kind, and now are {entries}."
+                "Expected `ckpt_path` to be a checkpoint of a run with the same "
+                f"entries of `{self.parties.kinds.argument}` for its clients, but by "
+                f"kind they were {checkpoint['kinds']}, and now are {entries}."
             )
         if self.has_totals:
             self.channel.by_cut = checkpoint["by_cut"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import nn
@@ -93,13 +93,7 @@ class Parties:
 
     def acting(self) -> list[int]:
         """Returns the clients whose turn it is."""
-        found = {
-            number
-            for piece in self.pieces.values()
-            if "client" in piece.live
-            for number in piece.of("client").seated
-        }
-        return sorted(number for number in found if number < self.num_clients)
+        return self._clients_of(lambda replicas: replicas.seated)
 
     def route_of(self, client_id: int) -> Route:
         """Returns who computes what of a client's batches."""
@@ -166,7 +160,7 @@ class Parties:
             sent = piece.enter(entering, optimizers)
             for party, sender in before.items() if sent else ():
                 receiver = client_id if party == "client" else None
-                moved[self._as_client(sender), receiver] += sent
+                moved[self._as_client(piece, sender), receiver] += sent
         for (giver, receiver), count in moved.items():
             for listener in self.listeners:
                 listener.handed_over(giver, receiver, count, self.server_of(client_id))
@@ -225,8 +219,11 @@ class Parties:
             return client_id
         return self.server_of(client_id) + self.num_clients * piece.is_between
 
-    def _as_client(self, number: int | None) -> int | None:
-        return None if number is None or number >= self.num_clients else number
+    def _as_client(self, piece: Piece, number: int | None) -> int | None:
+        """Returns the client that has a number among a piece's holders, or `None`."""
+        if number is not None and piece.is_between and number >= self.num_clients:
+            return None
+        return number
 
     def _entering(
         self, piece: Piece, client_ids: list[int], is_shared: bool
@@ -290,7 +287,7 @@ class Parties:
         sent: dict[Party, Counter[int]] = {"client": Counter(), "server": Counter()}
         for piece in self._averaged_with(party):
             for number, count in piece.spread(party, optimizers).items():
-                if piece.is_between and number >= self.num_clients:
+                if self._as_client(piece, number) is None:
                     sent["server"][number - self.num_clients] += count
                 else:
                     sent[party][number] += count
@@ -335,9 +332,17 @@ class Parties:
 
     def known(self) -> list[int]:
         """Returns the clients that ever acted."""
-        pieces = [piece for piece in self.pieces.values() if "client" in piece.live]
-        numbers = {n for piece in pieces for n in piece.of("client").known()}
-        return sorted(number for number in numbers if number < self.num_clients)
+        return self._clients_of(lambda replicas: replicas.known())
+
+    def _clients_of(self, numbers: Callable[[Replicas], Iterable[int]]) -> list[int]:
+        """Returns the clients among those that are told by the pieces' replicas."""
+        found = {
+            self._as_client(piece, number)
+            for piece in self.pieces.values()
+            if "client" in piece.live
+            for number in numbers(piece.of("client"))
+        }
+        return sorted(client_id for client_id in found if client_id is not None)
 
     def _held_by(self, client_id: int) -> list[tuple[str, Replicas, int]]:
         """Returns where each piece of a client's network is: its name, whose, which."""

@@ -47,6 +47,7 @@ class Piece:
             for number, party in enumerate(make)
         }
         self._make = make
+        self._pools: dict[tuple[Party, ...], Replicas] = {}
         self.pool(is_one=True)
 
     @property
@@ -66,9 +67,9 @@ class Piece:
         """
         parties = list(self.live)
         pools = [tuple(parties)] if is_one else [(party,) for party in parties]
-        if pools == list(getattr(self, "_pools", {})):
+        if pools == list(self._pools):
             return
-        self._pools: dict[tuple[Party, ...], Replicas] = {}
+        self._pools = {}
         for held_by in pools:
             first, *others = (s for party in held_by for s in self.live[party])
             replicas = self._make[held_by[0]](first)

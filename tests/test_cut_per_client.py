@@ -386,7 +386,9 @@ def test_a_run_goes_on_with_the_cuts_it_began_with(tmp_path):
     checkpoint = ResumeCheckpoint(tmp_path)
     flow = [RoundRobinWeightPassing(), checkpoint]
     fit(tmp_path, make_split([[0, 2]]), make_data(2), flow, rounds=1)
-    with pytest.raises(ValueError, match=r"same entries.*\[0, 1\].*now are \[1, 0\]"):
+    with pytest.raises(
+        ValueError, match=r"same entries of.*\[0, 1\].*now are \[1, 0\]"
+    ):
         fit(
             tmp_path,
             make_split([[2, 0]]),
