@@ -25,6 +25,8 @@ CLAIMS = {
         "handoffs        counted         79   formula         79",
         "equal: True",
         "the mean is what is logged: True",
+        "cut 1: smashed data, client to server\ncut 2: gradient, client to server\n",
+        "cut 2: smashed data, server to client\ntest accuracy",
     ],
     "02_bring_your_own": [
         "what crosses: (5, 16, 16, 16) (5, 16, 16, 16)",
