@@ -623,9 +623,10 @@ class SplitLightningModule(ManualOptimization):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        for name in ("by_cut", "by_holder"):
-            counts = torch.tensor(getattr(self.channel, name), dtype=torch.int64)
-            checkpoint[name] = summed(self.trainer, counts).tolist()
+        counts = torch.tensor([*self.channel.by_cut, *self.channel.by_holder])
+        of_all = summed(self.trainer, counts).tolist()
+        cuts = len(self.channel.by_cut)
+        checkpoint["by_cut"], checkpoint["by_holder"] = of_all[:cuts], of_all[cuts:]
         checkpoint["kinds"] = list(self.parties.kinds.entries)
 
     @override

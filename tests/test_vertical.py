@@ -202,8 +202,15 @@ RULES = [(join, rule) for join in JOINS for rule in (None, "zeros", "skip")]
 RULES = [rule for rule in RULES if rule not in (("concat", "skip"), ("sum", "skip"))]
 
 
-@pytest.mark.parametrize(("join", "missing"), RULES)
-@pytest.mark.parametrize("divided", DIVIDED)
+LOOPS = [("halves", *rule) for rule in RULES] + [
+    ("quadrants", "concat", None),
+    ("quadrants", "mean", "skip"),
+    ("columns", "concat", "zeros"),
+    ("columns", "attention", "skip"),
+]
+
+
+@pytest.mark.parametrize(("divided", "join", "missing"), LOOPS)
 def test_it_equals_a_plain_loop_over_holders(tmp_path, divided, join, missing):
     """With momentum and BatchNorm; of samples that a holder lacks it knows nothing."""
     lack = [0.4, 0.2, 0.1, 0.5][: len(DIVIDED[divided][1])]
@@ -225,7 +232,7 @@ def test_it_equals_a_plain_loop_over_holders(tmp_path, divided, join, missing):
 CASES = [
     (divided, *rule, route)
     for (divided, rule), route in zip(
-        product(DIVIDED, RULES), cycle(ROUTES), strict=False
+        product(DIVIDED, RULES), cycle([*ROUTES, "U"]), strict=False
     )
 ]
 
@@ -235,12 +242,11 @@ def test_it_is_the_joint_network_bit_for_bit(tmp_path, divided, join, missing, r
     options = {"divided": divided, "lack": 0.3 if missing else None}
     module = made(network(divided, join, missing), route, label_holder=1)
     data = make_data(1, **options)
-    fit(tmp_path, module, data, [RoundRobinWeightPassing()], rounds=2)
+    fit(tmp_path, module, data, [RoundRobinWeightPassing()], rounds=1)
     net = network(divided, join, missing)
     optimizer = SGD(net.parameters())
-    for round_index in range(2):
-        for ((_, inputs, targets),) in batches_of(make_data(1, **options), round_index):
-            step([optimizer], loss_of(net, inputs, targets))
+    for ((_, inputs, targets),) in batches_of(make_data(1, **options), 0):
+        step([optimizer], loss_of(net, inputs, targets))
     assert_equal(merged(module), net.state_dict())
     net.load_state_dict(merged(module))
 
@@ -359,8 +365,7 @@ def test_each_holder_sends_what_is_its_own_and_gets_back_its_own(tmp_path, route
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("divided", DIVIDED)
+@pytest.mark.parametrize(("divided", "route"), zip(DIVIDED, ROUTES, strict=True))
 def test_no_part_of_a_sample_crosses(tmp_path, divided, route):
     data = make_data(divided=divided)
     seen = spied(tmp_path, made(network(divided), route), data)
@@ -462,7 +467,7 @@ def test_a_sample_always_lacks_the_same_parts():
 
     def data(seed=3):
         missing = MissingParts(QUADRANTS[0], lack, seed)
-        source = RandomImages(2000, 500)
+        source = RandomImages(800, 100)
         return SplitDataModule(source, 2, missing_parts=missing, val_share=0.5)
 
     def masks(loader):
@@ -487,7 +492,7 @@ def test_a_sample_always_lacks_the_same_parts():
     every = [*first.values(), *masks(one.val_dataloader()).values()]
     shares = torch.tensor(every).float().mean(dim=0)
     kept = 0.2 * 0.9 * 0.9 * 0.5 / 4  # about: one of four, where all would lack it
-    torch.testing.assert_close(shares, torch.tensor(lack) - kept, rtol=0, atol=0.04)
+    torch.testing.assert_close(shares, torch.tensor(lack) - kept, rtol=0, atol=0.08)
     assert masks(one.test_dataloader()) == masks(one.test_dataloader())
     other = data(seed=4)
     other.setup()
@@ -504,7 +509,7 @@ def test_the_mean_of_nothing_is_zero():
 # Networks made of others.
 
 
-@pytest.mark.parametrize("join", JOINS)
+@pytest.mark.parametrize("join", ["concat", "attention"])
 @pytest.mark.parametrize("divided", IMAGES)
 def test_any_network_can_be_made_vertical(divided, join):
     """Each holder begins with weights of its own; what is loaded fits."""
@@ -868,20 +873,28 @@ def test_the_cuts_of_parts_are_not_listed(capsys):
 QUICK = ["rounds=1", "num_clients=3", "trainer.limit_train_batches=6"]
 
 
+VERTICAL = ["topology=vertical"]
+WITH_HEAD = [
+    "topology=vertical_u",
+    "topology/parts=quadrants",
+    "topology.join=attention",
+]
+
+
 @pytest.mark.parametrize(
-    "words",
+    ("protocol", "words"),
     [
-        ["topology=vertical"],
-        ["topology=vertical_u", "topology/parts=quadrants", "topology.join=attention"],
+        ("parallel", VERTICAL),
+        ("gpsl", WITH_HEAD),
+        ("cyclesl", VERTICAL),
+        ("splitfed_v1", WITH_HEAD),
+        ("splitfed_v2", VERTICAL),
+        ("splitfed_v3", WITH_HEAD),
+        ("multi_server", VERTICAL),
     ],
-    ids=["vertical", "vertical_u"],
-)
-@pytest.mark.parametrize(
-    "protocol",
-    ["parallel", "gpsl", "splitfed_v1", "splitfed_v2", "splitfed_v3", "multi_server"],
 )
 def test_the_command_line(monkeypatch, tmp_path, words, protocol):
     (folder,) = command(monkeypatch, tmp_path, f"protocol={protocol}", *words, *QUICK)
     results = json.loads((folder / "results.json").read_text())
-    labels = 8 * 6 * 32 if words == ["topology=vertical"] else 0
-    assert results["uplink_bytes"] - results["downlink_bytes"] >= labels
+    labels = results["uplink_bytes"] - results["downlink_bytes"]
+    assert (labels > 0) == (words is VERTICAL)
