@@ -103,7 +103,7 @@ class AsynchronousRound:
 
     All begin at time 0. The server takes batches first come, first served. A client
     does one thing at a time, in the order of one-forward-one-backward (PipeDream,
-    Narayanan et al. 2019, https://arxiv.org/abs/1806.03377): `in_flight` forwards, then
+    Harlap et al. 2018, https://arxiv.org/abs/1806.03377): `in_flight` forwards, then
     a backward and a forward in turn; what it sends arrives in the order in which it was
     sent. A turn ends when its last gradient is applied; then it is handed in.
 
@@ -115,6 +115,7 @@ class AsynchronousRound:
     is then stated here, and not that in which processes happen to wake up.
 
     Args:
+        turns: The turns of the round, in the order of the schedule.
         seconds: How long things take.
         in_flight: Number of batches that a client may have on their way.
         max_staleness: No hand-in is older than this; who could make one so, waits with
@@ -122,14 +123,15 @@ class AsynchronousRound:
     """
 
     def __init__(
-        self, seconds: Seconds, in_flight: int = 1, max_staleness: int | None = None
+        self,
+        turns: Iterable[Turn],
+        seconds: Seconds,
+        in_flight: int = 1,
+        max_staleness: int | None = None,
     ) -> None:
         self.seconds = seconds
         self.in_flight = in_flight
         self.max_staleness = max_staleness
-
-    def run(self, turns: Iterable[Turn]) -> list[Event]:
-        """Returns all that happens, in order."""
         self._heap: list[tuple[float, _Kind, int, tuple[Any, ...]]] = []
         self._left: dict[int, deque[Turn]] = {}  # of each client
         for turn in turns:
@@ -141,6 +143,9 @@ class AsynchronousRound:
         self._free = 0.0  # when the server is
         self._services = 0
         self._events: list[Event] = []
+
+    def run(self) -> list[Event]:
+        """Returns all that happens, in order."""
         self._push(0.0, _Kind.BEGIN, 0)
         happen: dict[_Kind, Callable[..., None]] = {
             _Kind.HAND_IN: self._hand_in,

@@ -114,8 +114,9 @@ class AsynchronousSchedule(Schedule):
         Args:
             steps: The steps of the round in turn, one client each.
         """
-        simulated = AsynchronousRound(self.seconds, self.in_flight, self.max_staleness)
-        return simulated.run(self._turns_in(steps))
+        turns = self._turns_in(steps)
+        options = (self.seconds, self.in_flight, self.max_staleness)
+        return AsynchronousRound(turns, *options).run()
 
     def _turns_in(self, steps: list[list[Draw]]) -> list[Turn]:
         """Returns the turns that steps make, in the order in which they begin."""

@@ -23,8 +23,8 @@ class ClientBatch(NamedTuple):
         client_id: The client that owns the samples.
         inputs: Normalised images, float32 of shape `(B, C, H, W)`.
         targets: Labels, int64 of shape `(B,)`.
-        ends_turn: Whether this is the last batch of the client's turn: other clients
-            act in the next step.
+        ends_turn: Whether this is the last batch of the client's turn: in turn, other
+            clients act in the next step.
         share: The part of the client's batch that this process has: 1 for one process.
             0 where there are fewer samples than processes: then the samples are
             another's, to compute with and not to count.

@@ -23,7 +23,8 @@ class BatchPlan(NamedTuple):
     Attributes:
         client_id: The client that owns them.
         indices: Their positions in the data set, of shape `(B,)`.
-        ends_turn: Whether other clients act in the next step.
+        ends_turn: Whether it is the last of a turn: in turn, other clients act in the
+            next step.
         seed: Seeds whatever is drawn for this batch.
         ends_round: Whether this is the last batch that the client makes in the round.
         service: What happens around the step.
