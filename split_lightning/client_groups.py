@@ -44,6 +44,12 @@ def grouped(
             f"{len(networks)} entries, image_shape={image_shape}, labels={labels!r}"
             f"{', and several cuts' if kinds.are_several else ''}."
         )
+    if kinds.routes[0][0].num_holders > 1:
+        raise ValueError(
+            "Expected argument `client_networks` to be null where each client is a "
+            "group of holders, who have networks of their own (the bottoms of a "
+            f"`VerticalNetwork`), but got {len(networks)} entries."
+        )
     lower = segments[CLIENT]
     taken = shape_sent(lower, image_shape, "the network (`network`)")
     groups: dict[str, nn.Module] = {}

@@ -379,6 +379,8 @@ def test_the_command_line(monkeypatch, tmp_path, capsys):
     again = evaluate(read_config(folder), folder)[0]
     assert again["test_accuracy"] == pytest.approx(results["test_accuracy"])
     assert again["networks"] == 2
+    last = evaluate(read_config(folder), folder, checkpoint="last")[0]
+    assert last["test_accuracy"] == pytest.approx(results["test_accuracy"])
     for client in (0, 2):
         export_run([f"run={folder}", f"client={client}", "format=torch"])
     capsys.readouterr()

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conftest import Recorder
 from protocols import (
     ROUNDS,
     SGD,
@@ -22,6 +23,7 @@ from protocols import (
     network,
     step,
 )
+from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file
 from test_protocols import EACH, SKEWED, plain_fedavg
@@ -37,6 +39,7 @@ from split_lightning import (
 )
 from split_lightning.callbacks import (
     ClientAveraging,
+    DriftMonitor,
     ResumeCheckpoint,
     ServerAveraging,
     VirtualClock,
@@ -469,6 +472,8 @@ def test_the_command_line(monkeypatch, tmp_path, topology, protocol):
     assert (results["layer_bytes"] > 0) == (protocol == "round_robin")
     again = evaluate(read_config(folder), folder)[0]
     assert again["test_accuracy"] == results["test_accuracy"]
+    last = evaluate(read_config(folder), folder, checkpoint="last")[0]
+    assert last["test_accuracy"] == results["test_accuracy"]
     own = 3 if protocol == "splitfed_v3" else None
     apart = protocol == "splitfed_v3"
     assert (folder / "networks/3/between.safetensors").is_file() == apart
@@ -633,3 +638,51 @@ def test_each_party_clips_by_itself(tmp_path, cuts):
                 nn.utils.clip_grad_norm_(layers_of(net, layers), limit)
             optimizer.step()
     assert_close(whole_of(module), net.state_dict())
+
+
+def test_several_processes_train_clients_that_are_alike():
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
+    trainer.callbacks.append(RoundRobinWeightPassing())
+    with pytest.raises(MisconfigurationException, match="differ in the layers that"):
+        make_split([[0, 2]]).verify(trainer, make_data(2))
+
+
+def test_drift_is_of_layers_that_both_clients_hold(tmp_path):
+    records = Recorder()
+    data = make_data(2, batch_size=100)
+    module = make_split([[0, 2]], optimizer=PLAIN)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=ROUNDS,
+        logger=records,
+        log_every_n_steps=1,
+        callbacks=[RoundRobinWeightPassing(), DriftMonitor()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, datamodule=data)
+    logged = [value for _, name, value in records.records if name == "drift/client"]
+    net, gradients = network(), []
+    optimizer = PLAIN(net.parameters())
+    for round_index in range(ROUNDS):
+        for ((_, inputs, targets),) in batches_of(data, round_index):
+            step([optimizer], loss_of(net, inputs, targets))
+            gradients.append(torch.cat([p.grad.flatten() for p in net[0].parameters()]))
+    expected = [
+        float(torch.cosine_similarity(one, other, dim=0))
+        for one, other in pairwise(gradients)
+    ]
+    assert logged == pytest.approx(expected, rel=1e-3)
+
+
+def test_each_party_may_keep_its_own_statistics(tmp_path):
+    """Of a layer between the cuts, too: as federated averaging that keeps them."""
+    cuts = CUTS["one each"]
+    module = made(cuts, server_map=EACH, buffers="keep")
+    flow = [ClientAveraging(), ServerAveraging(remote=False)]
+    fit(tmp_path, module, make_data(**SKEWED, servers=EACH), flow)
+    expected = plain_fedavg(make_data(**SKEWED), buffers="keep")
+    for client in range(3):
+        assert_close(whole_of(module, client), expected[client])

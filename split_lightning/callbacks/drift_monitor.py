@@ -28,7 +28,8 @@ class DriftMonitor(pl.Callback):
     client segment's parameters and that of the turn before, over the end of a round
     too: 1 means that both clients pull the same way, 0 that they have nothing in
     common, below 0 that one undoes what the other did. The first turn of a run has
-    none, nor has a turn whose gradient is zero.
+    none, nor has a turn whose gradient is zero. Of clients that hold different layers
+    it is over those that both hold.
 
     Memory: two gradients of the segment, of this turn and of the one before. They are
     in checkpoints, so that a run that goes on in mid-round logs the same values.

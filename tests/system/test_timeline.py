@@ -2,7 +2,7 @@
 
 import pytest
 
-from split_lightning.route import route_of
+from split_lightning.route import Stage, route_of
 from split_lightning.system import System, Timeline, Work
 
 # Client 0 computes 10 operations a second, client 1 twice as fast: see `System2`.
@@ -179,3 +179,34 @@ def test_batches_on_their_way():
     for each in (line, halfway):
         each.hand_in(0, 0)
         assert each.clients[0] == pytest.approx(first + 1.5 + 2 + 1 + 4.5 + 4.5 + 2)
+
+
+def test_layers_go_from_a_server_to_a_client_and_back():
+    """The receiver goes on when it has them; the sender need not wait."""
+    line = timeline()
+    line.step({0: 1}, 0, CROSSING)
+    served, done = line.servers[0, 0], line.clients[0]
+    line.hand_over(None, 1, num_bytes=160)
+    assert line.clients[1] == pytest.approx(served + 0.5 + 8)
+    line.hand_over(0, None, num_bytes=1000)
+    assert line.servers[0, 0] == pytest.approx(done + 0.5 + 100)
+    assert line.clients[0] == done
+
+
+def test_clients_of_different_depth_join_at_the_server():
+    """Client 0 leaves the second stretch to the server, client 1 computes it itself."""
+    at_client, at_server = Stage("client", 0), Stage("server", 0)
+    routes = {
+        0: [at_client, at_server._replace(is_cut=False), at_server],
+        1: [at_client._replace(is_cut=False), at_client, at_server],
+    }
+    work = [Work(10, 20), Work(200, 400), Work(100, 200)]
+    line = Timeline(system(), routes[0], work, lambda k: (routes[k], work))
+    line.step({0: 1, 1: 1}, 0, [(40, 20), (80, 40)])
+    shallow = 1 + 0.5 + 4  # its forward, then what it sends
+    deep = (10 + 200) / 20 + 0.5 + 4
+    joined = max(shallow + 200 / 100, deep)
+    back = joined + (2 * 100 + 2 * 200) / 100
+    assert line.clients[1] == pytest.approx(back + 0.5 + 2 + (400 + 20) / 20)
+    assert line.clients[0] == pytest.approx(back + 400 / 100 + 0.5 + 1 + 2)
+    assert line.servers == {(0, 0): pytest.approx(back + 400 / 100)}
