@@ -122,7 +122,8 @@ class VirtualClock(pl.Callback):
     ) -> list[tuple[float, float]]:
         """Returns the bytes of a sample that cross the cuts, and its label's."""
         assert self.timeline is not None
-        if crossing and self.timeline.route[-1].party == "server":
+        sends = bool(crossing) and crossing[0][0] > 0
+        if sends and self.timeline.route[-1].party == "server":
             crossing[0] = (crossing[0][0] + _BYTES_PER_LABEL, crossing[0][1])
         return crossing
 

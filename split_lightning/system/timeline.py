@@ -62,13 +62,17 @@ class Timeline:
             samples: Number of samples of each client.
             group: Their server.
             crossing: For each cut the bytes of a sample that cross it, forth and back.
+                Clients compute no forward where they send nothing, and no backward
+                where nothing comes back.
             in_flight: How many batches of a client may be on their way: its backward
                 comes after the forwards of the next `in_flight - 1`.
         """
         times = {client_id: self._ready(client_id) for client_id in samples}
         places = list(enumerate(self.route))
+        sends, returns = (num > 0 for num in (crossing[0] if crossing else (1, 1)))
         for place, stage in places:
-            self._compute(times, samples, group, stage, self.work[place].forward)
+            if place > 0 or sends:
+                self._compute(times, samples, group, stage, self.work[place].forward)
             if place == 0:
                 self.clients |= times
             if place < len(crossing):
@@ -84,7 +88,7 @@ class Timeline:
             self.clients |= times
             return
         for client_id, time in times.items():
-            flops = self.work[0].backward * samples[client_id]
+            flops = self.work[0].backward * samples[client_id] * returns
             seconds = flops / self.system.client(client_id).flops
             self._gradients.setdefault(client_id, []).append((time, seconds))
             self._go_back(client_id, in_flight - 1)
@@ -130,7 +134,9 @@ class Timeline:
         pair: Sequence[Stage],
         num_bytes: float,
     ) -> None:
-        """Lets a sample's bytes go from one stage to another."""
+        """Lets a sample's bytes, if any, go from one stage to another."""
+        if not num_bytes:
+            return
         sender, receiver = (stage.party for stage in pair)
         for k, count in samples.items():
             device = self.system.client(k)
@@ -167,10 +173,11 @@ class Timeline:
         self._handed_in = max(there, self._handed_in)
 
     def begin_turn(self, client_id: int, num_bytes: float) -> None:
-        """A client gets the weights that were handed in last, and begins."""
-        begin = max(self._ready(client_id), self._handed_in)
-        taken = self.system.client(client_id).receives(num_bytes)
-        self.clients[client_id] = begin + taken
+        """A client gets the weights that were handed in last, if any, and begins."""
+        there = max(self._ready(client_id), self._handed_in)
+        if num_bytes:
+            there += self.system.client(client_id).receives(num_bytes)
+        self.clients[client_id] = there
 
     def average_clients(self, members: Mapping[int, float]) -> None:
         """Clients send their weights to where the mean is made, and get it back.
