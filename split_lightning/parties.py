@@ -173,10 +173,16 @@ class Parties:
     def begin_turn(
         self, client_id: int, optimizers: Optimizers, is_sent: bool = True
     ) -> None:
-        """Lets a client begin from the newest weights that were handed in."""
+        """Lets a client begin from the newest weights that were handed in.
+
+        Args:
+            client_id: Which client.
+            optimizers: Those of the parties.
+            is_sent: Whether it has a use for them.
+        """
         sent = self.clients.begin(client_id, optimizers["client"])
         for listener in self.listeners:
-            listener.began_turn(client_id, self.clients.weight_bytes)
+            listener.began_turn(client_id, is_sent * self.clients.weight_bytes)
         if self.is_counting and is_sent and sent:
             self.traffic.handoff_bytes += sent
             self.traffic.handoffs += 1

@@ -384,11 +384,12 @@ def test_it_is_the_round_robin_bit_for_bit(tmp_path, num_clients, bound, policy)
                 assert same.callback_metrics[name] == trainer.callback_metrics[name]
 
 
-def test_a_round_that_is_cut_short_hands_in(tmp_path):
+@pytest.mark.parametrize("limit", ["limit_train_batches", "max_steps"])
+def test_a_round_that_is_cut_short_hands_in(tmp_path, limit):
     module = make()
     data = make_data(**SKEWED, schedule=scheduled())
     passing = AsynchronousWeightPassing()
-    fit(tmp_path, module, data, [passing], limit_train_batches=4)
+    fit(tmp_path, module, data, [passing], **{limit: 4})
     assert module.clients.running() == []
     assert not module.clients.are_apart
 

@@ -129,9 +129,8 @@ class AsynchronousWeightPassing(WeightPassing):
         batch_idx: int,
     ) -> None:
         self._follow(batch.service.after, pl_module)
-        if trainer.is_last_batch:  # of a round that was cut short
-            for client_id in pl_module.clients.running():
-                self._hand_in(client_id, pl_module)
+        if trainer.is_last_batch:
+            self._end_turns(pl_module)
 
     def _follow(
         self, events: tuple[TurnEvent, ...], module: SplitLightningModule
@@ -142,6 +141,11 @@ class AsynchronousWeightPassing(WeightPassing):
             else:
                 self._hand_in(client_id, module)
 
+    def _end_turns(self, module: SplitLightningModule) -> None:
+        """Ends turns that still run, where a round was cut short."""
+        for client_id in module.clients.running():
+            self._hand_in(client_id, module)
+
     def _hand_in(self, client_id: int, module: SplitLightningModule) -> None:
         age = module.clients.age_of(client_id)
         if module.hand_in(client_id, (1 + age) ** -self.staleness_exponent):
@@ -149,6 +153,7 @@ class AsynchronousWeightPassing(WeightPassing):
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._end_turns(pl_module)  # of a run that ends in mid-round (`max_steps`)
         ages, self._ages = self._ages, []
         if ages:
             pl_module.log("staleness/mean", sum(ages) / len(ages))

@@ -243,9 +243,12 @@ def _holders_of(module: Any, example: Tensor) -> list[Holder]:
 def _of_a_sample(
     before: Sequence[int], now: Sequence[int], count: int, labels: int
 ) -> tuple[float, float]:
-    """Returns the bytes, forth and back, by which counts have grown, for a sample."""
+    """Returns the bytes, forth and back, by which counts have grown, for a sample.
+
+    Labels go along with what is sent, if anything is.
+    """
     forth, back = (n - b for n, b in zip(now, before, strict=True))
-    return forth / count + labels, back / count
+    return (forth / count + labels if forth else 0.0), back / count
 
 
 def _label_bytes(route: Sequence[Stage], place: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from split_lightning.route import Party, Stage
@@ -23,6 +24,12 @@ class Holder(NamedTuple):
 
     work: Work
     share: float
+
+
+class _Cut(NamedTuple):
+    place: int
+    forth: float
+    back: float
 
 
 class Timeline:
@@ -93,6 +100,8 @@ class Timeline:
             samples: Number of samples of each client.
             group: Their server.
             crossing: For each cut the bytes of a sample that cross it, forth and back.
+                Clients compute no forward where they send nothing, and no backward
+                where nothing comes back.
             in_flight: How many batches of a client may be on their way: its backward
                 comes after the forwards of the next `in_flight - 1`.
             of_holders: The bytes of each holder at the first cut; none: there is one.
@@ -103,8 +112,12 @@ class Timeline:
         if of_holders:
             at_cuts[0] = dict(enumerate(of_holders))
         places = range(len(next(iter(own.values()))[0]))
+        sent = {k: self._first_cut(route, at_cuts) for k, (route, _) in own.items()}
         for place in places:
-            self._compute(times, samples, group, own, place, "forward")
+            rest = {
+                k for k, cut in sent.items() if place <= cut.place and not cut.forth
+            }
+            self._compute(times, samples, group, own, place, "forward", rest)
             if place == 0:
                 self.clients |= times
             if place < len(at_cuts):
@@ -117,7 +130,8 @@ class Timeline:
                 back = {v: both[1] for v, both in at_cuts[place].items()}
                 self._cross(times, samples, pairs, back)
             if place > 0:
-                self._compute(times, samples, group, own, place, "backward")
+                rest = {k for k, c in sent.items() if place <= c.place and not c.back}
+                self._compute(times, samples, group, own, place, "backward", rest)
         if any(route[0].party == "server" for route, _ in own.values()):
             self._compute(times, samples, group, own, 0, "backward")
             self.clients |= times
@@ -125,10 +139,22 @@ class Timeline:
         for client_id, (_, work) in own.items():
             works = zip(self._devices(client_id), self._works(work, 0), strict=True)
             for device, (_, backward) in works:
-                flops = backward * samples[client_id]
+                flops = backward * samples[client_id] * (sent[client_id].back > 0)
                 there = (times[device], flops / self.system.client(device).flops)
                 self._gradients.setdefault(device, []).append(there)
                 self._go_back(device, in_flight - 1)
+
+    @staticmethod
+    def _first_cut(
+        route: Sequence[Stage], at_cuts: Sequence[Mapping[int, tuple[float, float]]]
+    ) -> _Cut:
+        """Returns where a client's first cut is, and what crosses it of a sample."""
+        cuts = (place for place, stage in enumerate(route) if stage.is_cut)
+        place = next(cuts, len(route))
+        if place >= len(at_cuts):  # the network is not cut
+            return _Cut(place, 1.0, 1.0)
+        ways = zip(*at_cuts[place].values(), strict=True)
+        return _Cut(place, *(sum(way) for way in ways))
 
     def _devices(self, client_id: int) -> range:
         """Returns the devices of a client's holders."""
@@ -178,13 +204,18 @@ class Timeline:
         own: Mapping[int, Itinerary],
         place: int,
         direction: Literal["forward", "backward"],
+        rest: AbstractSet[int] = frozenset(),
     ) -> None:
-        """Lets stages' parties work; a server on the samples of its clients at once."""
+        """Lets stages' parties work, but for clients that rest.
+
+        A server works on the samples of its clients at once.
+        """
         served: dict[int, list[int]] = {}
         flops: dict[int, float] = dict.fromkeys(times, 0.0)
         for k, (route, work) in own.items():
             pairs = zip(self._devices(k), self._works(work, place), strict=True)
-            flops |= {d: getattr(w, direction) * samples[k] for d, w in pairs}
+            count = 0 if k in rest else samples[k]
+            flops |= {d: getattr(w, direction) * count for d, w in pairs}
             if route[place].party == "client":
                 for d in self._devices(k):
                     times[d] += flops[d] / self.system.client(d).flops
@@ -205,6 +236,8 @@ class Timeline:
         num_bytes: Mapping[int, float],
     ) -> None:
         """Lets a sample's bytes, of each holder, go from one stage to another."""
+        if not any(num_bytes.values()):
+            return
         hopping = [k for k, pair in pairs.items() if "client" not in pair]
         total = sum(num_bytes.values()) * sum(samples[k] for k in hopping)
         taken = self.system.hops(total)
@@ -259,11 +292,12 @@ class Timeline:
             self._handed_in = max(there, self._handed_in)
 
     def begin_turn(self, client_id: int, num_bytes: float) -> None:
-        """A client gets the weights that were handed in last, and begins."""
+        """A client gets the weights that were handed in last, if any, and begins."""
         for device, share in zip(self._devices(client_id), self._shares, strict=True):
-            begin = max(self._ready(device), self._handed_in)
-            taken = self.system.client(device).receives(num_bytes * share)
-            self.clients[device] = begin + taken
+            there = max(self._ready(device), self._handed_in)
+            if num_bytes:
+                there += self.system.client(device).receives(num_bytes * share)
+            self.clients[device] = there
 
     def average_clients(self, members: Mapping[int, float]) -> None:
         """Clients send their weights to where the mean is made, and get it back.

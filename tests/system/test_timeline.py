@@ -160,7 +160,18 @@ def test_hand_ins_and_begins_of_asynchronous_turns():
     assert line.clients[1] == pytest.approx(there + 5.5)
     line.hand_in(1, 0)  # nothing to send
     line.begin_turn(0, 0)
-    assert line.clients[0] == pytest.approx(there + 5.5 + 0.5)
+    assert line.clients[0] == pytest.approx(there + 5.5)  # nor to get
+
+
+@pytest.mark.parametrize(
+    ("crossing", "expected"), [((40, 0), 3 + 12.5 + 9), ((0, 0), 9)]
+)
+def test_what_does_not_take_place_takes_no_time(crossing, expected):
+    """A client that gets no gradient, and one that sends nothing."""
+    line = timeline()
+    line.step({0: 3}, 0, [crossing])
+    assert line.now == pytest.approx(expected)
+    assert line.clients[0] == pytest.approx(expected)
 
 
 def test_batches_on_their_way():
