@@ -136,6 +136,32 @@ def test_the_clock_changes_nothing(tmp_path):
         assert torch.equal(tensor, states[1][name])
 
 
+class Spoiled(torch.nn.CrossEntropyLoss):
+    """The losses of some training batches are not finite."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches, self.number = batches, 0
+
+    def forward(self, logits, targets):
+        loss = super().forward(logits, targets)
+        self.number += loss.requires_grad
+        spoiled = loss.requires_grad and self.number in self.batches
+        return loss * float("nan") if spoiled else loss
+
+
+@pytest.mark.parametrize("make", [make_split, make_unsplit])
+def test_batches_that_are_skipped_take_their_time(tmp_path, make):
+    """They were sent and computed, like those that count."""
+    seconds = []
+    for batches in ([], [2, 5, 6]):
+        module = make(criterion=Spoiled(batches), non_finite="skip")
+        clock, _ = clocked(tmp_path, module, make_data(), [RoundRobinWeightPassing()])
+        assert module.skipped_batches == len(batches)
+        seconds.append(clock.seconds)
+    assert seconds[1] == pytest.approx(seconds[0])
+
+
 def test_a_run_that_was_stopped_goes_on(tmp_path):
     """Virtual seconds are logged, and compared record by record."""
 
