@@ -400,6 +400,7 @@ CLOCKED = {
     "U": {"in_flight": 2},
     "two hops": {"max_staleness": 1},
     "one cut, three on their way": {"in_flight": 3, "max_staleness": 2},
+    "one cut, frozen": {},
 }
 
 
@@ -420,6 +421,7 @@ def test_the_clock_measures_what_was_planned(tmp_path, name):
             ends.append(self.seconds)
 
     module = make(route)
+    module.client.requires_grad_("frozen" not in name)
     fit(tmp_path, module, data, [AsynchronousWeightPassing(), Watch(SYSTEM)])
     expected = torch.tensor(planned, dtype=torch.float64).cumsum(0).tolist()
     assert ends == pytest.approx(expected)
