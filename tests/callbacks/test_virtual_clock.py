@@ -14,6 +14,7 @@ from split_lightning import RoundRobinWeightPassing, merge
 from split_lightning.callbacks import (
     ClientAveraging,
     History,
+    ResumeCheckpoint,
     ServerAveraging,
     VirtualClock,
 )
@@ -171,6 +172,22 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
 
     flow = [lambda: ClientAveraging(every=2), lambda: VirtualClock(a_system())]
     check(tmp_path, make, (2, 5), flow)
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        ([], "but it has none"),
+        ([VirtualClock(System(1e5, 1e6, 1e4, 1e5, seed=5))], "but got System"),
+    ],
+)
+def test_it_goes_on_with_the_time_of_the_same_system_alone(tmp_path, before, words):
+    """Else its seconds would be of neither."""
+    flow = [RoundRobinWeightPassing(), ResumeCheckpoint(tmp_path)]
+    fit(tmp_path, make_split(), make_data(), [*flow, *before], rounds=1)
+    flow = [RoundRobinWeightPassing(), VirtualClock(a_system())]
+    with pytest.raises(ValueError, match=words):
+        fit(tmp_path, make_split(), make_data(), flow, ckpt_path=tmp_path / "last.ckpt")
 
 
 def test_each_fit_has_a_time_of_its_own(tmp_path):
