@@ -108,9 +108,10 @@ class VirtualClock(pl.Callback):
         """
         if self._state is None:
             raise ValueError(
-                "Expected `ckpt_path` to be a checkpoint of a run with a virtual clock, "
-                "to go on with its time, but it has none: how long its rounds so far "
-                "took is not known. Leave the clock out (system=none), or begin anew."
+                "Expected `ckpt_path` to be a checkpoint of a run with a virtual "
+                "clock, to go on with its time, but it has none: how long its rounds "
+                "so far took is not known. Leave the clock out (system=none), or begin "
+                "anew."
             )
         before, now = self._state.get("system"), repr(self.system)
         if before not in (None, now):
