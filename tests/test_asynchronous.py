@@ -50,6 +50,7 @@ from split_lightning import (
 from split_lightning.callbacks import (
     AsynchronousWeightPassing,
     ClientAveraging,
+    DriftMonitor,
     ResumeCheckpoint,
     VirtualClock,
 )
@@ -489,6 +490,12 @@ def test_it_goes_on_with_the_same_system_alone(tmp_path):
     [
         ({}, {}, [RoundRobinWeightPassing()], "for turns that follow each other"),
         ({}, {}, [ClientAveraging()], "for turns that follow each other"),
+        (
+            {},
+            {},
+            [AsynchronousWeightPassing(), DriftMonitor()],
+            "compares turns that follow each other",
+        ),
         (
             {"server_map": ServerMap(2)},
             {"servers": ServerMap(2)},
