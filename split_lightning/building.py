@@ -41,7 +41,8 @@ def build(cfg: DictConfig) -> Run:
     speed = SpeedMonitor()
     callbacks = [speed]
     for group in (cfg.protocol.callbacks, cfg.callbacks):
-        callbacks += instantiate(group, _convert_="all").values()
+        found = instantiate(group, _convert_="all").values()
+        callbacks += [callback for callback in found if callback is not None]
     if cfg.system.clock is not None:
         callbacks.append(instantiate(cfg.system.clock, _convert_="all"))
     trainer = instantiate(

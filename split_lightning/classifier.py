@@ -192,7 +192,7 @@ class Classifier(EvaluatedClassifier):
             buffer.copy_(kept)
         self.zero_grad()
         self.skipped_batches += 1
-        self._mark_trained(batch_idx)
+        self._took_place(batch, batch_idx)
         return False
 
     def check_turn(self, batch: StepBatch) -> None:
@@ -213,7 +213,9 @@ class Classifier(EvaluatedClassifier):
                 f"on. {WEIGHT_PASSING_REMEDY}"
             )
 
-    def _mark_trained(self, batch_idx: int) -> None:
+    def _took_place(self, batch: StepBatch, batch_idx: int) -> None:
+        """Notes that a step is done, with its numbers or without."""
+        self.parties.stepped(batch)
         loader = self.trainer.train_dataloader
         if isinstance(loader, ClientLoader):
             loader.mark_trained(batch_idx + 1)
@@ -233,7 +235,7 @@ class Classifier(EvaluatedClassifier):
             losses: The mean loss of each of its parts.
             batch_idx: Its place in the round.
         """
-        self._mark_trained(batch_idx)
+        self._took_place(batch, batch_idx)
         own = batch.num_samples
         found = [loss.detach().float() for loss in losses]
         counts = [part.num_samples for part in batch.parts]

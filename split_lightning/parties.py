@@ -256,11 +256,15 @@ class Parties:
             )
         return entering
 
-    def trained(self, batch: StepBatch) -> None:
-        """Notes on how many samples the parties that act were trained."""
-        counts = {part.client_id: part.num_samples_of_all for part in batch.parts}
+    def stepped(self, batch: StepBatch) -> None:
+        """Tells listeners that a step took place, whatever became of its numbers."""
+        counts = _samples_of(batch)
         for listener in self.listeners:
             listener.stepped(counts, self.server_of(batch.parts[0].client_id))
+
+    def trained(self, batch: StepBatch) -> None:
+        """Notes on how many samples the parties that act were trained."""
+        counts = _samples_of(batch)
         for piece in self.pieces.values():
             for party, lines in self._entering(piece, list(counts), False).items():
                 samples: Counter[int] = Counter()
@@ -413,6 +417,11 @@ class Parties:
         """Takes over what `state_dict` returned."""
         for name, piece in self.pieces.items():
             piece.load_state_dict(state[name])
+
+
+def _samples_of(batch: StepBatch) -> dict[int, int]:
+    """Returns the number of samples of each client of a step."""
+    return {part.client_id: part.num_samples_of_all for part in batch.parts}
 
 
 def _if(costs: bool, sent: Mapping[int, int]) -> Mapping[int, int]:

@@ -50,6 +50,7 @@ from split_lightning import (
 from split_lightning.callbacks import (
     AsynchronousWeightPassing,
     ClientAveraging,
+    DriftMonitor,
     ResumeCheckpoint,
     VirtualClock,
 )
@@ -400,6 +401,7 @@ CLOCKED = {
     "U": {"in_flight": 2},
     "two hops": {"max_staleness": 1},
     "one cut, three on their way": {"in_flight": 3, "max_staleness": 2},
+    "one cut, frozen": {},
 }
 
 
@@ -420,6 +422,7 @@ def test_the_clock_measures_what_was_planned(tmp_path, name):
             ends.append(self.seconds)
 
     module = make(route)
+    module.client.requires_grad_("frozen" not in name)
     fit(tmp_path, module, data, [AsynchronousWeightPassing(), Watch(SYSTEM)])
     expected = torch.tensor(planned, dtype=torch.float64).cumsum(0).tolist()
     assert ends == pytest.approx(expected)
@@ -487,6 +490,12 @@ def test_it_goes_on_with_the_same_system_alone(tmp_path):
     [
         ({}, {}, [RoundRobinWeightPassing()], "for turns that follow each other"),
         ({}, {}, [ClientAveraging()], "for turns that follow each other"),
+        (
+            {},
+            {},
+            [AsynchronousWeightPassing(), DriftMonitor()],
+            "compares turns that follow each other",
+        ),
         (
             {"server_map": ServerMap(2)},
             {"servers": ServerMap(2)},

@@ -531,3 +531,10 @@ def test_best_is_the_best_by_validation(finished):
     assert accuracies[best["epoch"]] == max(accuracies)
     last = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["epoch"] == 9
+
+
+def test_a_callback_that_is_null_is_left_out(monkeypatch, tmp_path):
+    words = ["rounds=1", "trainer.limit_train_batches=2", "callbacks.history=null"]
+    (folder,) = command(monkeypatch, tmp_path, *words)
+    assert (folder / "results.json").exists()
+    assert not (folder / "history.csv").exists()

@@ -7,11 +7,13 @@ from typing import Any, TypeAlias
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from split_lightning.callbacks.logs import log_metrics
+from split_lightning.data.datamodule import SplitDataModule
 
 # By the parameters' places in their optimizer; those without a gradient have none.
 Gradients: TypeAlias = dict[int, Tensor]
@@ -40,6 +42,7 @@ class DriftMonitor(pl.Callback):
 
     Raises:
         ValueError: If `server` is neither true nor false.
+        MisconfigurationException: When turns run at the same time.
     """
 
     def __init__(self, server: bool = False) -> None:
@@ -50,6 +53,16 @@ class DriftMonitor(pl.Callback):
         self.parties = ("client", "server") if server else ("client",)
         self._now: dict[str, Gradients] = {}
         self._before: dict[str, Gradients] = {}
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, SplitDataModule) and data.schedule.hands_in:
+            raise MisconfigurationException(
+                "DriftMonitor compares turns that follow each other, and those of "
+                f"{type(data.schedule).__name__} run at the same time. Leave it out, "
+                "or let clients take turns (RoundRobinSchedule)."
+            )
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

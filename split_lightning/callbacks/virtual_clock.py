@@ -91,14 +91,35 @@ class VirtualClock(pl.Callback):
             _holders_of(pl_module, self._example),
             getattr(pl_module, "label_holder", 0),
         )
-        if self._state is not None and trainer.ckpt_path is not None:
-            self.timeline.load_state_dict(self._state)
+        if trainer.ckpt_path is not None:
+            self.timeline.load_state_dict(self._state_to_go_on())
         self._state = None
         self._in_flight = data.schedule.in_flight
         if isinstance(data.schedule, AsynchronousSchedule):
             self._tell(data.schedule, trainer, pl_module)
         if self not in pl_module.parties.listeners:
             pl_module.parties.listeners.append(self)
+
+    def _state_to_go_on(self) -> dict[str, Any]:
+        """Returns the times of the run that goes on.
+
+        Raises:
+            ValueError: If it had no clock, or one of another system.
+        """
+        if self._state is None:
+            raise ValueError(
+                "Expected `ckpt_path` to be a checkpoint of a run with a virtual "
+                "clock, to go on with its time, but it has none: how long its rounds "
+                "so far took is not known. Leave the clock out (system=none), or begin "
+                "anew."
+            )
+        before, now = self._state.get("system"), repr(self.system)
+        if before not in (None, now):
+            raise ValueError(
+                "Expected the devices and links that the run of `ckpt_path` began with "
+                f"(`system`), to go on with its time ({before}), but got {now}."
+            )
+        return self._state
 
     def _of_client(self, client_id: int) -> Itinerary:
         """Returns who computes what for a client, and what that takes."""
@@ -219,7 +240,9 @@ class VirtualClock(pl.Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.timeline is None else self.timeline.state_dict()
+        if self.timeline is None:
+            return {}
+        return {"system": repr(self.system), **self.timeline.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -94,6 +94,10 @@ class System:
         self.seed = seed
         self.client = lru_cache(maxsize=None)(self._draw)
 
+    def __repr__(self) -> str:
+        servers = (self.server_flops, self.server_link, self.server_latency)
+        return f"System({self.ranges}, servers: {servers}, seed: {self.seed})"
+
     def _draw(self, client_id: int) -> Device:
         """Returns the device of a client."""
         place = generator(self.seed, "system", client_id)

@@ -58,7 +58,7 @@ class SystemSeconds:
             forward=num_samples * self.work[0].forward / device.flops,
             up=device.sends(up),
             service=behind.clients[client_id],
-            down=device.receives(down),
+            down=device.receives(down) if down else 0.0,  # nothing trains below it
             backward=num_samples * self.work[0].backward / device.flops,
         )
 

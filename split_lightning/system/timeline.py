@@ -78,6 +78,7 @@ class Timeline:
         # batches are on their way: when it has them, and the backward's seconds.
         self._gradients: dict[int, list[tuple[float, float]]] = {}
         self._handed_in = 0.0  # when the last hand-in was there
+        self._servers_mean = 0.0  # when the last mean of servers was there
         # The last mean of the clients: when it was made, its bytes, and who has it.
         self._mean: tuple[float, float, set[int]] | None = None
 
@@ -187,6 +188,9 @@ class Timeline:
             if route[place].is_cut
         }
 
+    def _server_ready(self, server: tuple[int, int]) -> float:
+        return self.servers.get(server, self._servers_mean)
+
     def _ready(self, device: int) -> float:
         ready = self.clients.get(device, 0.0)
         if self._mean is not None and device not in self._mean[2]:
@@ -223,7 +227,7 @@ class Timeline:
                 served.setdefault(route[place].stretch, []).extend(self._devices(k))
         for stretch, devices in served.items():
             server = (group, stretch)
-            begin = max([*(times[d] for d in devices), self.servers.get(server, 0.0)])
+            begin = max([*(times[d] for d in devices), self._server_ready(server)])
             end = begin + sum(flops[d] for d in devices) / self.system.server_flops
             self.servers[server] = end
             times.update(dict.fromkeys(devices, end))
@@ -267,7 +271,7 @@ class Timeline:
         """
         server = (group, 0)
         for holder, share in enumerate(self._shares):
-            there, own = self.servers.get(server, 0.0), num_bytes * share
+            there, own = self._server_ready(server), num_bytes * share
             if sender is not None:
                 device = self._devices(sender)[holder]
                 there = self._ready(device) + self.system.client(device).sends(own)
@@ -276,7 +280,7 @@ class Timeline:
                 there += self.system.client(device).receives(own)
                 self.clients[device] = max(self._ready(device), there)
             else:
-                self.servers[server] = max(self.servers.get(server, 0.0), there)
+                self.servers[server] = max(self._server_ready(server), there)
 
     def hand_in(self, client_id: int, num_bytes: float) -> None:
         """A client that is done with its turn sends its weights, if any.
@@ -346,7 +350,8 @@ class Timeline:
         )
         back = max(members.values())
         taken = self.system.hops(back) if back else 0.0
-        self.servers = dict.fromkeys(self.servers, made + taken)
+        self._servers_mean = max(self._servers_mean, made + taken)
+        self.servers = dict.fromkeys(self.servers, self._servers_mean)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all times, in plain containers."""
@@ -360,6 +365,7 @@ class Timeline:
                 for k, waiting in self._gradients.items()
             },
             "handed_in": self._handed_in,
+            "servers_mean": self._servers_mean,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -373,3 +379,4 @@ class Timeline:
             for k, waiting in state.get("gradients", {}).items()
         }
         self._handed_in = state.get("handed_in", 0.0)
+        self._servers_mean = state.get("servers_mean", 0.0)

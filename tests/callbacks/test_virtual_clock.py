@@ -14,6 +14,7 @@ from split_lightning import RoundRobinWeightPassing, merge
 from split_lightning.callbacks import (
     ClientAveraging,
     History,
+    ResumeCheckpoint,
     ServerAveraging,
     VirtualClock,
 )
@@ -136,6 +137,32 @@ def test_the_clock_changes_nothing(tmp_path):
         assert torch.equal(tensor, states[1][name])
 
 
+class Spoiled(torch.nn.CrossEntropyLoss):
+    """The losses of some training batches are not finite."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches, self.number = batches, 0
+
+    def forward(self, logits, targets):
+        loss = super().forward(logits, targets)
+        self.number += loss.requires_grad
+        spoiled = loss.requires_grad and self.number in self.batches
+        return loss * float("nan") if spoiled else loss
+
+
+@pytest.mark.parametrize("make", [make_split, make_unsplit])
+def test_batches_that_are_skipped_take_their_time(tmp_path, make):
+    """They were sent and computed, like those that count."""
+    seconds = []
+    for batches in ([], [2, 5, 6]):
+        module = make(criterion=Spoiled(batches), non_finite="skip")
+        clock, _ = clocked(tmp_path, module, make_data(), [RoundRobinWeightPassing()])
+        assert module.skipped_batches == len(batches)
+        seconds.append(clock.seconds)
+    assert seconds[1] == pytest.approx(seconds[0])
+
+
 def test_a_run_that_was_stopped_goes_on(tmp_path):
     """Virtual seconds are logged, and compared record by record."""
 
@@ -145,6 +172,22 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
 
     flow = [lambda: ClientAveraging(every=2), lambda: VirtualClock(a_system())]
     check(tmp_path, make, (2, 5), flow)
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        ([], "but it has none"),
+        ([VirtualClock(System(1e5, 1e6, 1e4, 1e5, seed=5))], "but got System"),
+    ],
+)
+def test_it_goes_on_with_the_time_of_the_same_system_alone(tmp_path, before, words):
+    """Else its seconds would be of neither."""
+    flow = [RoundRobinWeightPassing(), ResumeCheckpoint(tmp_path)]
+    fit(tmp_path, make_split(), make_data(), [*flow, *before], rounds=1)
+    flow = [RoundRobinWeightPassing(), VirtualClock(a_system())]
+    with pytest.raises(ValueError, match=words):
+        fit(tmp_path, make_split(), make_data(), flow, ckpt_path=tmp_path / "last.ckpt")
 
 
 def test_each_fit_has_a_time_of_its_own(tmp_path):

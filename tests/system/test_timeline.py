@@ -115,6 +115,22 @@ def test_servers_are_averaged_when_all_are_done(is_remote):
     assert list(line.servers.values()) == [pytest.approx(expected)] * 2
 
 
+def test_a_server_that_acts_first_later_begins_with_the_mean():
+    """Not before it was made; nor do others go back to an earlier time."""
+    line = timeline()
+    line.step({0: 3}, 0, CROSSING)
+    line.average_servers({0: 0})
+    made = line.servers[0, 0]
+    assert made == pytest.approx(3 + 12.5 + 9)
+    resumed = timeline()
+    resumed.load_state_dict(line.state_dict())
+    for each in (line, resumed):
+        each.step({1: 1}, 1, CROSSING)  # it is there after 0.5 + 2.5
+        assert each.servers[1, 0] == pytest.approx(made + 3)
+        each.average_servers({1: 0})
+        assert each.servers == dict.fromkeys([(0, 0), (1, 0)], pytest.approx(made + 3))
+
+
 def test_a_u_shape_crosses_twice_each_way():
     """The head computes at the client; the server is asked twice."""
     work = [Work(10, 20), Work(100, 200), Work(30, 60)]
