@@ -329,6 +329,26 @@ def test_what_does_not_fit_is_refused(options, message):
         )
 
 
+class Scaled(nn.Module):
+    """What it does besides its layer does not show in its text."""
+
+    def __init__(self, scale, activation):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 4, 3, padding=1)
+        self.scale = scale
+        self.activation = activation
+
+    def forward(self, inputs):
+        return self.activation(self.scale * self.layer(inputs))
+
+
+def test_networks_that_look_alike_and_compute_otherwise_are_no_group():
+    own = [(1.0, torch.relu), (2.0, torch.relu), (1.0, torch.tanh), (1.0, torch.relu)]
+    entries = [ClientNetwork(Scaled(*options)) for options in own]
+    module = made((lambda: entries,))
+    assert module.parties.kinds.entries == (0, 1, 2, 0)
+
+
 def test_more_entries_than_clients_are_refused(tmp_path):
     with pytest.raises(ValueError, match="entry of `client_networks` for each client"):
         fit(
