@@ -846,6 +846,15 @@ MISTAKES = {
         "has no rule for that",
     ),
     "no holders": (["topology.join=mean"], "`topology.join=mean` would change"),
+    "bottoms that end at several layers": (
+        ["topology=vertical", "model.cut_layer=[relu1,maxpool]"],
+        "`model.cut_layer` to be of type str or int, as "
+        "split_lightning.models.vertical_network takes it, but got ['relu1', ",
+    ),
+    "a table in halves": (
+        ["topology=vertical", "data=wine", "model=mlp"],
+        "`topology/parts=columns`",
+    ),
     "a head and a server that trains first": (
         ["topology=vertical_u", "protocol=cyclesl"],
         "one layer where the server trains first",
