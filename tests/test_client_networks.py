@@ -1,7 +1,9 @@
 """Clients with networks of their own, against plain loops over hand-written parts."""
 
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +40,7 @@ from split_lightning.runs import read_config
 from split_lightning.system import System
 
 IMAGE = (1, 6, 6)
+TOPOLOGIES = Path(__file__).parents[1] / "docs" / "topologies.md"
 
 
 def small():
@@ -386,12 +389,12 @@ def test_a_server_that_trains_first_takes_what_all_send(tmp_path):
 
 
 def test_the_command_line(monkeypatch, tmp_path, capsys):
-    """Trained, tested again and exported from its folder."""
-    own = (
-        "{_target_: split_lightning.ClientNetwork, cut_layer: bn1, adapter: true, "
-        "network: {_target_: split_lightning.models.DigitsCNN}}"
-    )
-    words = [f"model.client_networks=[null,{own}]", "num_clients=4", "rounds=1"]
+    """The documentation's: trained, tested again and exported from its folder."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", TOPOLOGIES.read_text(), re.DOTALL)
+    place, line = re.search(r"# (my_conf\S+); (.*)", text).groups()
+    (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / place).write_text(text)
+    words = [*line.split(), "num_clients=4", "rounds=1"]
     (folder,) = command(monkeypatch, tmp_path, *words, "batch_size=400", "system=wan")
     results = json.loads((folder / "results.json").read_text())
     assert results["networks"] == 2
