@@ -393,6 +393,13 @@ def test_labels_are_one_holders(tmp_path, holder):
     assert {c.holder for c, _ in seen if c.content == "targets"} == {holder}
 
 
+@pytest.mark.parametrize("divided", DIVIDED)
+def test_a_head_is_the_clients_second_stage_however_many_holders(divided):
+    """So the files of an export are called."""
+    module = made(network(divided), "U", label_holder=1)
+    assert list(module.stages()) == ["client", "server", "client_2"]
+
+
 @pytest.mark.parametrize("lack", [None, [0.5, 0.1]])
 @pytest.mark.parametrize("route", ROUTES)
 def test_bytes_are_those_of_what_is_there(tmp_path, route, lack):
