@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 from torch import nn
@@ -70,5 +71,19 @@ def _description(segment: nn.Module) -> str:
     """Returns what two segments have in common that differ in their weights alone."""
     state = segment.state_dict(keep_vars=True)
     shapes = {name: (tuple(t.shape), t.requires_grad) for name, t in state.items()}
-    code = [own.code for own in segment.modules() if isinstance(own, Segment)]
-    return f"{segment}\n{shapes}\n{code}"
+    modules = list(segment.modules())
+    code = [own.code for own in modules if isinstance(own, Segment)]
+    settings = [_settings(own) for own in modules if not isinstance(own, Segment)]
+    return f"{segment}\n{shapes}\n{code}\n{settings}"
+
+
+def _settings(module: nn.Module) -> dict[str, str]:
+    """Returns the class and the plain attributes of a module, which need not show."""
+    kind = type(module)
+    found = {"class": f"{kind.__module__}.{kind.__qualname__}"}
+    for name, value in vars(module).items():
+        if isinstance(value, bool | int | float | str | list | tuple | None):
+            found[name] = repr(value)
+        elif inspect.isroutine(value):  # such as `torch.relu`
+            found[name] = value.__qualname__
+    return found

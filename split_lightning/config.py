@@ -16,6 +16,7 @@ from split_lightning.config_keys import (
     is_within,
     keys_of,
     options_of,
+    origin_of,
     used_keys,
     value_at,
 )
@@ -199,7 +200,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     _check_targets(plain)
     _check_ranges(cfg)
     _check_choices(cfg)
-    _check_types(OmegaConf.to_container(cfg, resolve=True))
+    _check_types(OmegaConf.to_container(cfg, resolve=True), plain)
 
 
 def _check_values(plain: Any, schema: type, prefix: str = "") -> None:
@@ -270,17 +271,19 @@ def _check_targets(node: Any, path: str = "") -> None:
         _check_targets(value, f"{path}{key}.")
 
 
-def _check_types(node: Any, path: str = "") -> None:
+def _check_types(node: Any, plain: Any, path: str = "") -> None:
     """Stops where an option is not of the type that its class or function asks for."""
     if not isinstance(node, dict):
         return
     if (target := node.get("_target_")) and (wrong := misfit(target, node)):
         name, expected = wrong
+        key = origin_of(plain, f"{path}{name}")
+        used = f", as {target} takes it" if key != f"{path}{name}" else ""
         raise ValueError(
-            f"Expected `{path}{name}` to be of type {expected}, but got {node[name]!r}."
+            f"Expected `{key}` to be of type {expected}{used}, but got {node[name]!r}."
         )
     for key, value in node.items():
-        _check_types(value, f"{path}{key}.")
+        _check_types(value, plain, f"{path}{key}.")
 
 
 def _check_ranges(cfg: DictConfig) -> None:

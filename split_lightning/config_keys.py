@@ -69,6 +69,23 @@ def value_at(node: Any, key: str) -> Any:
     return node
 
 
+def origin_of(plain: Any, key: str) -> str:
+    """Returns the key that a value comes from, past those that only pass it on.
+
+    >>> plain = {"module": {"cut": "${topology.cut}"}, "topology": "${group}"}
+    >>> origin_of(plain | {"group": {"cut": 3}}, "module.cut")
+    'group.cut'
+    """
+    parts = key.split(".")
+    for length in range(1, len(parts) + 1):
+        value = str(value_at(plain, ".".join(parts[:length])))
+        if passed_on := re.fullmatch(r"\$\{([\w.]+)\}", value):
+            source = passed_on[1]
+            if not source.startswith("."):
+                return origin_of(plain, ".".join([source, *parts[length:]]))
+    return key
+
+
 def is_within(key: str, other: str) -> bool:
     """Tells whether a key is another one, or a part of what that holds.
 

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from split_lightning import joint_step
 from split_lightning.batch_norm import Normalisation, statistics_bytes
+from split_lightning.callbacks.averaging import ServerAveraging
 from split_lightning.callbacks.weight_passing import WeightPassing
 from split_lightning.channel import Activations, CutLayerChannel, values_of
 from split_lightning.client_groups import grouped
@@ -551,6 +552,11 @@ class SplitLightningModule(ManualOptimization):
         if stage == "fit":
             passing = _passing_of(self.trainer)
             self.parties.set_pools(not passing or any(c.enabled for c in passing))
+            self.parties.servers_are_remote = any(
+                callback.remote
+                for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+                if isinstance(callback, ServerAveraging)
+            )
             self.make_room(self._num_seats())
 
     def _num_seats(self) -> int:

@@ -96,7 +96,8 @@ class Tiles:
             raise ValueError(
                 f"Expected each part of an image to have pixels: at most {height} rows "
                 f"and {width} columns of tiles (argument `parts`) for images of shape "
-                f"{tuple(shape)}, but got {self.rows} and {self.columns}."
+                f"{tuple(shape)}, but got {self.rows} and {self.columns}. Of a table "
+                "use `Columns` (in a configuration `topology/parts=columns`)."
             )
 
 
@@ -123,8 +124,8 @@ class Columns:
     ) -> None:
         if (num_holders is None) == (sizes is None):
             raise ValueError(
-                "Expected one of the arguments `num_holders` and `sizes`, but got "
-                f"{num_holders} and {sizes}."
+                "Expected one of the arguments `num_holders` and `sizes`, and null for "
+                f"the other, but got {num_holders} and {sizes}."
             )
         self.sizes = None if sizes is None else list(sizes)
         self.num_holders = len(self.sizes or ()) if num_holders is None else num_holders

@@ -1,7 +1,9 @@
 """Clients with networks of their own, against plain loops over hand-written parts."""
 
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +40,7 @@ from split_lightning.runs import read_config
 from split_lightning.system import System
 
 IMAGE = (1, 6, 6)
+TOPOLOGIES = Path(__file__).parents[1] / "docs" / "topologies.md"
 
 
 def small():
@@ -329,6 +332,26 @@ def test_what_does_not_fit_is_refused(options, message):
         )
 
 
+class Scaled(nn.Module):
+    """What it does besides its layer does not show in its text."""
+
+    def __init__(self, scale, activation):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 4, 3, padding=1)
+        self.scale = scale
+        self.activation = activation
+
+    def forward(self, inputs):
+        return self.activation(self.scale * self.layer(inputs))
+
+
+def test_networks_that_look_alike_and_compute_otherwise_are_no_group():
+    own = [(1.0, torch.relu), (2.0, torch.relu), (1.0, torch.tanh), (1.0, torch.relu)]
+    entries = [ClientNetwork(Scaled(*options)) for options in own]
+    module = made((lambda: entries,))
+    assert module.parties.kinds.entries == (0, 1, 2, 0)
+
+
 def test_more_entries_than_clients_are_refused(tmp_path):
     with pytest.raises(ValueError, match="entry of `client_networks` for each client"):
         fit(
@@ -366,12 +389,12 @@ def test_a_server_that_trains_first_takes_what_all_send(tmp_path):
 
 
 def test_the_command_line(monkeypatch, tmp_path, capsys):
-    """Trained, tested again and exported from its folder."""
-    own = (
-        "{_target_: split_lightning.ClientNetwork, cut_layer: bn1, adapter: true, "
-        "network: {_target_: split_lightning.models.DigitsCNN}}"
-    )
-    words = [f"model.client_networks=[null,{own}]", "num_clients=4", "rounds=1"]
+    """The documentation's: trained, tested again and exported from its folder."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", TOPOLOGIES.read_text(), re.DOTALL)
+    place, line = re.search(r"# (my_conf\S+); (.*)", text).groups()
+    (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / place).write_text(text)
+    words = [*line.split(), "num_clients=4", "rounds=1"]
     (folder,) = command(monkeypatch, tmp_path, *words, "batch_size=400", "system=wan")
     results = json.loads((folder / "results.json").read_text())
     assert results["networks"] == 2

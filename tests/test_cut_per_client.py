@@ -340,6 +340,23 @@ def test_bytes_are_counted_where_they_belong(tmp_path, cuts):
     assert totals["hop_bytes"] == 2 * (sum(crossing) - first_cut - head)
 
 
+@pytest.mark.parametrize("remote", [True, False])
+def test_bytes_to_a_mean_are_those_of_whoever_held_a_layer_last(tmp_path, cuts, remote):
+    """Of each group; a server's copies of clients' layers, too, where they travel."""
+    servers = ServerMap(2)
+    module = made(cuts, optimizer=PLAIN, server_map=servers)
+    data = make_data(**SKEWED, servers=servers)
+    flow = [RoundRobinWeightPassing(average_every=1), ServerAveraging(remote=remote)]
+    fit(tmp_path, module, data, flow)
+    last = [set(cuts[2][client]) for client in (1, 2)]
+    totals = module.totals()
+    at_clients = sum(size_of(held) for held in last)
+    at_servers = sum(size_of(set(range(8)) - held) for held in last)
+    assert totals["averaging_bytes"] == 2 * ROUNDS * at_clients
+    expected = 2 * ROUNDS * at_servers if remote else 0
+    assert totals["server_averaging_bytes"] == expected
+
+
 def test_a_client_remembers_only_layers_that_it_holds(tmp_path, cuts):
     """Those that wait: weights of their own, and a momentum of each."""
     module = made(cuts)

@@ -393,6 +393,13 @@ def test_labels_are_one_holders(tmp_path, holder):
     assert {c.holder for c, _ in seen if c.content == "targets"} == {holder}
 
 
+@pytest.mark.parametrize("divided", DIVIDED)
+def test_a_head_is_the_clients_second_stage_however_many_holders(divided):
+    """So the files of an export are called."""
+    module = made(network(divided), "U", label_holder=1)
+    assert list(module.stages()) == ["client", "server", "client_2"]
+
+
 @pytest.mark.parametrize("lack", [None, [0.5, 0.1]])
 @pytest.mark.parametrize("route", ROUTES)
 def test_bytes_are_those_of_what_is_there(tmp_path, route, lack):
@@ -846,6 +853,15 @@ MISTAKES = {
         "has no rule for that",
     ),
     "no holders": (["topology.join=mean"], "`topology.join=mean` would change"),
+    "bottoms that end at several layers": (
+        ["topology=vertical", "model.cut_layer=[relu1,maxpool]"],
+        "`model.cut_layer` to be of type str or int, as "
+        "split_lightning.models.vertical_network takes it, but got ['relu1', ",
+    ),
+    "a table in halves": (
+        ["topology=vertical", "data=wine", "model=mlp"],
+        "`topology/parts=columns`",
+    ),
     "a head and a server that trains first": (
         ["topology=vertical_u", "protocol=cyclesl"],
         "one layer where the server trains first",
