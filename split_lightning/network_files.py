@@ -67,14 +67,14 @@ def load_networks(module: Classifier, folder: Path) -> None:
         ValueError: If a file is missing or torn, or does not fit.
     """
     clients = sorted(int(path.name) for path in folder.glob(f"{NETWORKS}/*"))
-    own: dict[str, dict[int, State]] = {}
+    own: dict[nn.Module, dict[int, State]] = {}
     for name, segment in module.segments().items():
         common = folder / f"{name}.safetensors"
         if common.is_file() or not clients:
             segment.load_state_dict(_fitting(segment, common))
             continue
         folders = {k: folder / NETWORKS / str(k) for k in clients}
-        own[name] = {
+        own[segment] = {
             k: _fitting(segment, path / f"{name}.safetensors")
             for k, path in folders.items()
             if module.parties.holds(k, segment)

@@ -379,21 +379,23 @@ class Parties:
         )
 
     def hold(
-        self, clients: Sequence[int], own: Mapping[str, Mapping[int, State]]
+        self, clients: Sequence[int], own: Mapping[nn.Module, Mapping[int, State]]
     ) -> None:
         """Lets clients stand at weights from elsewhere, to be evaluated.
 
         Args:
             clients: One client for each network.
-            own: For each piece in which they differ the weights of each.
+            own: For each live segment in which they differ the weights of each.
         """
-        for name, piece in self.pieces.items():
+        for piece in self.pieces.values():
             weights: dict[Party, dict[int, State | None]] = {p: {} for p in piece.live}
+            live = [segment for held in piece.live.values() for segment in held]
+            states = next((own[s] for s in live if s in own), {})
             for client_id in clients:
                 party = self.holder_of(piece, client_id)
                 if party is not None:
                     number = self.number_of(piece, party, client_id)
-                    weights[party][number] = own.get(name, {}).get(client_id)
+                    weights[party][number] = states.get(client_id)
             piece.hold(weights)
 
     def show(self, client_id: int) -> None:
