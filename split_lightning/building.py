@@ -85,6 +85,19 @@ def build_module(cfg: DictConfig) -> Classifier:
         given["network"] = instantiate(cfg.protocol.module.network, _convert_="all")
         weights, exclude = cfg.model.weights, list(cfg.model.weights_exclude)
         load_weights(given["network"], weights, exclude)
+    return new_module(cfg, **given)
+
+
+def new_module(cfg: DictConfig, **given: Any) -> Classifier:
+    """Builds the module as it is before any training.
+
+    Args:
+        cfg: The configuration.
+        given: Arguments of the module in the place of those in the configuration.
+    """
+    if cfg.protocol.module.get("client_networks") is not None:
+        size = cfg.data.image_size
+        given["image_shape"] = (cfg.data.in_channels, size, size)
     module: Classifier = instantiate(cfg.protocol.module, _convert_="all", **given)
     return module
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from split_lightning.building import new_module
 from split_lightning.classifier import Classifier, num_live
 from split_lightning.config import TrainConfig
 from split_lightning.models.weights import read_torch
@@ -82,7 +82,7 @@ def load_run(
 
 def rebuild_module(cfg: DictConfig) -> Classifier:
     """Builds the module of a run again, at a random start."""
-    module: Classifier = instantiate(cfg.protocol.module, _convert_="all")
+    module = new_module(cfg)
     module.parties.num_clients = cfg.datamodule.num_clients
     return module
 

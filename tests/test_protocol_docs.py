@@ -1,6 +1,7 @@
 """The formulas in docs/protocols.md against what runs of the command line count."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_each_protocol_has_a_section(name):
     ),
 )
 def test_its_commands_are_right(line):
-    composed(line.split())
+    composed(shlex.split(line))
 
 
 def composed(typed, more=()):
