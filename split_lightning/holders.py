@@ -13,7 +13,6 @@ from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.kinds import Stop
 from split_lightning.models.segment import Segment
 from split_lightning.models.vertical import Holders
-from split_lightning.route import Stage
 
 
 def fan_in_of(holders: Holders) -> list[int]:
@@ -30,7 +29,7 @@ def fan_in_of(holders: Holders) -> list[int]:
 
 
 def stretches_of_holders(
-    route: Sequence[Stage] | Sequence[Stop], label_holder: int = 0
+    route: Sequence[Stop], label_holder: int = 0
 ) -> list[list[int]]:
     """Returns for each holder which stretches of the client's segment it computes.
 
@@ -39,14 +38,15 @@ def stretches_of_holders(
         label_holder: Who has the labels, and computes what is behind the last cut where
             they stay with the client.
 
-    >>> from split_lightning.route import route_of
-    >>> stretches_of_holders(route_of(2, "client", num_holders=3), label_holder=1)
+    >>> lower = Stop("client", "client", 0, is_cut=True, num_holders=3)
+    >>> head = Stop("client", "client", 3, is_cut=False)
+    >>> stretches_of_holders([lower, head], label_holder=1)
     [[0], [1, 3], [2]]
     """
-    first, *others = (stage for stage in route if stage.party == "client")
+    first, *others = (stop for stop in route if stop.party == "client")
     found = [[stretch] for stretch in first.stretches]
-    for stage in others:
-        found[label_holder] += stage.stretches
+    for stop in others:
+        found[label_holder] += stop.stretches
     return found
 
 

@@ -152,7 +152,7 @@ def named(route: Route) -> list[Stage]:
 def places_of(route: Route) -> list[Stage]:
     """Returns of each stop of a route the stage that it belongs to."""
     return [
-        stage._replace(is_cut=stop.is_cut, num_holders=stop.num_holders)
+        stage._replace(is_cut=stop.is_cut)
         for stage, stops in zip(named(route), stages_of(route), strict=True)
         for stop in stops
     ]

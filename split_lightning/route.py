@@ -15,19 +15,11 @@ class Stage(NamedTuple):
         party: Who computes it.
         stretch: Which stretch of the party's segment it is, from 0.
         is_cut: Whether what is behind it is another party's.
-        num_holders: Number of holders that compute it side by side, each from its part
-            of the samples: a stretch each, from that one on.
     """
 
     party: Party
     stretch: int
     is_cut: bool = True
-    num_holders: int = 1
-
-    @property
-    def stretches(self) -> range:
-        """The stretches of the party's segment that are computed here."""
-        return range(self.stretch, self.stretch + self.num_holders)
 
     @property
     def name(self) -> str:
@@ -35,7 +27,7 @@ class Stage(NamedTuple):
         return self.party if not self.stretch else f"{self.party}_{self.stretch + 1}"
 
 
-def route_of(num_cuts: int, labels: Party, num_holders: int = 1) -> tuple[Stage, ...]:
+def route_of(num_cuts: int, labels: Party) -> tuple[Stage, ...]:
     """Returns who computes what, in the order of the network.
 
     A client computes up to the first cut, servers from there on; behind the last cut
@@ -45,15 +37,12 @@ def route_of(num_cuts: int, labels: Party, num_holders: int = 1) -> tuple[Stage,
         num_cuts: Number of cuts.
         labels: Who has the labels in training: the `server`, to which clients send
             them, or the `client` alone.
-        num_holders: Number of holders of a client, each with a part of its samples.
 
     Raises:
         ValueError: If there are too few cuts for a server between two of them.
 
     >>> [stage.name for stage in route_of(2, "client")]
     ['client', 'server', 'client_2']
-    >>> [list(stage.stretches) for stage in route_of(2, "client", num_holders=3)]
-    [[0, 1, 2], [0], [3]]
     """
     if labels == "client" and num_cuts < 2:
         raise ValueError(
@@ -64,9 +53,7 @@ def route_of(num_cuts: int, labels: Party, num_holders: int = 1) -> tuple[Stage,
     between: list[Party] = ["server"] * (num_cuts - 1)
     passed: Counter[Party] = Counter()
     stages = []
-    for place, party in enumerate(("client", *between, labels)):
-        held = num_holders if place == 0 else 1
-        stage = Stage(party, passed[party], num_holders=held)
-        stages.append(stage)
-        passed[party] += stage.num_holders
+    for party in ("client", *between, labels):
+        stages.append(Stage(party, passed[party]))
+        passed[party] += 1
     return tuple(stages)

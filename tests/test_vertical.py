@@ -647,7 +647,7 @@ def test_holders_compute_and_send_at_the_same_time():
     0.5 + 2 and 0.5 + 0.5 down, 2 and 2 s of backward.
     """
     work = [Work(50, 60), Work(100, 200)]
-    line = timeline(route_of(1, "server", 2), work)
+    line = timeline(route_of(1, "server"), work)
     line.step({0: 1}, 0, [(60, 60)], of_holders=OF_HOLDERS)
     assert line.servers == {(0, 0): pytest.approx(5.5 + 3)}
     assert line.clients == {0: pytest.approx(8.5 + 4.5), 1: pytest.approx(8.5 + 3)}
@@ -664,7 +664,7 @@ def test_holders_compute_and_send_at_the_same_time():
 def test_what_is_behind_the_last_cut_is_with_one_holder():
     """Holder 1 gets 20 bytes (0.5 + 0.5), computes 0.5 + 1, sends 40 (0.5 + 2)."""
     work = [Work(50, 60), Work(100, 200), Work(10, 20)]
-    line = timeline(route_of(2, "client", 2), work)
+    line = timeline(route_of(2, "client"), work)
     line.step({0: 1}, 0, [(60, 60), (20, 40)], of_holders=OF_HOLDERS)
     there = 5.5 + 1 + 1 + 1.5 + 2.5 + 2
     assert line.servers == {(0, 0): pytest.approx(there)}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
 
-import torch
 from typing_extensions import override
 
 from split_lightning.data.asynchronous_round import (
@@ -15,12 +13,12 @@ from split_lightning.data.asynchronous_round import (
     Turn,
     events_of_turns,
 )
-from split_lightning.data.schedule import Draw, RoundRobinSchedule, Schedule, Step
+from split_lightning.data.schedule import Draw, RoundRobinSchedule, Step
 from split_lightning.data.seconds import EqualSeconds, Seconds
 from split_lightning.data.service import Service
 
 
-class AsynchronousSchedule(Schedule):
+class AsynchronousSchedule(RoundRobinSchedule):
     """No client waits for another's turn: the server takes batches as they arrive.
 
     Each client has the turns that it would have in a `RoundRobinSchedule`, and they all
@@ -59,7 +57,7 @@ class AsynchronousSchedule(Schedule):
         max_staleness: int | None = None,
         in_flight: int = 1,
     ) -> None:
-        super().__init__(clients_per_round)
+        super().__init__(shuffle, clients_per_round, local_steps)
         if max_staleness is not None and max_staleness < 0:
             raise ValueError(
                 "Expected argument `max_staleness` to be a number of hand-ins from 0, "
@@ -70,26 +68,9 @@ class AsynchronousSchedule(Schedule):
                 "Expected argument `in_flight` to be a positive number of batches, but "
                 f"got {in_flight}."
             )
-        self.shuffle = shuffle
-        self.local_steps = local_steps
         self.max_staleness = max_staleness
         self.in_flight = in_flight
         self.seconds: Seconds = EqualSeconds()
-        self._in_turn = RoundRobinSchedule(shuffle, clients_per_round, local_steps)
-
-    @override
-    def turns(self, num_clients: int, round_index: int, seed: int) -> list[int]:
-        return self._in_turn.turns(num_clients, round_index, seed)
-
-    @override
-    def steps(
-        self,
-        sizes: Mapping[int, int],
-        batch_size: int,
-        local_epochs: int,
-        drawn: torch.Generator,
-    ) -> Iterator[list[Draw]]:
-        return self._in_turn.steps(sizes, batch_size, local_epochs, drawn)
 
     @override
     def placed(self, steps: list[list[Draw]]) -> list[Step]:
