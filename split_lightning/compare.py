@@ -11,8 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from split_lightning.comparison import compare, find_runs
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compares the runs in folders.
@@ -24,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 where no runs were found.
     """
     options = _parser().parse_args(arguments)
+    from split_lightning.comparison import compare, find_runs  # after --help
+
     try:
         runs = find_runs(options.folders)
         compare(runs, options.output or _default_output(options.folders))

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from split_lightning.config_keys import (
@@ -183,8 +185,8 @@ def maker_of(node: DictConfig) -> DictConfig:
 OmegaConf.register_new_resolver("maker_of", maker_of, replace=True)
 
 
-def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
-    """Stops where a configuration is out of range, or would be ignored.
+def check_values(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
+    """Stops where a value is out of range, or would be ignored; imports no class.
 
     Args:
         cfg: The composed configuration.
@@ -197,10 +199,37 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     _check_values(plain, TrainConfig)
     for override in as_typed(overrides):
         _check_used(plain, override, cfg.protocol.ignores)
-    _check_targets(plain)
     _check_ranges(cfg)
     _check_choices(cfg)
+
+
+def check_classes(cfg: DictConfig) -> None:
+    """Stops where a `_target_` cannot be imported, or does not take its options.
+
+    Raises:
+        ValueError: Names the key, its value and what is allowed.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    _check_targets(plain)
     _check_types(OmegaConf.to_container(cfg, resolve=True), plain)
+
+
+def typed_overrides() -> Sequence[str]:
+    """Returns the overrides that were typed on the command line.
+
+    Raises:
+        ValueError: If a search is configured and this is no sweep.
+    """
+    if not HydraConfig.initialized():
+        return ()
+    settings = HydraConfig.get()
+    if settings.mode == RunMode.RUN and settings.sweeper.get("params"):
+        raise ValueError(
+            "`hparams_search`, and an experiment that says what to sweep over "
+            "(`hydra.sweeper.params`), is for sweeps: add -m (--multirun)."
+        )
+    typed: Sequence[str] = settings.overrides.task
+    return typed
 
 
 def _check_values(plain: Any, schema: type, prefix: str = "") -> None:

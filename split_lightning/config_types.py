@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from torch import Tensor, nn
-
 _PLAIN: dict[Any, tuple[type, ...]] = {
     bool: (bool,),
     int: (int,),
@@ -18,7 +16,6 @@ _PLAIN: dict[Any, tuple[type, ...]] = {
     str: (str,),
     NoneType: (NoneType,),
 }
-_NEVER_WORDS = (nn.Module,)
 
 
 def misfit(target: str, options: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -68,14 +65,16 @@ def _fits(value: Any, hint: Any) -> bool:
         is_alike = hint is bool or not isinstance(value, bool)
         return is_alike and isinstance(value, _PLAIN[hint])
     if isinstance(value, str):
-        return hint not in _NEVER_WORDS  # a path, a device
+        return hint is not _torch_class("nn.Module")  # but a path, a device
     return not isinstance(value, bool | int | float) or not _is_object(hint)
 
 
 def _is_object(hint: Any) -> bool:
     """Tells whether a type is one that no plain number belongs to."""
     is_class = isinstance(hint, type) and hint is not object
-    return (is_class and not issubclass(hint, Tensor)) or get_origin(hint) is Callable
+    if is_class:
+        return not issubclass(hint, _torch_class("Tensor"))
+    return get_origin(hint) is Callable
 
 
 def _named(hint: Any) -> str:
@@ -89,3 +88,8 @@ def _named(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
     return "null" if hint is NoneType else inspect.formatannotation(hint)
+
+
+def _torch_class(name: str) -> Any:
+    """Returns a class of torch, imported when it is first needed."""
+    return pkgutil.resolve_name(f"torch.{name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from split_lightning.cut_costs import CutCost
+from split_lightning.cut_cost import CutCost
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

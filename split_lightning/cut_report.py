@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from split_lightning.cut_costs import CutCost
+from split_lightning.cut_cost import CutCost
 from split_lightning.cut_plot import draw_costs, short
 
 FEW = 8  # cuts that are enough to choose from

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import track
 
 from split_lightning.artifacts import make_folder
-from split_lightning.config import check, conf_folder
-from split_lightning.cut_costs import CutCost, cut_costs
+from split_lightning.config import check_classes, check_values, conf_folder
+from split_lightning.cut_cost import CutCost, cut_costs
 from split_lightning.cut_report import layers_down_to, report_costs
 from split_lightning.models.split import cut_layers
 from split_lightning.run_command import (
@@ -26,7 +26,6 @@ from split_lightning.run_command import (
     ending_with_one_line,
     typed_words,
 )
-from split_lightning.user_errors import leave_out_known_messages
 
 COMMAND = Command(
     name="cuts",
@@ -89,7 +88,6 @@ def main(words: Sequence[str] | None = None) -> None:
         words: What is typed, such as `["model=resnet18", "data=cifar10"]`; `None`: from
             the command line.
     """
-    leave_out_known_messages()
     words = typed_words(COMMAND) if words is None else list(words)
     with ending_with_one_line(words):
         cfg = _composed(words)
@@ -105,7 +103,8 @@ def _composed(words: Sequence[str]) -> DictConfig:
     check_used(cfg, words, COMMAND)
     if OmegaConf.is_missing(cfg, "output_dir"):
         cfg.output_dir = str(_default_folder(cfg))
-    check(cfg)
+    check_values(cfg)
+    check_classes(cfg)
     depth = cfg.depth
     if not (depth in (None, "all") or (type(depth) is int and depth >= 1)):
         raise ValueError(

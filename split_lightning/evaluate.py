@@ -16,7 +16,6 @@ from split_lightning.run_command import (
     ending_with_one_line,
     typed_words,
 )
-from split_lightning.user_errors import leave_out_known_messages
 
 COMMAND = Command(
     name="evaluate",
@@ -47,7 +46,6 @@ def main(words: Sequence[str] | None = None) -> None:
         words: What is else typed, such as `["run=runs/digits/..."]`; `None`: from the
             command line.
     """
-    leave_out_known_messages()
     words = typed_words(COMMAND) if words is None else list(words)
     with ending_with_one_line(words):
         cfg = compose_run(COMMAND, words)

@@ -29,7 +29,6 @@ from split_lightning.run_command import (
     typed_words,
 )
 from split_lightning.runs import choose_network, rebuild_module, restore
-from split_lightning.user_errors import leave_out_known_messages
 
 FORMATS = ("safetensors", "torch", "onnx")
 NUM_IMAGES = 64  # of the test set, on which what was written is checked
@@ -135,7 +134,6 @@ def main(words: Sequence[str] | None = None) -> None:
         words: What is else typed, such as `["run=runs/digits/...", "format=onnx"]`;
             `None`: from the command line.
     """
-    leave_out_known_messages()
     words = typed_words(COMMAND) if words is None else list(words)
     with ending_with_one_line(words):
         cfg = compose_run(COMMAND, words)

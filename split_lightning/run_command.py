@@ -18,7 +18,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from split_lightning.config_keys import did_you_mean, is_within, keys_of, used_keys
-from split_lightning.runs import read_config
 from split_lightning.signals import Interrupted, interrupted_by_signals
 from split_lightning.user_errors import one_message
 
@@ -81,6 +80,8 @@ def compose_run(command: Command, words: Sequence[str]) -> DictConfig:
     Raises:
         ValueError: If `run` is no run's folder, or a word would change nothing.
     """
+    from split_lightning.runs import read_config  # after --help
+
     typed = _values(words)
     if not isinstance(typed.get("run"), str):
         raise ValueError(

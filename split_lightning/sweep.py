@@ -9,17 +9,18 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from split_lightning.comparison import RunFolder, compare, find_runs
-from split_lightning.comparison.run_folder import FAILURE
 from split_lightning.config import direction_of
 from split_lightning.user_errors import UserMistake, is_in_sweep, refuse
+
+if TYPE_CHECKING:
+    from split_lightning.comparison import RunFolder
 
 # The folders of the sweeps that this process has begun: Hydra builds the callback and
 # keeps it to itself, and tells it of no end but a good one.
@@ -71,6 +72,8 @@ def attempt(run: Callable[[DictConfig], float | None], cfg: DictConfig) -> float
     if not is_in_sweep():
         return run(cfg)
     settings = HydraConfig.get()
+    from split_lightning.comparison.run_folder import FAILURE
+
     record = Path(settings.runtime.output_dir) / FAILURE
     record.unlink(missing_ok=True)  # of an earlier sweep in the same folder
     try:
@@ -115,6 +118,8 @@ def _leave_failure(error: Exception, record: Path) -> None:
 
 def _compared(folder: Path) -> list[RunFolder]:
     """Compares the runs of a sweep, names those that failed, and returns these."""
+    from split_lightning.comparison import compare, find_runs
+
     try:
         runs = find_runs([folder])
     except ValueError:  # it ended before a run had begun

@@ -1,208 +1,31 @@
 """Trains one run: `python -m split_lightning.train [KEY=VALUE ...]`.
 
-Composes the configuration, builds what it names, fits, tests, and writes the results.
-`--help` lists the groups and keys; experiments are in `conf/experiment`.
+`--help` lists the groups and keys; experiments are in `conf/experiment`. What takes
+seconds to import (torch, Lightning) is imported after the configuration is checked.
 """
 
 from __future__ import annotations
 
-import copy
-import json
-import shlex
+import os
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import hydra
-import pytorch_lightning as pl
-import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_only
+from omegaconf import DictConfig
 
 import split_lightning
-from split_lightning.artifacts import save_config, save_results
-from split_lightning.building import Run, build
-from split_lightning.callbacks.history import History
-from split_lightning.callbacks.resume_checkpoint import ResumeCheckpoint
-from split_lightning.callbacks.virtual_clock import virtual_seconds
-from split_lightning.checkpoints import FOLDER, LAST
-from split_lightning.config import check, conf_folder, summary
-from split_lightning.network_files import save_networks
-from split_lightning.report import print_results
+from split_lightning.config import (
+    check_classes,
+    check_values,
+    conf_folder,
+    typed_overrides,
+)
 from split_lightning.run_folder import (
     no_folder_if_refused,
     one_folder_for_all_processes,
 )
-from split_lightning.signals import Interrupted, interrupted_by_signals
 from split_lightning.sweep import attempt, ending_with_comparison
-from split_lightning.user_errors import (
-    Refused,
-    is_in_sweep,
-    leave_out_known_messages,
-    one_message,
-    run_hydra,
-)
-
-
-def train(cfg: DictConfig) -> dict[str, Any]:
-    """Trains and tests what a configuration names; returns and writes the results."""
-    leave_out_known_messages()
-    folder = Path(cfg.output_dir)
-    end: type[SystemExit] = Refused  # until the run begins
-    try:
-        with interrupted_by_signals():
-            run = _begin(cfg, folder)
-            end = SystemExit
-            with one_message(lambda: run.speed.has_begun, lambda: _go_on(folder)):
-                try:
-                    return _fit_and_test(cfg, run)
-                finally:
-                    run.module.parties.close()
-    except Interrupted as stopped:
-        _say_how_to_go_on(stopped, folder)
-        raise end(128 + stopped.signal) from stopped
-
-
-def _begin(cfg: DictConfig, folder: Path) -> Run:
-    """Builds a run; makes its folder and writes its configuration."""
-    with one_message(remedy=lambda: _go_on(folder)):
-        composed = copy.deepcopy(cfg)  # `instantiate` resolves what it meets, in place
-        run = build(cfg)
-        if run.trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_config(composed, folder / "config.yaml")
-    return run
-
-
-@rank_zero_only
-def _say_how_to_go_on(stopped: Interrupted, folder: Path) -> None:
-    """Prints what is left of a run that was asked to stop."""
-    last = folder / FOLDER / LAST
-    if not last.is_file():
-        print(f"\n{stopped}; there is no checkpoint to go on from.", file=sys.stderr)
-        return
-    kept = "" if stopped.checkpoint else f"; the last checkpoint is {last}"
-    print(f"\n{stopped}{kept}\nGo on with: {_command(folder)}", file=sys.stderr)
-
-
-def _command(folder: Path) -> str:
-    """Returns the command that goes on with the run, or the sweep, of this process."""
-    if not HydraConfig.initialized():
-        return f"ckpt_path={folder}"
-    where = f"hydra.run.dir={folder}"
-    if is_in_sweep():
-        where = f"hydra.sweep.dir={folder.parent}"
-    ours = ("ckpt_path=", "hydra.run.dir=", "hydra.sweep.dir=")
-    typed = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(ours)]
-    words = ["python", "-m", "split_lightning.train", *typed, where, "ckpt_path=last"]
-    return shlex.join(words)
-
-
-def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
-    """Trains and tests what was built; returns and writes the results."""
-    trainer, module = run.trainer, run.module
-    start = time.perf_counter()
-    trainer.fit(
-        module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True
-    )
-    seconds = time.perf_counter() - start
-    metrics = _kept(trainer) | _plain(trainer.callback_metrics)
-    trainer.test(module, datamodule=run.data, verbose=False)
-    metrics |= _plain(trainer.callback_metrics)
-
-    results = {
-        **{
-            key.replace("/", "_"): value
-            for key, value in metrics.items()
-            if key.startswith(("test/", "val/")) or key == "train/loss"
-        },
-        "networks": len(module.parties.representatives()) or 1,
-        **module.totals(),
-        "skipped_batches": module.skipped_batches,
-        "rounds": trainer.current_epoch,
-        "images_per_second": run.speed.images_per_second,
-        "seconds": seconds,
-        **_virtual(trainer),
-        "seed": cfg.seed,
-        **_best(trainer),
-    }
-    if trainer.is_global_zero:
-        write(cfg, run, results)
-        print_results(results, Path(cfg.output_dir))
-    return results
-
-
-def _plain(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    return {name: value.item() for name, value in metrics.items()}
-
-
-def _kept(trainer: pl.Trainer) -> dict[str, float]:
-    """Returns what a checkpoint kept, where there was nothing left to train."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ResumeCheckpoint):
-            return callback.metrics
-    return {}
-
-
-def _go_on(folder: Path) -> str:
-    """Says how to go on with a run that the system stopped."""
-    last = folder / FOLDER / LAST
-    where = f"(The run's folder is {folder}.)"
-    if not last.is_file():
-        return where
-    return f"{where} It goes on from its last good checkpoint with ckpt_path={last}."
-
-
-def _best(trainer: pl.Trainer) -> dict[str, Any]:
-    """Returns the round of the highest validation accuracy, where that was measured."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        row = callback.best() if isinstance(callback, History) else None
-        if row is not None:
-            return {
-                "best_round": row["round"],
-                "best_val_accuracy": row["val_accuracy"],
-            }
-    return {}
-
-
-def _virtual(trainer: pl.Trainer) -> dict[str, Any]:
-    """Returns the virtual seconds of a run, and those to each tenth of accuracy."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, History) and virtual_seconds(trainer) is not None:
-            return {
-                "virtual_seconds": virtual_seconds(trainer),
-                "time_to_accuracy": callback.time_to_accuracy(),
-            }
-    return {}
-
-
-def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
-    """Writes the results, the networks and the hyperparameters of a run."""
-    folder = Path(cfg.output_dir)
-    save_results(results, folder / "results.json")
-    network = OmegaConf.to_container(cfg.protocol.module.network, resolve=True)
-    metadata = {
-        "network": str(cfg.protocol.module.network["_target_"]),
-        "network_options": json.dumps(network),
-        "cut_layer": ",".join(map(str, cfg.topology.cut_layers)),
-        "classes": ",".join(run.data.source.classes),
-        "split_lightning": split_lightning.__version__,
-        "torch": str(torch.__version__),
-    }
-    save_networks(run.module, folder, metadata)
-    choices = summary(cfg, _typed())
-    for logger in run.trainer.loggers:
-        real = {k: v for k, v in results.items() if k.startswith(("test_", "val_"))}
-        if isinstance(logger, TensorBoardLogger):  # shows them beside the choices
-            logger.log_hyperparams(choices, real)
-        else:
-            logger.log_hyperparams(choices)
-        logger.finalize("success")
+from split_lightning.threads import wait_passively
+from split_lightning.user_errors import one_message, run_hydra
 
 
 @hydra.main(version_base="1.3", config_path=conf_folder(), config_name="train")
@@ -221,33 +44,33 @@ def main(cfg: DictConfig | None = None) -> float | None:
         `None` where it was not measured, and from the command line.
     """
     if cfg is None:
+        if "--version" in sys.argv[1:]:
+            print(f"split_lightning {split_lightning.__version__}")
+            return None
+        wait_passively()
         with ending_with_comparison():
             one_folder_for_all_processes()
             run_hydra(_hydra_main, conf_folder())
         return None
     with no_folder_if_refused():
         with one_message():
-            check(cfg, _typed())
+            check_values(cfg, typed_overrides())
+            _say_what_begins(cfg)
+            check_classes(cfg)
+        from split_lightning.training import train  # torch and Lightning
+
         metric: float | None = train(cfg).get(cfg.metric.replace("/", "_"))
     return metric
 
 
-def _typed() -> Sequence[str]:
-    """Returns what was typed on the command line.
-
-    Raises:
-        ValueError: If what to sweep over is configured and this is no sweep.
-    """
-    if not HydraConfig.initialized():
-        return ()
-    settings = HydraConfig.get()
-    if settings.mode == RunMode.RUN and settings.sweeper.get("params"):
-        raise ValueError(
-            "`hparams_search`, and an experiment that says what to sweep over "
-            "(`hydra.sweeper.params`), is for sweeps: add -m (--multirun)."
+def _say_what_begins(cfg: DictConfig) -> None:
+    """Prints one line, before seconds go into importing torch."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(
+            f"split_lightning {split_lightning.__version__}: {cfg.name}, "
+            f"{cfg.num_clients} clients, {cfg.rounds} rounds, seed {cfg.seed}",
+            flush=True,
         )
-    typed: Sequence[str] = settings.overrides.task
-    return typed
 
 
 if __name__ == "__main__":

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import inspect
-import logging
 import os
 import re
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -31,29 +29,20 @@ from omegaconf.errors import (
     OmegaConfBaseException,
     ValidationError,
 )
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from split_lightning.config_keys import as_typed, did_you_mean, is_within, keys_of
-from split_lightning.finite import NonFiniteError
 
 _FULL = "HYDRA_FULL_ERROR"
 _OURS = "SPLIT_LIGHTNING_SET_HYDRA_FULL_ERROR"
-# Known, and of no use to a user: why, and what says so.
-_KNOWN_WARNINGS = (
-    ".*LeafSpec.* is deprecated",  # Lightning 2.6 beside the newest torch
-    "Total length of `list` across ranks is zero",  # data.val_share=0
-    "It is recommended to use `self.log.*sync_dist",  # what is logged is of all ranks
-)
 _LONGEST = 800  # characters of a message, but for what was typed
 # Raised on purpose, with a message for a user.
-_SPOKEN = (
-    HydraException,
-    ImportError,
-    MisconfigurationException,
-    OmegaConfBaseException,
-    OSError,
-    ValueError,
+_SPOKEN = (HydraException, ImportError, OmegaConfBaseException, OSError, ValueError)
+# The same, where importing their packages would take seconds.
+_MISCONFIGURATION = (
+    "pytorch_lightning.utilities.exceptions",
+    "MisconfigurationException",
 )
+_NON_FINITE = ("split_lightning.finite", "NonFiniteError")
 _NOT_WRITABLE = {
     errno.EACCES,
     errno.EDQUOT,
@@ -69,17 +58,6 @@ _PACKAGES = {
     "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
     "hydra/launcher=ray": "hydra-ray-launcher",
 }
-
-
-def leave_out_known_messages() -> None:
-    """Silences known warnings, and Lightning's tips of products, in this process."""
-    for known in _KNOWN_WARNINGS:
-        warnings.filterwarnings("ignore", known)
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_tip)
-
-
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    return "Tip: For seamless" not in record.getMessage()
 
 
 class Refused(SystemExit):
@@ -112,7 +90,7 @@ def one_message(
         yield
     except Exception as error:
         began = has_begun()
-        spoken = isinstance(error, MisconfigurationException | NonFiniteError)
+        spoken = _is(error, _MISCONFIGURATION) or _is(error, _NON_FINITE)
         mistake = spoken or _is_by_system(error)
         if _wants_trace() or (began and not mistake):
             raise
@@ -126,6 +104,12 @@ def one_message(
             refuse(message)
         _print_error(message)
         raise SystemExit(2) from error
+
+
+def _is(error: BaseException, name: tuple[str, str]) -> bool:
+    """Returns whether an error is of a class, without importing the class's module."""
+    module = sys.modules.get(name[0])
+    return module is not None and isinstance(error, getattr(module, name[1]))
 
 
 def is_in_sweep() -> bool:
@@ -245,7 +229,7 @@ def _reason(error: BaseException) -> str:
             f"{error}. Make room or get access there, or choose another folder "
             "for the run with hydra.run.dir=FOLDER."
         )
-    if isinstance(error, _SPOKEN):
+    if isinstance(error, _SPOKEN) or _is(error, _MISCONFIGURATION):
         return str(error).split("\n    full_key:")[0]
     return f"{type(error).__name__}: {error} ({_FULL}=1 shows where.)"
 

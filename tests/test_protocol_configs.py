@@ -28,7 +28,7 @@ from split_lightning.callbacks import (
     ClientAveraging,
     ServerAveraging,
 )
-from split_lightning.config import check
+from split_lightning.config import check_classes, check_values
 from split_lightning.data import (
     AsynchronousSchedule,
     ParallelSchedule,
@@ -151,10 +151,11 @@ def test_each_protocol_takes_the_keys_of_all(tmp_path, name):
     if name == "parallel":  # without averaging it has no use for `optimizer_state`
         typed.append("protocol.callbacks.weight_passing.every=1")
     cfg = composed(tmp_path, *typed)
-    check(cfg, typed)
+    check_values(cfg, typed)
+    check_classes(cfg)
     for key in NO_USE.keys() - taken:
         with pytest.raises(ValueError, match=f"does not use `{key}`"):
-            check(cfg, [f"{key}={TYPED[key]}"])
+            check_values(cfg, [f"{key}={TYPED[key]}"])
 
     cfg.callbacks = {}
     run = build(cfg)
@@ -186,7 +187,8 @@ def test_each_protocol_is_here():
 @pytest.mark.parametrize("name", sorted(PROTOCOLS))
 def test_the_configured_protocol_is_the_one_in_python(tmp_path, name):
     cfg = composed(tmp_path, f"protocol={name}")
-    check(cfg)
+    check_values(cfg)
+    check_classes(cfg)
     cfg.callbacks = {}
     run = build(cfg)
     torch.manual_seed(11)

@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from split_lightning.building import build
-from split_lightning.config import check
+from split_lightning.config import check_classes, check_values
 from split_lightning.data import DigitsImages, Images
 from split_lightning.models import DigitsCNN
 
@@ -104,7 +104,10 @@ def test_its_commands_are_right(line):
 def composed(typed, more=()):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*more, *typed, "output_dir=x"])
-    check(cfg, typed)  # what a protocol does not use is refused only where it is typed
+    check_classes(cfg)
+    check_values(
+        cfg, typed
+    )  # what a protocol does not use is refused only where it is typed
     return cfg
 
 

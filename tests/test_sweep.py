@@ -16,6 +16,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from test_train import CONF, NO_PICTURES
 
 from split_lightning import train as train_module
+from split_lightning import training
 from split_lightning.module import SplitLightningModule
 from split_lightning.train import main
 
@@ -183,7 +184,7 @@ def test_what_is_compared_has_one_budget(monkeypatch, tmp_path, name):
         assert (cfg.num_clients, cfg.rounds, cfg.local_epochs) == (10, 5, 1)
         return {}
 
-    monkeypatch.setattr(train_module, "train", train)
+    monkeypatch.setattr(training, "train", train)
     pinned = ["seed=0", *(["data/partitioner=shards"] if name == "compare" else [])]
     assert sweep(monkeypatch, tmp_path, f"+experiment={name}", *pinned)[0] == 0
     assert seen == params_of(name)["protocol"]
@@ -227,7 +228,7 @@ def valued(monkeypatch):
             (folder / "results.json").write_text(json.dumps(results))
         return {"val_accuracy": value if value != 0.4 else None}
 
-    monkeypatch.setattr(train_module, "train", train)
+    monkeypatch.setattr(training, "train", train)
     return begun
 
 
@@ -290,7 +291,7 @@ def test_the_search_goes_in_the_direction_of_its_metric(
         valued.append(cfg.optimizer.client.lr)
         return {metric.replace("/", "_"): cfg.optimizer.client.lr}
 
-    monkeypatch.setattr(train_module, "train", train)
+    monkeypatch.setattr(training, "train", train)
     search = ["+hparams_search=optuna", f"metric={metric}", "hydra.sweeper.n_trials=3"]
     status, folder = sweep(monkeypatch, tmp_path, *search)
     assert status == 0
@@ -359,7 +360,7 @@ def test_launchers_run_in_other_processes(monkeypatch, tmp_path, name):
     """A run that fails there ends alone, too, and one that trains is complete."""
     plugin = name.removesuffix("_local")
     pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
-    monkeypatch.setattr(train_module, "train", None)  # nothing is trained in this one
+    monkeypatch.setattr(training, "train", None)  # nothing is trained in this one
     typed = [f"hydra/launcher={name}", *LAUNCHERS[name], *QUICK]
     status, folder = sweep(monkeypatch, tmp_path, *typed)
     *failed, finished = table(folder)

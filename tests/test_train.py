@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from split_lightning import train as train_module
+from split_lightning import training
 from split_lightning.data import TorchvisionImages
 from split_lightning.models import DigitsCNN
 from split_lightning.train import main
@@ -275,7 +275,7 @@ def test_the_hparams_search_is_a_grid(monkeypatch, tmp_path):
         begun.append((cfg.optimizer.client.lr, cfg.optimizer.server.lr))
         return {}
 
-    monkeypatch.setattr(train_module, "train", train)
+    monkeypatch.setattr(training, "train", train)
     command(monkeypatch, tmp_path, "-m", "+hparams_search=learning_rates")
     assert begun == list(product([0.003, 0.01, 0.03], repeat=2))
 

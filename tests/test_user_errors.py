@@ -10,8 +10,8 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import CSVLogger
 
 from split_lightning.module import SplitLightningModule
+from split_lightning.quiet import silence_known_messages
 from split_lightning.train import main
-from split_lightning.user_errors import leave_out_known_messages
 
 DATA_REMEDIES = ["data.root=FOLDER", "data=digits"]
 DIRICHLET = "data/partitioner=dirichlet"
@@ -355,7 +355,7 @@ def test_tips_of_products_are_left_out_and_nothing_else(tmp_path):
     logger, handler = logging.getLogger("pytorch_lightning"), Keep()
     logger.addHandler(handler)
     try:
-        leave_out_known_messages()
+        silence_known_messages()
         Trainer(accelerator="cpu", logger=CSVLogger(tmp_path))
     finally:
         logger.removeHandler(handler)

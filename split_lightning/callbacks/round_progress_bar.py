@@ -5,35 +5,36 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import RichProgressBar
-from pytorch_lightning.callbacks.progress.rich_progress import (
-    BatchesProcessedColumn,
-    CustomBarColumn,
-)
+from pytorch_lightning.callbacks.progress.rich_progress import CustomBarColumn
 from rich import filesize
 from rich.console import Console
 from rich.progress import ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 from typing_extensions import override
 
-# What fits beside a bar: the metrics' names, and what they are called there.
-_SHOWN = {"train/batch_loss": "loss", "val/accuracy": "val"}
-_TEXT_WIDTH = 76  # what stands beside the bar itself
-_WIDE = 100  # a terminal that has room for the number of batches too
+# The figures next to a bar, in the order in which a narrow terminal drops them.
+_DROPPED_FIRST = ("batches", "bytes", "speed", "left", "val")
+_TEXT_WIDTH = 96  # of all figures; a wider terminal has a longer bar
+_WINDOW = 20  # batches that the running mean of the loss covers
 
 
 class RoundProgressBar(RichProgressBar):
-    """Lightning's rich progress bar, of rounds and turns.
+    """Lightning's rich progress bar, for rounds and turns.
 
-    It shows the round, the client that trains, the batch's loss, the last validation
-    accuracy, images per second (of the round), bytes that travelled (of the run) and
-    the time that is left (of the run). It shows nothing where the output is no
-    terminal, such as a file. What is logged meanwhile stands above the bar.
+    One line shows the round, the client that trains, the loss (a running mean over the
+    last 20 batches), the last validation accuracy, images per second (of the round),
+    bytes sent (of the run) and the time left (of the run). A narrow terminal shows
+    fewer figures, so that the line never wraps from 60 columns on. Nothing is shown
+    where the output is not a terminal. Log messages appear above the bar.
 
     Args:
         refresh_rate: Number of refreshes in a second.
@@ -49,7 +50,8 @@ class RoundProgressBar(RichProgressBar):
     ) -> None:
         super().__init__(refresh_rate, leave, console_kwargs=console_kwargs)
         self._client = ""
-        self._figures = ""
+        self._figures: dict[str, str] = {}
+        self._losses = deque[torch.Tensor](maxlen=_WINDOW)
         self._images = 0
         self._round_start = 0.0
         self._start = (0.0, 0.0)  # seconds, and the share of the run that was done
@@ -86,7 +88,8 @@ class RoundProgressBar(RichProgressBar):
         batches = progress.processed if trainer.fit_loop.restarted_mid_epoch else 0
         self._start = (now, _share_done(trainer, batches))
         self._round_start = now
-        self._client, self._figures, self._images = "", "", 0
+        self._client, self._figures, self._images = "", {}, 0
+        self._losses.clear()
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -119,24 +122,31 @@ class RoundProgressBar(RichProgressBar):
         if self.is_disabled:
             return
         self._images += batch.num_samples_of_all
-        self._figures = self._describe(trainer, pl_module, batch_idx + 1)
+        if isinstance(outputs, Mapping) and "loss" in outputs:
+            self._losses.append(outputs["loss"].detach())
+        self._figures |= self._progress_figures(trainer, pl_module, batch_idx + 1)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def _describe(self, trainer: pl.Trainer, pl_module: Any, batches: int) -> str:
-        """Returns speed, bytes and the time that is left."""
+    def _progress_figures(
+        self, trainer: pl.Trainer, pl_module: Any, batches: int
+    ) -> dict[str, str]:
+        """Returns the speed, the bytes sent and the time left, by name."""
         now = time.perf_counter()
         speed = self._images / max(now - self._round_start, 1e-9)
-        words = [f"{speed:,.0f} img/s"]
-        if trainer.world_size == 1:  # to sum over processes all of them must ask
+        figures = {
+            "batches": f"{batches}/{trainer.num_training_batches}",
+            "speed": f"{speed:,.0f} img/s",
+        }
+        if trainer.world_size == 1:  # a sum over processes needs all of them
             totals = pl_module.totals()
-            travelled = sum(n for name, n in totals.items() if name.endswith("_bytes"))
-            words += [filesize.decimal(travelled)] if travelled else []
+            sent = sum(n for name, n in totals.items() if name.endswith("_bytes"))
+            figures |= {"bytes": filesize.decimal(sent)} if sent else {}
         since, before = self._start
         done = _share_done(trainer, batches)
         if done > before:
             left = (now - since) * (1 - done) / (done - before)
-            words.append(f"{timedelta(seconds=round(left))} left")
-        return " ".join(words)
+            figures["left"] = f"{timedelta(seconds=round(left))} left"
+        return figures
 
     @override
     def configure_columns(self, trainer: pl.Trainer) -> list[ProgressColumn]:
@@ -147,8 +157,9 @@ class RoundProgressBar(RichProgressBar):
             finished_style=self.theme.progress_bar_finished,
             pulse_style=self.theme.progress_bar_pulse,
         )
-        batches = [BatchesProcessedColumn("")] if width >= _WIDE else []
-        return [TextColumn("{task.description}"), bar, *batches, _Figures(self)]
+        one_line = Column(no_wrap=True)
+        description = TextColumn("{task.description}", table_column=one_line)
+        return [description, bar, _Figures(self, bar)]
 
     @override
     def _get_train_description(self, current_epoch: int) -> str:
@@ -160,23 +171,55 @@ class RoundProgressBar(RichProgressBar):
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        found = super().get_metrics(trainer, pl_module)
-        return {short: found[name] for name, short in _SHOWN.items() if name in found}
+        if self._losses:
+            mean = torch.stack(list(self._losses)).mean().item()
+            self._figures["loss"] = f"loss: {mean:.3f}"
+        accuracy = trainer.callback_metrics.get("val/accuracy")
+        if accuracy is not None:
+            self._figures["val"] = f"val: {accuracy.item():.3f}"
+        return {}  # Lightning's own column of metrics would wrap
 
 
 class _Figures(ProgressColumn):
-    """What a round's bar says beside its metrics."""
+    """The figures next to a bar, as many as its terminal has room for."""
 
-    def __init__(self, bar: RoundProgressBar) -> None:
-        super().__init__()
+    def __init__(self, bar: RoundProgressBar, graphic: CustomBarColumn) -> None:
+        super().__init__(table_column=Column(no_wrap=True))
         self.bar = bar
-        self.texts: dict[int, str] = {}
+        self.graphic = graphic
+        self.figures: dict[int, dict[str, str]] = {}
 
     @override
     def render(self, task: Task) -> Text:
         if task.id == self.bar.train_progress_bar_id:
-            self.texts[task.id] = self.bar._figures
-        return Text(self.texts.get(task.id, ""), style="dim")
+            self.figures[task.id] = dict(self.bar._figures)
+        figures = self.figures.get(task.id, {})
+        return Text(_fitted(figures, self._room()), style="dim")
+
+    def _room(self) -> int:
+        """Returns the number of columns that are left for the figures."""
+        progress = self.bar.progress
+        assert progress is not None
+        described = max((len(task.description) for task in progress.tasks), default=0)
+        bar_width = self.graphic.bar_width or 0
+        gaps = 3  # one behind each column
+        return progress.console.width - described - bar_width - gaps
+
+
+def _fitted(figures: Mapping[str, str], room: int) -> str:
+    """Returns figures in one line, without those for which there is no room.
+
+    >>> figures = {"loss": "loss: 0.1", "val": "val: 0.9", "bytes": "5 MB"}
+    >>> _fitted(figures, 23), _fitted(figures, 22), _fitted(figures, 9)
+    ('loss: 0.1 val: 0.9 5 MB', 'loss: 0.1 val: 0.9', 'loss: 0.1')
+    """
+    order = ("batches", "loss", "val", "speed", "bytes", "left")
+    shown = [name for name in order if name in figures]
+    for dropped in _DROPPED_FIRST:
+        if len(" ".join(figures[name] for name in shown)) <= room:
+            break
+        shown = [name for name in shown if name != dropped]
+    return " ".join(figures[name] for name in shown)[: max(room, 0)]
 
 
 def _handlers(stream: Any) -> Iterator[logging.StreamHandler[Any]]:

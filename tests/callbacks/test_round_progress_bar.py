@@ -19,6 +19,9 @@ def _own_console():
     rich.reconfigure()  # Lightning's bar puts its console in the place of rich's
 
 
+TERMINAL = {"force_terminal": True, "width": 140}
+
+
 def shown(tmp_path, width, module=None, data=None, **options):
     """Returns the lines that a terminal showed, without control sequences."""
     file = io.StringIO()
@@ -30,20 +33,40 @@ def shown(tmp_path, width, module=None, data=None, **options):
     return [line.rstrip() for line in re.split(r"[\r\n]+", text) if line.strip()]
 
 
-@pytest.mark.parametrize("width", [80, 140])
-def test_a_terminal_shows_round_client_and_figures(tmp_path, width):
+@pytest.mark.parametrize(
+    ("width", "figures"),
+    [
+        (50, r"loss: \d\.\d+ val: 0\.\d+"),
+        (60, r"loss: \d\.\d+ val: 0\.\d+ 0:00:00 left"),
+        (80, r"loss: \d\.\d+ val: 0\.\d+ [\d,]+ img/s 0:00:00 left"),
+        (
+            140,
+            r"9/9 loss: \d\.\d+ val: 0\.\d+ [\d,]+ img/s \d+\.\d kB 0:00:00 left",
+        ),
+        (200, r"9/9 loss: .+ left"),
+    ],
+)
+def test_one_line_shows_round_client_and_figures(tmp_path, width, figures):
     lines = shown(tmp_path, width)
     assert max(map(len, lines)) <= width
-    last = lines[-1]
-    assert last.startswith("Round 2/2 client 2 ")
-    batches = r"9/9 " if width == 140 else ""
-    bytes_ = r"\d+\.\d kB "
-    assert re.search(
-        rf"{batches}[\d,]+ img/s {bytes_}0:00:00 left loss: \d\.\d+ val: 0\.\d+$", last
-    )
+    assert all(line.startswith(("Round", "Validation", "`Trainer")) for line in lines)
+    assert re.fullmatch(rf"Round 2/2 client 2 [━╸╺ ]+{figures}", lines[-1])
     clients = {match[1] for match in re.finditer(r"client (\d)", " ".join(lines))}
     assert "2" in clients
     assert any(line.startswith("Round 1/2") for line in lines)
+
+
+def test_the_loss_is_the_mean_of_the_last_20_batches(tmp_path):
+    losses = []
+
+    class Note(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            losses.append(outputs["loss"].item())
+
+    bar = RoundProgressBar(console_kwargs=TERMINAL | {"file": io.StringIO()})
+    fit(tmp_path, [bar, Note()], enable_progress_bar=True, max_epochs=3)
+    assert len(losses) == 27
+    assert bar._figures["loss"] == f"loss: {sum(losses[-20:]) / 20:.3f}"
 
 
 def test_bytes_are_those_that_travelled(tmp_path):
@@ -76,15 +99,15 @@ def test_the_time_left_is_that_of_the_run(tmp_path, monkeypatch, options, saved_
     bar, left = RoundProgressBar(console_kwargs={"force_terminal": True}), []
     clock = [0.0]
     monkeypatch.setattr(round_progress_bar.time, "perf_counter", lambda: clock[0])
-    describe = bar._describe
+    figures_of = bar._progress_figures
 
     def note(trainer, pl_module, batches):
         clock[0] += 1.0
-        text = describe(trainer, pl_module, batches)
-        left.append(re.search(r"0:00:(\d\d) left", text)[1])
-        return text
+        figures = figures_of(trainer, pl_module, batches)
+        left.append(re.fullmatch(r"0:00:(\d\d) left", figures["left"])[1])
+        return figures
 
-    bar._describe = note
+    bar._progress_figures = note
     bar._console_kwargs["file"] = io.StringIO()
     options = {"max_epochs": 4} | options
     fit(tmp_path, [bar], ckpt_path=ckpt, enable_progress_bar=True, **options)
