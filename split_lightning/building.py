@@ -10,12 +10,15 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from pytorch_lightning.utilities import rank_zero_info
 
 from split_lightning.callbacks.speed_monitor import SpeedMonitor
 from split_lightning.checkpoints import find_checkpoint, next_step
 from split_lightning.classifier import Classifier
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.models.weights import load_weights
+from split_lightning.system.work import work_of
+from split_lightning.threads import set_threads
 from split_lightning.user_errors import is_in_sweep
 
 
@@ -58,6 +61,7 @@ def build(cfg: DictConfig) -> Run:
         )
     module.verify(trainer, data)
     _probe(module, data)
+    _choose_threads(cfg, module, data)
     return Run(data, module, trainer, speed, checkpoint)
 
 
@@ -121,6 +125,13 @@ def _probe(module: Classifier, data: SplitDataModule) -> None:
             f"Expected the network (`model.network`) to return {num_classes} logits, "
             f"as many as `data` has classes, but got {tuple(logits.shape[1:])}."
         )
+
+
+def _choose_threads(cfg: DictConfig, module: Classifier, data: SplitDataModule) -> None:
+    """Sets the number of threads by the size of the network, and reports it."""
+    work = work_of(module.stages(), module.laid_out(data.example()))
+    flops = cfg.batch_size * sum(own.forward + own.backward for own in work)
+    rank_zero_info(set_threads(cfg.threads, flops))
 
 
 def _is_wanted(callback: pl.Callback, options: DictConfig, data: Any) -> bool:

@@ -9,11 +9,13 @@ from typing import Any, get_args
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelSummary
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from split_lightning.callbacks.segment_summary import SegmentSummary
 from split_lightning.data.loader import ClientLoader, StepBatch
 from split_lightning.evaluated_classifier import EvaluatedClassifier
 from split_lightning.finite import NonFiniteError, NonFinitePolicy, are_finite
@@ -150,6 +152,9 @@ class Classifier(EvaluatedClassifier):
         # messages cannot name our arguments.
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.verify(self.trainer, getattr(self.trainer, "datamodule", None))
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(callback, ModelSummary) for callback in callbacks):
+            return [SegmentSummary()]  # replaces Lightning's
         return []
 
     @override

@@ -132,6 +132,7 @@ class TrainConfig:
     local_steps: int | None = None
     clients_per_round: int | None = None
     batch_size: int = MISSING
+    threads: int | None = None
     optimizer_state: str = MISSING
     server_optimizer_state: str = MISSING
     buffers: str = MISSING
@@ -325,6 +326,7 @@ def _check_ranges(cfg: DictConfig) -> None:
         "local_epochs": (1, None),
         "local_steps": (1, None),
         "batch_size": (1, None),
+        "threads": (1, None),
         "data.num_classes": (1, None),
         "data.in_channels": (1, None),
         "data.image_size": (1, None),

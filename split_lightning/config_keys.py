@@ -19,6 +19,7 @@ from omegaconf import MISSING, ListConfig, OmegaConf
 _READ = (
     "name",
     "seed",
+    "threads",
     "ckpt_path",
     "metric",
     "output_dir",

@@ -10,9 +10,10 @@ _WARNINGS = (
     "Total length of `list` across ranks is zero",  # data.val_share=0
     "It is recommended to use `self.log.*sync_dist",  # logged values are of all ranks
 )
-# Parts of Lightning's log lines: advertisements, and callbacks that this package adds.
+# Parts of Lightning's log lines: advertisements, and what this package does itself.
 _LOG_LINES = (
     "Tip: For seamless",
+    "TPU available: False",
     "callbacks returned in `LightningModule.configure_callbacks` will override",
     "Trainer already configured with model summary callbacks",
 )

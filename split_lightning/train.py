@@ -66,11 +66,13 @@ def main(cfg: DictConfig | None = None) -> float | None:
 def _say_what_begins(cfg: DictConfig) -> None:
     """Prints one line, before seconds go into importing torch."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(
-            f"split_lightning {split_lightning.__version__}: {cfg.name}, "
-            f"{cfg.num_clients} clients, {cfg.rounds} rounds, seed {cfg.seed}",
-            flush=True,
+        counts = (
+            f"{number:,} {word}{'' if number == 1 else 's'}"
+            for word, number in (("client", cfg.num_clients), ("round", cfg.rounds))
         )
+        version = split_lightning.__version__
+        text = f"split_lightning {version}: {cfg.name}, {', '.join(counts)}"
+        print(f"{text}, seed {cfg.seed}", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from split_lightning.callbacks.partition_picture import (
 )
 from split_lightning.callbacks.resume_checkpoint import ResumeCheckpoint
 from split_lightning.callbacks.round_progress_bar import RoundProgressBar
+from split_lightning.callbacks.segment_summary import SegmentSummary
 from split_lightning.callbacks.speed_monitor import SpeedMonitor
 from split_lightning.callbacks.tensorboard_layout import TensorBoardLayout
 from split_lightning.callbacks.virtual_clock import VirtualClock
@@ -47,6 +48,7 @@ __all__ = [
     "ResumeCheckpoint",
     "RoundProgressBar",
     "RoundRobinWeightPassing",
+    "SegmentSummary",
     "ServerAveraging",
     "SpeedMonitor",
     "TensorBoardLayout",

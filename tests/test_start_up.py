@@ -1,0 +1,135 @@
+"""The first minute: help, version, completion, what is imported, threads, messages."""
+
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import fields
+
+import pytest
+import torch
+from test_train import command
+
+import split_lightning
+from split_lightning.config import TrainConfig
+from split_lightning.quiet import silence_known_messages
+from split_lightning.threads import set_threads
+
+# Runs the command line; says what of the slow packages it imported.
+PROBE = """
+import sys
+from split_lightning.train import main
+try:
+    main()
+finally:
+    slow = {"torch", "pytorch_lightning", "torchmetrics", "matplotlib", "datasets"}
+    print("imported:", sorted(slow & set(sys.modules)))
+"""
+
+
+def started(*words, **environment):
+    """Starts the command line; returns its exit status and its output."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=60,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "shown"),
+    [
+        (["--help"], 0, "protocol: async_round_robin, "),
+        (["--version"], 0, f"split_lightning {split_lightning.__version__}\n"),
+        (["--cfg", "job"], 0, "num_clients: 10"),
+        (["num_client=3"], 2, "Did you mean `num_clients`?"),
+        (["clients_per_round=11"], 2, "from 1 to 10"),
+        (["optimizer.client.lr=1", "metric=x"], 2, "val/accuracy"),
+        (["data=cifar11"], 2, "Options of `data`"),
+    ],
+)
+def test_nothing_slow_is_imported_to_print_text(words, status, shown):
+    code, output = started(*words)
+    assert code == status, output
+    assert shown in output
+    assert "imported: []" in output
+
+
+def test_completion_imports_nothing_slow():
+    typed = "split-lightning protocol=splitfed_"
+    point = {"COMP_LINE": typed, "COMP_POINT": str(len(typed))}
+    code, output = started("-sc", "query=bash", **point)
+    assert code == 0
+    assert "protocol=splitfed_v1 protocol=splitfed_v2 protocol=splitfed_v3" in output
+    assert "imported: []" in output
+
+
+def test_help_has_a_line_for_each_key(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["split-lightning", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        split_lightning.train.main()
+    assert stopped.value.code in (0, None)
+    lines = capsys.readouterr().out.splitlines()
+    assert "split learning" in lines[0]
+    words = [line.split()[0] for line in lines if line.strip()]
+    assert {field.name for field in fields(TrainConfig)} <= set(words)
+    assert max(map(len, lines[:30])) <= 80
+
+
+def test_every_public_name_is_there_and_others_are_not():
+    for name in split_lightning.__all__:
+        value = getattr(split_lightning, name)
+        assert value.__name__ == name
+        assert name in dir(split_lightning)
+    with pytest.raises(AttributeError, match="no attribute 'SplitModule'"):
+        _ = split_lightning.SplitModule
+
+
+@pytest.fixture
+def _threads(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads")
+def test_threads_suit_the_network_unless_something_else_is_said(monkeypatch):
+    torch.set_num_threads(2)
+    assert set_threads(None, flops=1e11).startswith("threads: 2 (all cores")
+    assert torch.get_num_threads() == 2
+    assert set_threads(None, flops=1e7).startswith("threads: 1 (the network is small")
+    assert torch.get_num_threads() == 1
+    assert set_threads(2, flops=1e7) == "threads: 2 (as configured)"
+    assert torch.get_num_threads() == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert "OMP_NUM_THREADS is set" in set_threads(None, flops=1e7)
+    assert torch.get_num_threads() == 2  # as torch read the variable at its start
+    with pytest.raises(ValueError, match=r"Expected `threads` to be 3, .* but got 4"):
+        set_threads(4, flops=1e7)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize(("typed", "threads"), [([], 1), (["threads=2"], 2)])
+def test_a_run_sets_and_reports_its_threads(
+    monkeypatch, tmp_path, capsys, typed, threads
+):
+    torch.set_num_threads(3)
+    short = ["rounds=1", "num_clients=1", "trainer.limit_train_batches=1"]
+    (run,) = command(monkeypatch, tmp_path, *short, *typed)
+    assert torch.get_num_threads() == threads
+    assert f"threads: {threads} (" in capsys.readouterr().out
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert all(path.stat().st_size for path in run.rglob("*.log"))
+
+
+def test_known_warnings_are_silent_and_others_are_not():
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        silence_known_messages()
+        warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated", stacklevel=1)
+        warnings.warn("something to act on", stacklevel=1)
+    assert [str(warning.message) for warning in shown] == ["something to act on"]
