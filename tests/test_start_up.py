@@ -121,7 +121,7 @@ def test_a_run_sets_and_reports_its_threads(
     short = ["rounds=1", "num_clients=1", "trainer.limit_train_batches=1"]
     (run,) = command(monkeypatch, tmp_path, *short, *typed)
     assert torch.get_num_threads() == threads
-    assert f"threads: {threads} (" in capsys.readouterr().out
+    assert f"threads: {threads} (" in "".join(capsys.readouterr())
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     assert all(path.stat().st_size for path in run.rglob("*.log"))
 
