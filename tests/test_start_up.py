@@ -115,13 +115,13 @@ def test_threads_suit_the_network_unless_something_else_is_said(monkeypatch):
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize(("typed", "threads"), [([], 1), (["threads=2"], 2)])
 def test_a_run_sets_and_reports_its_threads(
-    monkeypatch, tmp_path, capsys, typed, threads
+    monkeypatch, tmp_path, caplog, typed, threads
 ):
     torch.set_num_threads(3)
     short = ["rounds=1", "num_clients=1", "trainer.limit_train_batches=1"]
     (run,) = command(monkeypatch, tmp_path, *short, *typed)
     assert torch.get_num_threads() == threads
-    assert f"threads: {threads} (" in "".join(capsys.readouterr())
+    assert f"threads: {threads} (" in caplog.text
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     assert all(path.stat().st_size for path in run.rglob("*.log"))
 
