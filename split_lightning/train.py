@@ -21,7 +21,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 import split_lightning
@@ -31,7 +30,9 @@ from split_lightning.callbacks.history import History
 from split_lightning.callbacks.resume_checkpoint import ResumeCheckpoint
 from split_lightning.callbacks.virtual_clock import virtual_seconds
 from split_lightning.checkpoints import FOLDER, LAST
-from split_lightning.config import check, conf_folder, summary
+from split_lightning.choices import summary
+from split_lightning.config import check, conf_folder
+from split_lightning.loggers import close_loggers, end_logs, log_choices
 from split_lightning.network_files import save_networks
 from split_lightning.report import print_results
 from split_lightning.run_folder import (
@@ -48,6 +49,8 @@ from split_lightning.user_errors import (
     run_hydra,
 )
 
+_MEASURED = ("accuracy", "loss")
+
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Trains and tests what a configuration names; returns and writes the results."""
@@ -63,6 +66,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
                     return _fit_and_test(cfg, run)
                 finally:
                     run.module.parties.close()
+                    close_loggers(run.trainer.loggers)
     except Interrupted as stopped:
         _say_how_to_go_on(stopped, folder)
         raise end(128 + stopped.signal) from stopped
@@ -106,6 +110,7 @@ def _command(folder: Path) -> str:
 def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """Trains and tests what was built; returns and writes the results."""
     trainer, module = run.trainer, run.module
+    log_choices(trainer.loggers, summary(cfg, _typed()))
     start = time.perf_counter()
     trainer.fit(
         module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True
@@ -195,14 +200,9 @@ def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
         "torch": str(torch.__version__),
     }
     save_networks(run.module, folder, metadata)
-    choices = summary(cfg, _typed())
-    for logger in run.trainer.loggers:
-        real = {k: v for k, v in results.items() if k.startswith(("test_", "val_"))}
-        if isinstance(logger, TensorBoardLogger):  # shows them beside the choices
-            logger.log_hyperparams(choices, real)
-        else:
-            logger.log_hyperparams(choices)
-        logger.finalize("success")
+    tags = [f"{part}/{name}" for part in ("test", "val") for name in _MEASURED]
+    known = [tag for tag in tags if tag.replace("/", "_") in results]
+    end_logs(run.trainer.loggers, summary(cfg, _typed()), known)
 
 
 @hydra.main(version_base="1.3", config_path=conf_folder(), config_name="train")
