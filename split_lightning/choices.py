@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from split_lightning.config_keys import as_typed, is_within
+from split_lightning.config_keys import as_typed
 
 # Hyperparameters by name: the option of a group, or the value of a key.
 _GROUPS = {
@@ -78,24 +78,27 @@ def title_of(cfg: DictConfig) -> str:
 def summary(cfg: DictConfig, typed: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the choices of a run, flat and plain: loggers' hyperparameters.
 
-    What the protocol does not use is left out.
+    All runs have the same ones: TensorBoard takes its columns from the first.
 
     Args:
         cfg: The run's configuration.
         typed: What was typed for it, such as `["data.val_share=0.2"]`: what a sweep
             varies is a choice, whichever key it is.
     """
-    found = {name: choice_of(cfg, group) for name, group in _GROUPS.items()}
-    found |= {name: OmegaConf.select(cfg, key) for name, key in _KEYS.items()}
-    places = _GROUPS | _KEYS
-    chosen = {
-        name: str(value) if OmegaConf.is_list(value) else value
-        for name, value in found.items()
-        if not any(is_within(places[name], key) for key in cfg.protocol.ignores)
+    found: dict[str, Any] = {
+        name: choice_of(cfg, group) for name, group in _GROUPS.items()
     }
+    found |= {name: OmegaConf.select(cfg, key) for name, key in _KEYS.items()}
+    chosen = {k: str(v) if OmegaConf.is_list(v) else v for k, v in found.items()}
+    if "topology" in cfg.protocol.ignores:  # an unsplit network
+        chosen["topology"] = "none"
     for word in as_typed(typed):
         key, _, text = word.lstrip("+").partition("=")
-        if word.startswith("~") or key in (*places.values(), *_NO_CHOICES):
+        if word.startswith("~") or key in (
+            *_GROUPS.values(),
+            *_KEYS.values(),
+            *_NO_CHOICES,
+        ):
             continue
         value = OmegaConf.select(cfg, key)  # of a group or a list: as it was typed
         chosen[key] = value if isinstance(value, bool | int | float | str) else text
