@@ -13,9 +13,10 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_info
 
 from split_lightning.callbacks.speed_monitor import SpeedMonitor
-from split_lightning.checkpoints import find_checkpoint, next_step
+from split_lightning.checkpoints import find_checkpoint
 from split_lightning.classifier import Classifier
 from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.loggers import build_loggers
 from split_lightning.models.weights import load_weights
 from split_lightning.system.work import work_of
 from split_lightning.threads import set_threads
@@ -51,7 +52,7 @@ def build(cfg: DictConfig) -> Run:
     trainer = instantiate(
         cfg.trainer,
         callbacks=[c for c in callbacks if _is_wanted(c, cfg.trainer, data)],
-        logger=_logger(cfg, checkpoint),
+        logger=build_loggers(cfg, checkpoint) or False,
         _convert_="all",
     )
     if trainer.world_size > 1 and is_in_sweep():
@@ -70,16 +71,6 @@ def _checkpoint(cfg: DictConfig) -> str | None:
     if not cfg.ckpt_path:
         return None
     return find_checkpoint(cfg.ckpt_path, Path(cfg.output_dir), not is_in_sweep())
-
-
-def _logger(cfg: DictConfig, checkpoint: str | None) -> Any:
-    """Builds the logger; one that goes on hides what comes anew from TensorBoard."""
-    if cfg.logger is None:
-        return False
-    given: dict[str, Any] = {}
-    if checkpoint and cfg.logger["_target_"].endswith(".TensorBoardLogger"):
-        given["purge_step"] = next_step(checkpoint)
-    return instantiate(cfg.logger, _convert_="all", **given)
 
 
 def build_module(cfg: DictConfig) -> Classifier:

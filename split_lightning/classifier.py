@@ -327,14 +327,19 @@ class Classifier(EvaluatedClassifier):
         """Returns the mean training loss over the samples of the round so far."""
         return self._losses.mean(self.trainer)
 
+    def client_losses(self) -> dict[int, float]:
+        """Returns each client's mean training loss in the round so far."""
+        losses = self._losses.by_client(self.trainer)
+        return {client_id: float(loss) for client_id, loss in losses.items()}
+
     @override
     def on_train_epoch_end(self) -> None:
         self.log("train/loss", self.round_loss())
         loader = self.trainer.train_dataloader
         if isinstance(loader, ClientLoader):
             loader.mark_round_done()
-        losses, self._losses = self._losses, RoundLosses()
-        self._log_by_client("loss", losses.by_client(self.trainer))
+        self._log_by_client("loss", self.client_losses())
+        self._losses = RoundLosses()
 
 
 def num_live(checkpoint: dict[str, Any]) -> int:

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from split_lightning.choices import title_of
 from split_lightning.config_keys import (
     as_typed,
     did_you_mean,
@@ -26,7 +27,6 @@ from split_lightning.config_types import misfit
 
 # What a sweep may choose by.
 METRICS = ("val/accuracy", "val/loss", "train/loss")
-_NO_CHOICES = ("ckpt_path", "name", "output_dir", "spill_to")
 # Keys that change nothing unless one of others has a value.
 _NEEDS = {
     "model.weights_exclude": ["model.weights"],
@@ -148,7 +148,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: Any = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
-    logger: Any = None
+    logger: dict[str, Any] | None = field(default_factory=dict)
     datamodule: Any = MISSING
 
 
@@ -184,6 +184,9 @@ def maker_of(node: DictConfig) -> DictConfig:
 
 
 OmegaConf.register_new_resolver("maker_of", maker_of, replace=True)
+OmegaConf.register_new_resolver(
+    "title_of_run", lambda *, _root_: title_of(_root_), replace=True
+)
 
 
 def check_values(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
@@ -375,37 +378,3 @@ def _check_processes(cfg: DictConfig) -> None:
             f"several ({devices}), but got {strategy}. (The runs of a sweep take one "
             "process each: trainer.devices=1.)"
         )
-
-
-def summary(cfg: DictConfig, typed: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns the choices of a run, flat and plain: TensorBoard's hyperparameters.
-
-    Args:
-        cfg: The run's configuration.
-        typed: What was typed for it, such as `["data.val_share=0.2"]`: what a sweep
-            varies is a choice, whichever key it is.
-    """
-    keys = {
-        "seed": "seed",
-        "num_clients": "num_clients",
-        "rounds": "rounds",
-        "local_epochs": "local_epochs",
-        "clients_per_round": "clients_per_round",
-        "batch_size": "batch_size",
-        "optimizer_state": "optimizer_state",
-        "network": "model.network._target_",
-        "cut_layer": "model.cut_layer",
-        "partitioner": "data.partitioner._target_",
-        "client_lr": "optimizer.client.lr",
-        "server_lr": "optimizer.server.lr",
-        "precision": "trainer.precision",
-    }
-    found = {name: OmegaConf.select(cfg, key) for name, key in keys.items()}
-    chosen = {k: str(v) if OmegaConf.is_list(v) else v for k, v in found.items()}
-    for word in as_typed(typed):
-        key, _, text = word.lstrip("+").partition("=")
-        if word.startswith("~") or key in (*keys.values(), *_NO_CHOICES):
-            continue
-        value = OmegaConf.select(cfg, key)  # of a group or a list: as it was typed
-        chosen[key] = value if isinstance(value, bool | int | float | str) else text
-    return {name: value for name, value in chosen.items() if value is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -54,6 +55,7 @@ class EvaluatedClassifier(pl.LightningModule):
         }
         # Of each client's own validation share: those that are right, and all.
         self._right: dict[int, tuple[Tensor | int, int]] = {}
+        self.client_accuracies: dict[int, float] = {}  # of the last validation
         self.memory_format = (
             torch.channels_last if channels_last else torch.contiguous_format
         )
@@ -117,8 +119,10 @@ class EvaluatedClassifier(pl.LightningModule):
         if right and not self.trainer.sanity_checking:
             counts = [[int(r), n] for r, n in right.values()]
             of_all = summed(self.trainer, torch.tensor(counts)).tolist()
-            shares = {k: r / n for k, (r, n) in zip(right, of_all, strict=True)}
-            self._log_by_client("accuracy", shares)
+            self.client_accuracies = {
+                k: r / n for k, (r, n) in zip(right, of_all, strict=True)
+            }
+            self._log_by_client("accuracy", self.client_accuracies)
 
     @override
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
@@ -153,9 +157,9 @@ class EvaluatedClassifier(pl.LightningModule):
             return inputs
         return inputs.contiguous(memory_format=self.memory_format)
 
-    def _log_by_client(self, name: str, values: dict[int, Tensor | float]) -> None:
+    def _log_by_client(self, name: str, values: Mapping[int, Tensor | float]) -> None:
         # Past `self.log`, which would look at each client's metric in each batch.
-        metrics = {f"client_{k}/{name}": float(value) for k, value in values.items()}
+        metrics = {f"clients/{name}/{k}": float(value) for k, value in values.items()}
         step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
         if not self.trainer.validating:
             step -= 1  # Lightning logs a round's metrics at its last batch

@@ -15,7 +15,6 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 import split_lightning
@@ -25,11 +24,15 @@ from split_lightning.callbacks.history import History
 from split_lightning.callbacks.resume_checkpoint import ResumeCheckpoint
 from split_lightning.callbacks.virtual_clock import virtual_seconds
 from split_lightning.checkpoints import FOLDER, LAST
-from split_lightning.config import summary, typed_overrides
+from split_lightning.choices import summary
+from split_lightning.config import typed_overrides
+from split_lightning.loggers import close_loggers, end_logs, log_choices
 from split_lightning.network_files import save_networks
 from split_lightning.report import print_results
 from split_lightning.signals import Interrupted, interrupted_by_signals
 from split_lightning.user_errors import Refused, is_in_sweep, one_message
+
+_MEASURED = ("accuracy", "loss")
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -45,6 +48,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
                     return _fit_and_test(cfg, run)
                 finally:
                     run.module.parties.close()
+                    close_loggers(run.trainer.loggers)
     except Interrupted as stopped:
         _say_how_to_go_on(stopped, folder)
         raise end(128 + stopped.signal) from stopped
@@ -88,6 +92,7 @@ def _command(folder: Path) -> str:
 def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """Trains and tests what was built; returns and writes the results."""
     trainer, module = run.trainer, run.module
+    log_choices(trainer.loggers, summary(cfg, typed_overrides()))
     start = time.perf_counter()
     trainer.fit(
         module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True
@@ -177,11 +182,6 @@ def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
         "torch": str(torch.__version__),
     }
     save_networks(run.module, folder, metadata)
-    choices = summary(cfg, typed_overrides())
-    for logger in run.trainer.loggers:
-        real = {k: v for k, v in results.items() if k.startswith(("test_", "val_"))}
-        if isinstance(logger, TensorBoardLogger):  # shows them beside the choices
-            logger.log_hyperparams(choices, real)
-        else:
-            logger.log_hyperparams(choices)
-        logger.finalize("success")
+    tags = [f"{part}/{name}" for part in ("test", "val") for name in _MEASURED]
+    known = [tag for tag in tags if tag.replace("/", "_") in results]
+    end_logs(run.trainer.loggers, summary(cfg, typed_overrides()), known)

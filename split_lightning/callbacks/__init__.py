@@ -4,6 +4,7 @@ from split_lightning.callbacks.asynchronous_passing import AsynchronousWeightPas
 from split_lightning.callbacks.availability_monitor import AvailabilityMonitor
 from split_lightning.callbacks.averaging import ClientAveraging, ServerAveraging
 from split_lightning.callbacks.best_checkpoint import BestCheckpoint
+from split_lightning.callbacks.client_picture import ClientPicture
 from split_lightning.callbacks.communication_monitor import CommunicationMonitor
 from split_lightning.callbacks.confusion_matrix import ConfusionMatrix
 from split_lightning.callbacks.confusion_picture import (
@@ -36,6 +37,7 @@ __all__ = [
     "AvailabilityMonitor",
     "BestCheckpoint",
     "ClientAveraging",
+    "ClientPicture",
     "CommunicationMonitor",
     "ConfusionMatrix",
     "ConfusionPicture",

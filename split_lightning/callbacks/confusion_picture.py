@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 from typing_extensions import override
 
-from split_lightning.callbacks.logs import tensorboard_writers
+from split_lightning.callbacks.logs import log_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,11 +22,11 @@ _MOST_LABELLED = 20  # classes; with more there is no room for names and numbers
 class ConfusionPicture(pl.Callback):
     """Draws the confusion matrix of the last validation of a fit, and of each test.
 
-    The pictures go to TensorBoard (`val/confusion`, `test/confusion`), that of the
-    test to a PNG file too.
+    The pictures go to the loggers that show pictures (`val/confusion`,
+    `test/confusion`), that of the test to a PNG file too.
 
     Args:
-        folder: Where `confusion.png` is written; `None`: to TensorBoard only.
+        folder: Where `confusion.png` is written; `None`: to loggers only.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -97,8 +97,7 @@ class ConfusionPicture(pl.Callback):
         names = range(len(counts)) if data is None else data.source.classes
         title = title_of(part, self._networks)
         figure = draw_confusion(counts, [str(name) for name in names], title)
-        for writer in tensorboard_writers(trainer):
-            writer.add_figure(f"{part}/confusion", figure, trainer.global_step)
+        log_figure(trainer, f"{part}/confusion", figure)
         return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,12 @@ _BYTES = {
 }
 
 
-def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def draw_curves(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     """Returns charts of a run's history; what was not measured has none.
 
     Args:
         rows: One a round, as `History` keeps them; at least one.
+        title: What stands above the charts.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -37,6 +39,9 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     if any(row.get(name) for row in rows for name in _BYTES):
         panels.append(_draw_bytes)
     figure = Figure(figsize=(4.8 * len(panels), 3.8), layout="constrained")
+    wide = 55 * len(panels)  # characters
+    lines = [textwrap.fill(line, wide) for line in title.splitlines()]
+    figure.suptitle("\n".join(lines), fontsize=11)
     for number, draw in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), number)
         draw(axes, rows)

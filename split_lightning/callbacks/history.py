@@ -55,14 +55,18 @@ class History(pl.Callback):
         folder: Where `history.csv` is written anew each round, and `curves.png` at the
             end of the fit; `None`: rows are only kept.
         curves: Whether they are drawn at the end.
+        title: What the run is, above the curves. A test after the fit adds its result.
 
     Attributes:
         rows: The rows so far.
     """
 
-    def __init__(self, folder: str | Path | None = None, curves: bool = True) -> None:
+    def __init__(
+        self, folder: str | Path | None = None, curves: bool = True, title: str = ""
+    ) -> None:
         self.folder = None if folder is None else Path(folder)
         self.curves = curves
+        self.title = title
         self._forget()
 
     def _forget(self) -> None:
@@ -145,10 +149,21 @@ class History(pl.Callback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
-            return
-        if self.folder is not None and self.curves and self.rows:
-            draw_curves(self.rows).savefig(self.folder / "curves.png", dpi=120)
+        self._draw(trainer, self.title)
+
+    @override
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        found = [
+            f"test {name} {float(trainer.callback_metrics[f'test/{name}']):.4f}"
+            for name in ("accuracy", "loss")
+            if f"test/{name}" in trainer.callback_metrics
+        ]
+        self._draw(trainer, "\n".join(filter(None, [self.title, ", ".join(found)])))
+
+    def _draw(self, trainer: pl.Trainer, title: str) -> None:
+        is_wanted = self.folder is not None and self.curves and self.rows
+        if is_wanted and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            draw_curves(self.rows, title).savefig(self.folder / "curves.png", dpi=120)
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
 
@@ -25,6 +26,20 @@ def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
     for logger in trainer.loggers:
         logger.log_metrics(dict(metrics), step)
+
+
+def log_figure(trainer: pl.Trainer, tag: str, figure: Figure) -> None:
+    """Gives a picture to the loggers that show pictures: TensorBoard, W&B, MLflow."""
+    if not trainer.is_global_zero:
+        return
+    step = trainer.global_step
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(tag, figure, step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(tag, [figure], step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_figure(logger.run_id, figure, f"{tag}.png")
 
 
 def tensorboard_writers(trainer: pl.Trainer) -> Iterator[SummaryWriter]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import override
+
+from split_lightning.callbacks.logs import log_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 class PartitionPicture(pl.Callback):
     """Draws how many samples of each class each client owns, once a run.
 
-    The picture goes to TensorBoard (`data/partition`) and to a PNG file.
+    The picture goes to the loggers that show pictures (`data/partition`) and to a PNG
+    file.
 
     Args:
-        folder: Where `partition.png` is written; `None`: to TensorBoard only.
+        folder: Where `partition.png` is written; `None`: to loggers only.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -42,9 +44,7 @@ class PartitionPicture(pl.Callback):
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             figure.savefig(self.folder / "partition.png", dpi=120)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure("data/partition", figure, global_step=0)
+        log_figure(trainer, "data/partition", figure)
 
 
 def draw_label_counts(counts: Tensor, classes: Sequence[str]) -> Figure:

@@ -35,20 +35,14 @@ class Chart(NamedTuple):
     needs: type[pl.Callback] | None = None
 
 
+_PARTS = "(train|val|test)"
 _CHARTS = [
-    Chart("Training", "loss", ["train/loss$", "val/loss$"]),
-    Chart("Training", "validation accuracy", ["val/accuracy$"]),
-    Chart("Clients", "loss", [r"client_\d+/loss$"]),
-    Chart("Clients", "validation accuracy", [r"client_\d+/accuracy$"]),
-    Chart(
-        "Cut",
-        "bytes of a round",
-        [r"comm/(uplink|downlink|handoff|averaging|server_averaging)_bytes$"],
-        CommunicationMonitor,
-    ),
-    Chart("Cut", "bytes in total", [r"comm/total_.*_bytes$"], CommunicationMonitor),
-    Chart("Cut", "norm of the smashed data", ["cut/smashed_norm$"], CutMonitor),
-    Chart("Cut", "norm of its gradient", ["cut/gradient_norm$"], CutMonitor),
+    Chart("Train, validation, test", "loss", [f"{_PARTS}/loss$"]),
+    Chart("Train, validation, test", "accuracy", [f"{_PARTS}/accuracy$"]),
+    Chart("Cut", "bytes of a round", ["comm/(?!total).*_bytes$"], CommunicationMonitor),
+    Chart("Cut", "bytes in total", ["comm/total_.*_bytes$"], CommunicationMonitor),
+    Chart("Cut", "norm of the smashed data", ["cut/smashed_norm"], CutMonitor),
+    Chart("Cut", "norm of its gradient", ["cut/gradient_norm"], CutMonitor),
     Chart("Cut", "drift: cosine of successive turns", ["drift/.*"], DriftMonitor),
     Chart("Machine", "images per second", ["train/images_per_second$"], SpeedMonitor),
     Chart("Machine", "memory (MiB)", ["memory/.*_mib$"], MemoryMonitor),
@@ -58,10 +52,10 @@ _CHARTS = [
 class TensorBoardLayout(pl.Callback):
     """Lays the run's charts out on TensorBoard's page "Custom Scalars".
 
-    All clients' losses are in one chart and their validation accuracies in another;
-    losses, bytes, norms at the cut, drift, speed and memory have one each. Only charts
-    of what this run logs are there. `add_custom_scalars` works once for a writer, and
-    is called once.
+    Losses and accuracies come first; bytes, norms at the cut, drift, speed and memory
+    follow. (On its other pages TensorBoard sorts tags by the alphabet.) Only charts of
+    what this run logs are there. `add_custom_scalars` works once for a writer, and is
+    called once.
     """
 
     def __init__(self) -> None:
@@ -78,13 +72,12 @@ class TensorBoardLayout(pl.Callback):
 
 def _layout(trainer: pl.Trainer) -> dict[str, dict[str, list[Any]]]:
     """Returns the charts of what a run logs, as `add_custom_scalars` wants them."""
-    validates = sum(trainer.num_val_batches) > 0
     layout: dict[str, dict[str, list[Any]]] = {}
     for section, title, tags, needs in _CHARTS:
         is_there = needs is None or any(
             isinstance(callback, needs)
             for callback in trainer.callbacks  # type: ignore[attr-defined]
         )
-        if is_there and (validates or not title.startswith("validation")):
+        if is_there:
             layout.setdefault(section, {})[title] = ["Multiline", tags]
     return layout

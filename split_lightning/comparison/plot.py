@@ -1,206 +1,223 @@
-"""The plot of a comparison: accuracy by round, samples and bytes, or else bars."""
+"""The plot of a comparison: accuracy by round, bytes and virtual time."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from split_lightning.comparison.curve import (
-    Position,
-    by_bytes,
-    by_round,
-    by_samples,
-    by_virtual_seconds,
-    curve,
-)
-from split_lightning.comparison.group import RunGroup
+from split_lightning.comparison.settings import is_of_group, short_names
+from split_lightning.comparison.table import SEED, Comparison
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_FEW = 10  # colours that can be told apart; more curves are coloured by rank
-_WIDEST = 48  # characters of a label before it is wrapped
-_LINE = 0.19  # inches
-_TALL = 30  # lines of a legend before it has two columns
-_MOST_ROWS = 6
-_LOG_SPAN = 30  # curves whose bytes end further apart share a logarithmic axis
-_MARKERS = "os^DvPX"  # help to tell near colours apart
-_PANELS: dict[str, tuple[Position, str, str]] = {  # title: position, axis, unit
-    "By round": (by_round, "round", ""),
-    "By samples": (by_samples, "images trained on", ""),
-    "By bytes": (by_bytes, "bytes that travelled", "B"),
-    "By virtual time": (by_virtual_seconds, "virtual seconds", "s"),
+_AXES = {
+    "round": "round",
+    "bytes": "bytes that travelled",
+    "virtual_seconds": "virtual seconds",
 }
+_UNITS = {"bytes": "B", "virtual_seconds": "s"}
+_LOG_SPAN = 30  # curves whose bytes end further apart share a logarithmic axis
+_WIDEST = 34  # characters of a line of a legend
+_FEW = 10  # colours that can be told apart
+_MOST_MARKERS = 20  # points of a curve; more markers would hide it
+_LABELS = ["panel", "color", "style"]
+_NAME = "validation (line) and test (star) accuracy"
 
-Labelled: TypeAlias = list[tuple[RunGroup, str]]
-Colors: TypeAlias = Mapping[str, Any]
-Panel: TypeAlias = Callable[["Axes", Labelled, Colors], None]
 
+def draw(compared: Comparison) -> Figure | None:
+    """Returns a plot of runs, or `None` if none has an accuracy.
 
-def row_setting(groups: Sequence[RunGroup], keys: Sequence[str]) -> str | None:
-    """Returns the setting that has a row of the plot for each of its values.
-
-    Up to ten curves share one row; where there are more, it is the setting of the
-    fewest values, up to six, if there is another one that tells the curves apart.
-
-    Args:
-        groups: The runs.
-        keys: The settings in which they differ.
+    There is a row of panels for each data set and partition, a column for each axis,
+    and a colour for each protocol; other settings have line styles. Lines are mean
+    validation accuracies, in a band of one standard deviation where there are several
+    seeds. Stars are test accuracies at the end. Clients with networks of their own have
+    no line: each validates on its own labels only, which compares with nothing else.
     """
-    counts = {key: len({group.shown(key) for group in groups}) for key in keys}
-    several = {key: count for key, count in counts.items() if count > 1}
-    few = [key for key, count in several.items() if count <= _MOST_ROWS]
-    if len(groups) <= _FEW or len(several) < 2 or not few:
-        return None
-    return min(few, key=counts.__getitem__)
-
-
-def draw_groups(
-    groups: Sequence[RunGroup], labels: Sequence[str], rows: str | None = None
-) -> Figure | None:
-    """Returns a plot of runs, or `None` if none has anything to plot.
-
-    Runs with a `history.csv` get a curve of mean validation accuracy by round, by
-    samples, and by bytes if anything travelled, with a band of one standard deviation
-    on each side; where finished runs have none, all get bars of test accuracy.
-
-    Args:
-        groups: The runs.
-        labels: What the legend says of each; those of one label share a colour.
-        rows: The setting that has a row of panels for each of its values, or `None`.
-    """
+    import seaborn as sns
     from matplotlib.figure import Figure
 
-    labelled = [
-        (g, _legend_text(g, label)) for g, label in zip(groups, labels, strict=True)
-    ]
-    panels = _panels(labelled)
-    if not panels:
+    labels = _labels(compared)
+    lines, stars = _lines(compared).join(labels, on="group"), _stars(compared)
+    stars = stars.join(labels, on="group")
+    there = {x: [f[x] for f in (lines, stars) if f[x].gt(0).any()] for x in _AXES}
+    axes_names = [x for x, frames in there.items() if frames]
+    if not axes_names:
         return None
-    names = list(dict.fromkeys([*_ranked(labelled), *(text for _, text in labelled)]))
-    values = dict.fromkeys(group.shown(rows) if rows else "" for group in groups)
-    lines = sum(name.count("\n") + 1 for name in names)
-    columns = 2 if lines > _TALL * len(values) else 1
-    height = max(3.4 * len(values), 4.2, _LINE * lines / columns + 1)
-    size = (5.2 * len(panels) + 2.8 * columns, height)
+    panels = list(dict.fromkeys(labels["panel"]))
+    colors, styles = _ranked(labels, stars, lines), list(dict.fromkeys(labels["style"]))
+    palette = sns.color_palette("tab10" if len(colors) <= _FEW else "husl", len(colors))
+    look: dict[str, Any] = {
+        "hue": "color",
+        "hue_order": colors,
+        "palette": palette,
+        "y": "accuracy",
+    }
+    if len(styles) > 1:
+        look |= {"style": "style", "style_order": styles}
+    elif len(colors) > 1:  # markers help to tell near colours apart
+        look |= {"style": "color", "style_order": colors, "dashes": False}
+    if lines.groupby("group").size().max() <= _MOST_MARKERS:
+        look["markers" if "style" in look else "marker"] = True
+    if look.get("marker"):
+        look["marker"] = "o"
+    size = (5.4 * len(axes_names) + 3.2, max(4.0, 3.4 * len(panels)))
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(values), len(panels), squeeze=False)
-    colors = {name: _color(index, len(names)) for index, name in enumerate(names)}
-    for value, row in zip(values, grid, strict=True):
-        inside = [pair for pair in labelled if not rows or pair[0].shown(rows) == value]
-        for (title, draw), axes in zip(panels.items(), row, strict=True):
-            draw(axes, inside, colors)
-            axes.set_title(f"{value}: {title.lower()}" if value else title)
-            axes.grid(alpha=0.3)
-            axes.set_axisbelow(True)
-    _draw_legend(figure, columns, names)
+    grid = figure.subplots(
+        len(panels), len(axes_names), squeeze=False, sharex="col", sharey=True
+    )
+    for panel, row in zip(panels, grid, strict=True):
+        for x, axes in zip(axes_names, row, strict=True):
+            _draw_panel(axes, x, lines, stars, panel, look)
+            axes.set(title=_title(compared, labels, panel), xlabel=_AXES[x])
+            axes.set_ylabel(_NAME if axes is row[0] else "")
+            axes.xaxis.set_tick_params(labelbottom=True)
+    for x, axes in zip(axes_names, grid[0], strict=True):
+        _scale(axes, x, there[x])
+    _draw_legend(figure, grid)
     return figure
 
 
-def _panels(labelled: Labelled) -> dict[str, Panel]:
-    """Returns what there is to draw: a column of panels for each."""
-    groups = [group for group, _ in labelled]
-    panels: dict[str, Panel] = {
-        title: partial(_draw_curves, title=title)
-        for title, (position, _, _) in _PANELS.items()
-        if any(curve(group, position) for group in groups)
-    }
-    if any(_accuracy(g) is not None and not curve(g, by_round) for g in groups):
-        panels["At the end"] = _draw_bars
-    return panels
+def band(values: pd.Series) -> tuple[float, float]:
+    """Returns mean minus and plus one standard deviation, within [0, 1]."""
+    mean, spread = values.mean(), values.std()
+    return max(mean - spread, 0.0), min(mean + spread, 1.0)
 
 
-def _draw_curves(axes: Axes, inside: Labelled, colors: Colors, title: str) -> None:
+def _labels(compared: Comparison) -> pd.DataFrame:
+    """Returns what says for each group which panel, colour and style it has."""
+    shown = compared.shown
+    names = short_names(compared.keys)
+    keys = [key for key in compared.keys if key != SEED]
+    panel = [key for key in keys if is_of_group(key, "data")]
+    rest = [key for key in keys if key not in panel]
+    protocol = next((key for key in rest if is_of_group(key, "protocol")), None)
+    style = [key for key in rest if key != protocol] if protocol else []
+    color = [protocol] if protocol else rest
+    labels = shown.apply(
+        lambda row: {
+            "panel": ", ".join(filter(None, (row[key] for key in panel))),
+            "color": row[protocol] if protocol else _named(row, color, names),
+            "style": _named(row, style, names),
+        },
+        axis=1,
+        result_type="expand",
+    )
+    if labels.empty:
+        labels = shown.reindex(columns=_LABELS, fill_value="")
+    status = compared.groups["status"]
+    ended = status.where(status != "finished", "").radd(" (").add(")")
+    is_alike = labels.duplicated(keep=False)
+    first = compared.groups["runs"].str.split().str[0]
+    last = "style" if protocol else "color"
+    named = (first + ": " + labels[last]).str.removesuffix(": ")
+    labels[last] = labels[last].where(~is_alike, named)
+    labels[last] += ended.where(status != "finished", "")
+    return labels.map(lambda text: textwrap.fill(text, _WIDEST))
+
+
+def _named(row: pd.Series, keys: list[str], names: dict[str, str]) -> str:
+    return ", ".join(f"{names[key]}={row[key]}" for key in keys if row[key])
+
+
+def _lines(compared: Comparison) -> pd.DataFrame:
+    """Returns the validation accuracies of each round that all runs of a group did.
+
+    An axis has the group's mean, so that a mean over seeds is one at the same place.
+    """
+    rounds, groups = compared.rounds, compared.groups
+    rounds = rounds.reindex(columns=["group", "val_accuracy", *_AXES])
+    own = groups["networks"].gt(1)
+    rounds = rounds[~rounds["group"].map(own).astype(bool)]
+    rounds = rounds.dropna(subset="val_accuracy").rename(
+        columns={"val_accuracy": "accuracy"}
+    )
+    together = rounds.groupby(["group", "round"])
+    is_complete = together["accuracy"].transform("count") == rounds["group"].map(
+        groups["num_runs"]
+    )
+    for x in ("bytes", "virtual_seconds"):
+        rounds[x] = together[x].transform("mean")
+    return rounds[is_complete].reset_index(drop=True)
+
+
+def _stars(compared: Comparison) -> pd.DataFrame:
+    """Returns each group's mean test accuracy, at its end."""
+    columns = {"rounds_done": "round", "test_accuracy": "accuracy"}
+    stars = compared.groups.rename(columns=columns)[["accuracy", *_AXES]]
+    return stars.dropna(subset="accuracy").rename_axis("group").reset_index()
+
+
+def _ranked(
+    labels: pd.DataFrame, stars: pd.DataFrame, lines: pd.DataFrame
+) -> list[str]:
+    """Returns the colours' labels, the one of the best last accuracy first."""
+    last = lines.groupby("group")["accuracy"].last()
+    reached = stars.set_index("group")["accuracy"].combine_first(last)
+    by_color = reached.reindex(labels.index).groupby(labels["color"]).mean()
+    return list(by_color.sort_values(ascending=False, kind="stable").index)
+
+
+def _draw_panel(
+    axes: Axes,
+    x: str,
+    lines: pd.DataFrame,
+    stars: pd.DataFrame,
+    panel: str,
+    look: dict[str, Any],
+) -> None:
+    import seaborn as sns
+
+    inside = lines[(lines["panel"] == panel) & lines[x].gt(0)]
+    if len(inside):
+        sns.lineplot(inside, x=x, ax=axes, errorbar=band, markersize=5, **look)
+    ends = stars[(stars["panel"] == panel) & stars[x].gt(0)]
+    colors = dict(zip(look["hue_order"], look["palette"], strict=True))
+    axes.scatter(
+        ends[x],
+        ends["accuracy"],
+        color=[colors[label] for label in ends["color"]],
+        marker="*",
+        s=130,
+        edgecolor="white",
+        zorder=3,
+    )
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def _title(compared: Comparison, labels: pd.DataFrame, panel: str) -> str:
+    """Returns the partition, and over how many runs the means are."""
+    sizes = compared.groups["num_runs"][labels["panel"] == panel]
+    least, most = sizes.min(), sizes.max()
+    count = f"n = {most}" if least == most else f"n = {least} to {most}"
+    return ", ".join(filter(None, [panel, count]))
+
+
+def _scale(axes: Axes, x: str, frames: list[pd.DataFrame]) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    position, name, unit = _PANELS[title]
-    rank = list(colors).index
-    several = len(colors) > _FEW
-    ends: list[float] = []
-    for group, label in sorted(inside, key=lambda pair: rank(pair[1])):
-        if points := curve(group, position):
-            x, y, spread = map(list, zip(*points, strict=True))
-            ends.append(x[-1])
-            axes.plot(
-                x,
-                y,
-                color=colors[label],
-                linestyle="--" if group.status == "failed" else "-",
-                linewidth=1.1 if several else 1.6,
-                marker=_marker(rank(label) if several else 0, len(points)),
-                markersize=4 if several else 3,
-                label=label,
-            )
-            if any(spread):
-                low = [mean - s for mean, s in zip(y, spread, strict=True)]
-                high = [mean + s for mean, s in zip(y, spread, strict=True)]
-                axes.fill_between(
-                    x, low, high, color=colors[label], alpha=0.12, linewidth=0
-                )
-    axes.set(xlabel=name, ylabel="validation accuracy")
-    spreads = position in (by_bytes, by_virtual_seconds)
-    if spreads and max(ends) > _LOG_SPAN * min(ends):
+    if x == "round":
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        return
+    ends = [value for values in frames for value in values[values > 0]]
+    if max(ends) > _LOG_SPAN * min(ends):
         axes.set_xscale("log")
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    if position is not by_round:
-        axes.xaxis.set_major_formatter(EngFormatter(unit=unit))
+        axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(EngFormatter(unit=_UNITS[x]))
 
 
-def _draw_bars(axes: Axes, inside: Labelled, colors: Colors) -> None:
-    bars = [pair for pair in inside if _accuracy(pair[0]) is not None]
-    values = [_accuracy(group) or 0.0 for group, _ in bars]
-    spread = [group.deviations()["test_accuracy"] or 0.0 for group, _ in bars]
-    errors = spread if any(spread) else None
-    drawn = axes.barh(range(len(bars)), values, xerr=errors, color=_color(0, 1))
-    axes.bar_label(drawn, fmt="%.3f", padding=3, fontsize=8)
-    axes.set_yticks(range(len(bars)), [label for _, label in bars], fontsize=8)
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    axes.set(xlabel="test accuracy")
-
-
-def _draw_legend(figure: Figure, columns: int, names: Sequence[str]) -> None:
-    """Draws one legend for all panels, beside them, the best first."""
-    lines = {
-        line.get_label(): line for axes in figure.axes for line in axes.get_lines()
-    }
-    handles = [lines[name] for name in names if name in lines]
-    if handles:
+def _draw_legend(figure: Figure, grid: Any) -> None:
+    """Draws one legend for all panels, beside them."""
+    entries: dict[str, Any] = {}
+    for axes in grid.flat:
+        entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        if axes.get_legend():
+            axes.get_legend().remove()
+    if len(entries) > 1:
         figure.legend(
-            handles=handles, loc="outside right upper", ncols=columns, fontsize=8
+            entries.values(), entries.keys(), loc="outside right upper", fontsize=8
         )
-
-
-def _ranked(labelled: Labelled) -> list[str]:
-    """Returns the labels of all curves by their mean last accuracy, the best first."""
-    last: dict[str, list[float]] = {}
-    for group, label in labelled:
-        if points := curve(group, by_round):
-            last.setdefault(label, []).append(points[-1].y)
-    return sorted(last, key=lambda label: -sum(last[label]) / len(last[label]))
-
-
-def _color(index: int, count: int) -> Any:
-    from matplotlib import colormaps
-
-    if count <= _FEW:
-        return colormaps["tab10"](index)
-    return colormaps["turbo"](0.05 + 0.9 * index / (count - 1))
-
-
-def _marker(index: int, num_points: int) -> str | None:
-    """Returns the marker of a curve; many points would hide the line."""
-    return _MARKERS[index % len(_MARKERS)] if num_points <= 20 else None
-
-
-def _accuracy(group: RunGroup) -> float | None:
-    return group.means()["test_accuracy"]
-
-
-def _legend_text(group: RunGroup, label: str) -> str:
-    status = "" if group.status == "finished" else f" ({group.status})"
-    return "\n".join(textwrap.wrap(label + status, _WIDEST)) or label

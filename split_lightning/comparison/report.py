@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from rich import box, filesize
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from split_lightning.comparison.board import write_board
-from split_lightning.comparison.group import SEED, RunGroup, grouped
-from split_lightning.comparison.plot import draw_groups, row_setting
+from split_lightning.comparison.plot import draw
 from split_lightning.comparison.run_folder import RunFolder
-from split_lightning.comparison.settings import differing_settings, short_names
+from split_lightning.comparison.settings import short_names
+from split_lightning.comparison.table import Comparison, compared
 
 _WIDEST = 1000  # characters of a line of a file
-_SHORT = 6  # characters of a run's name that a legend has room for
 _STYLES = {"failed": "red", "unreadable": "red", "unfinished": "yellow"}
 Columns: TypeAlias = dict[str, tuple[str, Callable[[float], str]]]
-ShownAs: TypeAlias = Literal["columns", "name=value", "values", "not"]
-_IN_ONE: tuple[ShownAs, ...] = ("name=value", "values")
 
 
 def _size(value: float) -> str:
@@ -71,217 +66,101 @@ def compare(
         TensorBoard; the last two only where a run has anything to plot.
     """
     console = console or Console()
-    keys = differing_settings([run.settings for run in runs])
-    groups = grouped(runs, keys)
-    _print_table(groups, keys, _REACHED, console)
-    means = [group.means() for group in groups]
-    if any(row[key] for row in means for key in _TRAVELLED):
-        console.print()
-        _print_table(groups, keys, _TRAVELLED, console)
+    found = compared(runs)
+    _print_tables(found, console)
     output.mkdir(parents=True, exist_ok=True)
     files = [output / "comparison.csv", output / "comparison_means.csv"]
-    write_csv(runs, keys, files[0])
-    write_means(groups, keys, files[1])
-    rows = row_setting(groups, keys)
-    figure = draw_groups(groups, labels(groups, keys, rows), rows)
+    found.runs.drop(columns="group").convert_dtypes().to_csv(files[0], index=False)
+    found.groups.convert_dtypes().to_csv(files[1], index=False)
+    figure = draw(found)
     if figure is not None:
         files += [output / "comparison.png", output / "comparison"]
         figure.savefig(files[2], dpi=120)
-        write_board(groups, labels(groups, keys), keys, files[2], files[3])
+        write_board(found, files[2], files[3])
     names = ("table:", "means:", "plot: ", "look:  tensorboard --logdir")
     for name, file in zip(names, files, strict=False):
         console.print(f"{name} {file}", soft_wrap=True, highlight=False)
     return files
 
 
-def _print_table(
-    groups: Sequence[RunGroup], keys: Sequence[str], columns: Columns, console: Console
-) -> None:
-    """Prints a table that a terminal has room for; a file is as wide as need be.
+def _print_tables(found: Comparison, console: Console) -> None:
+    """Prints tables that a terminal has room for; a file is as wide as need be.
 
-    No word is broken: where one column has no room for the settings, either, a table of
-    them comes before the first table of figures.
+    Where the settings do not fit beside the figures, they are a table of their own.
     """
-    table = as_table(groups, keys, columns)
+    groups = found.groups
+    with_bytes = groups[list(_TRAVELLED)].fillna(0).any(axis=None)
+    columns = [_REACHED, *([_TRAVELLED] if with_bytes else [])]
+    tables = [as_table(found, figures) for figures in columns]
     if not console.is_terminal:
-        console.width = max(console.width, _measured(table, console).maximum)
-    if _measured(table, console).maximum <= console.width:
-        console.print(table)
-        return
-    for shown_as in _IN_ONE:
-        table = as_table(groups, keys, columns, shown_as)
-        if not columns or _measured(table, console).minimum <= console.width:
-            console.print(table)
-            return
-    if columns is _REACHED:
-        _print_table(groups, keys, {}, console)
-        console.print()
-    console.print(as_table(groups, keys, columns, "not"))
+        console.width = max(console.width, *(_width(t, console) for t in tables))
+    elif any(_width(table, console) > console.width for table in tables):
+        tables = [as_table(found, {})]
+        tables += [as_table(found, figures, settings=False) for figures in columns]
+    for number, table in enumerate(tables):
+        console.print(*([""] if number else []), table, sep="\n")
 
 
-def _measured(table: Table, console: Console) -> Measurement:
-    """Returns the widths at which no word is broken, and at which no line is."""
+def _width(table: Table, console: Console) -> int:
     options = console.options.update(max_width=_WIDEST)
-    for column in table.columns:
-        if column.no_wrap:  # rich would take its words apart here
-            cells = [column.header, *column.cells]
-            widths = [Measurement.get(console, options, c).maximum for c in cells]
-            column.min_width = max(widths)
-    return table.__rich_measure__(console, options)
+    return table.__rich_measure__(console, options).maximum
 
 
 def as_table(
-    groups: Sequence[RunGroup],
-    keys: Sequence[str],
-    columns: Columns = _REACHED,
-    shown_as: ShownAs = "columns",
+    found: Comparison, columns: Columns = _REACHED, settings: bool = True
 ) -> Table:
     """Returns a table with a row for each group; the best by validation is bold.
 
     Args:
-        groups: The runs, in groups.
-        keys: The settings that are shown.
+        found: The runs.
         columns: The figures that are shown, where there are any.
-        shown_as: Whether settings are `columns`; or share one, as `name=value` or, with
-            their names in its head, as `values`, without a column of the status if all
-            runs are finished; or are `not` shown, nor the status.
+        settings: Whether the settings and the status are shown.
     """
-    means = [group.means() for group in groups]
+    groups, keys = found.groups, found.keys if settings else []
     zero = 0 if columns is _TRAVELLED else None  # what never travelled has no column
-    used = [k for k in columns if any(row[k] not in (None, zero) for row in means)]
+    used = [key for key in columns if (groups[key].dropna() != zero).any()]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    names = list(short_names(keys).values())
-    heads = {"name=value": ["settings"], "values": [" ".join(names)], "not": []}
-    for name in ("run", *heads.get(shown_as, names)):
+    for name in ("run", *(short_names(found.keys)[key] for key in keys)):
         table.add_column(name, overflow="fold")
     for key in used:
         table.add_column(columns[key][0], justify="right", no_wrap=True)
-    all_finished = all(group.status == "finished" for group in groups)
-    with_status = shown_as != "not" and not (shown_as == "values" and all_finished)
-    if with_status:
+    if settings:
         table.add_column("status", no_wrap=True)
-    reached = [row["val_accuracy"] for row in means]
-    best = max((value for value in reached if value is not None), default=None)
-    for group, row in zip(groups, means, strict=True):
-        is_best = best is not None and row["val_accuracy"] == best and len(groups) > 1
-        settings = [group.shown(key) for key in keys]
-        if shown_as == "name=value":
-            settings = [" ".join(_choices(group, keys))]
-        elif shown_as == "values":
-            settings = [" ".join(value or "-" for value in settings)]
-        elif shown_as == "not":
-            settings = []
-        style = _STYLES.get(group.status, "")
-        status = [Text(_status(group), style=style)] if with_status else []
+    best = groups["val_accuracy"].max()
+    for number, row in groups.iterrows():
+        figures = [_formatted(row, key, columns[key][1]) for key in used]
+        status = Text(_status(found, number), style=_STYLES.get(row["status"], ""))
+        is_best = row["val_accuracy"] == best and len(groups) > 1
         table.add_row(
-            *map(Text, (group.name, *settings)),
-            *(_formatted(group, key, columns[key][1]) for key in used),
-            *status,
+            Text(_name(row["runs"].split())),
+            *map(Text, found.shown.loc[number, keys]),
+            *figures,
+            *([status] if settings else []),
             style="bold" if is_best else None,
         )
     return table
 
 
-def _formatted(group: RunGroup, key: str, formatted: Callable[[float], str]) -> str:
+def _name(runs: Sequence[str]) -> str:
+    """Returns the first run's name, and how many there are beside it: `0 +2`."""
+    return f"{runs[0]} +{len(runs) - 1}" if len(runs) > 1 else runs[0]
+
+
+def _formatted(
+    row: dict[str, float], key: str, formatted: Callable[[float], str]
+) -> str:
     """Returns a mean, and the deviation of an accuracy if there is one."""
-    mean, deviation = group.means()[key], group.deviations()[key]
-    if mean is None:
+    if row[key] != row[key]:  # NaN
         return ""
-    if deviation is None or key not in _WITH_DEVIATION:
-        return formatted(mean)
-    return f"{formatted(mean)} ±{formatted(deviation)}"
+    spread = row[f"{key}_std"]
+    if key not in _WITH_DEVIATION or spread != spread:
+        return formatted(row[key])
+    return f"{formatted(row[key])} ±{formatted(spread)}"
 
 
-def _status(group: RunGroup) -> str:
-    rounds = min(len(run.history) for run in group.runs)
-    if group.status != "unfinished" or not rounds:
-        return group.status
-    return f"unfinished:\n{rounds} rounds"
-
-
-def write_csv(runs: Sequence[RunFolder], keys: Sequence[str], path: Path) -> None:
-    """Writes a row for each run: what was typed, settings, figures, status, error.
-
-    Args:
-        runs: The runs.
-        keys: The settings that become columns, beside the figures.
-        path: The file to write.
-    """
-    columns = list(RunFolder.figures(runs[0])) if runs else []
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(
-            ["run", "status", "overrides", *keys, *columns, "error", "folder"]
-        )
-        for run in runs:
-            values = [_plain(run, key) for key in keys]
-            figures = [run.figures()[column] for column in columns]
-            overrides = " ".join(run.overrides)
-            first, last = [run.name, run.status, overrides], [run.error, run.path]
-            rows.writerow([*first, *values, *figures, *last])
-
-
-def _plain(run: RunFolder, key: str) -> object:
-    """Returns a setting in full; a missing one is empty, and no value is `null`."""
-    value = run.settings[key].value if key in run.settings else ""
-    return "null" if value is None else value
-
-
-def write_means(groups: Sequence[RunGroup], keys: Sequence[str], path: Path) -> None:
-    """Writes a row for each group: settings, means and standard deviations.
-
-    Args:
-        groups: The runs, in groups.
-        keys: The settings that become columns; the seed's has those of all runs.
-        path: The file to write.
-    """
-    figures = list(groups[0].means()) if groups else []
-    spread = [f"{key}_std" for key in figures]
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["runs", "num_runs", "status", *keys, *figures, *spread])
-        for group in groups:
-            names = " ".join(run.name for run in group.runs)
-            about = [names, len(group.runs), group.status]
-            values = [
-                group.shown(key) if key == SEED else _plain(group.runs[0], key)
-                for key in keys
-            ]
-            means, deviations = group.means(), group.deviations()
-            rows.writerow([*about, *values, *means.values(), *deviations.values()])
-
-
-def labels(
-    groups: Sequence[RunGroup], keys: Sequence[str], rows: str | None = None
-) -> list[str]:
-    """Returns what tells each group from the others: settings, a single run's name.
-
-    Args:
-        groups: The runs, in groups.
-        keys: The settings in which they differ.
-        rows: The setting that the place of a curve tells, so that its label need not;
-            curves at several places then share a label, which has no name of a run.
-    """
-    if len({group.shown(SEED) for group in groups}) == 1:
-        keys = [key for key in keys if key != SEED]
-    found = [", ".join(_choices(g, [k for k in keys if k != rows])) for g in groups]
-    places = [
-        (g.shown(rows) if rows else "", f) for g, f in zip(groups, found, strict=True)
-    ]
-    named = [
-        len(group.runs) == 1 and len(group.name) <= _SHORT and not rows
-        for group in groups
-    ]
-    return [
-        f"{group.name}: {place[1]}".removesuffix(": ")
-        if is_named or not place[1] or places.count(place) > 1
-        else place[1]
-        for group, place, is_named in zip(groups, places, named, strict=True)
-    ]
-
-
-def _choices(group: RunGroup, keys: Sequence[str]) -> list[str]:
-    """Returns the settings that a group has, as `name=value`."""
-    names = short_names(keys).items()
-    there = [(key, name) for key, name in names if key in group.settings]
-    return [f"{name}={group.shown(key)}" for key, name in there]
+def _status(found: Comparison, number: int) -> str:
+    status = str(found.groups.loc[number, "status"])
+    rounds = found.rounds.loc[found.rounds["group"] == number, "round"].max()
+    if status != "unfinished" or rounds != rounds:
+        return status
+    return f"unfinished:\n{rounds:.0f} rounds"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from split_lightning.comparison.settings import Setting, flat_settings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FAILURE = "failure.json"  # left by a run of a sweep that failed
 _MARKS = ("config.yaml", FAILURE)  # a folder that holds one of these is a run's
@@ -28,7 +31,14 @@ BYTES = (
     "layer_bytes",
 )
 _FIGURES = ("test_accuracy", "test_loss", "val_accuracy", "val_loss")
-_COUNTS = ("handoffs", "images", "seconds", "virtual_seconds", "images_per_second")
+_COUNTS = (
+    "handoffs",
+    "images",
+    "seconds",
+    "virtual_seconds",
+    "images_per_second",
+    "networks",
+)
 
 Figures = dict[str, float | None]
 
@@ -41,10 +51,10 @@ class RunFolder:
         path: The folder.
         name: The folder as seen from what all compared runs have in common.
         status: `finished`, `failed`, `unfinished` (running, or killed) or `unreadable`.
+        history: `history.csv`, a row a round; empty where there is none.
         settings: See `flat_settings`; empty where no configuration is left.
         overrides: What was typed for this run.
         results: What `results.json` holds.
-        history: The rows of `history.csv`, one a round; empty where there is none.
         error: Why the run failed, or why it cannot be read.
         mistake: Whether a failure was a user's mistake, not a bug.
     """
@@ -52,10 +62,10 @@ class RunFolder:
     path: Path
     name: str
     status: str
+    history: pd.DataFrame
     settings: dict[str, Setting] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
-    history: list[Figures] = field(default_factory=list)
     error: str = ""
     mistake: bool = False
 
@@ -65,7 +75,7 @@ class RunFolder:
         `bytes` is what travelled in all; `rounds_done` is no setting, as `rounds` is.
         What was not measured is `None`.
         """
-        last = self.history[-1] if self.history else {}
+        last = {} if self.history.empty else dict(self.history.iloc[-1])
         found = {**last, **self.results}
         figures = {
             key: _number(found.get(key)) for key in (*_FIGURES, *BYTES, *_COUNTS)
@@ -117,7 +127,8 @@ def read_run(path: Path, name: str | None = None) -> RunFolder:
     try:
         return _read(path, name)
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        return RunFolder(path, name, "unreadable", error=f"{path}: {error}")
+        none = _history(path / "nowhere")
+        return RunFolder(path, name, "unreadable", none, error=f"{path}: {error}")
 
 
 def _read(path: Path, name: str) -> RunFolder:
@@ -129,10 +140,10 @@ def _read(path: Path, name: str) -> RunFolder:
         path,
         name,
         status,
+        _history(path / "history.csv"),
         settings={} if cfg is None else flat_settings(cfg, choices),
         overrides=list(OmegaConf.load(typed)) if typed.is_file() else [],
         results=results,
-        history=_history(path / "history.csv"),
         error=str(failure.get("error", "")),
         mistake=bool(failure.get("mistake", False)),
     )
@@ -174,23 +185,22 @@ def _json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _history(file: Path) -> list[Figures]:
+def _history(file: Path) -> pd.DataFrame:
+    import pandas as pd
+
     if not file.is_file():
-        return []
-    with file.open(newline="") as lines:
-        rows = [
-            {key: _number(text) for key, text in row.items()}
-            for row in csv.DictReader(lines, restkey="", restval="")
-        ]
-    return [row for row in rows if row.get("round") is not None]
+        return pd.DataFrame()
+    rows = pd.read_csv(file, on_bad_lines="skip").apply(pd.to_numeric, errors="coerce")
+    return rows.dropna(subset="round")
 
 
 def _number(value: Any) -> float | None:
-    """Returns a number, or `None` where there is none."""
+    """Returns a finite number, or `None` where there is none."""
     try:
-        return float(value) if "." in str(value) or "e" in str(value) else int(value)
+        number = float(value)
     except (TypeError, ValueError):
         return None
+    return number if math.isfinite(number) else None
 
 
 def _in_order(path: Path) -> list[tuple[int, int | str]]:

@@ -23,6 +23,7 @@ _IGNORED = (
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
     "protocol.ignores",
+    "callbacks.history.title",
 )
 _FOLDER = "OUTPUT_DIR"  # in the place of each run's own
 _NOTHING = (None, "", "[]", "{}")
@@ -222,3 +223,12 @@ def shown(settings: Mapping[str, Setting], key: str) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return value.rpartition(".")[2] if isinstance(value, Target) else str(value)
+
+
+def is_of_group(key: str, group: str) -> bool:
+    """Returns whether a key is a choice of a group, or an option in it.
+
+    >>> is_of_group("data/partitioner", "data"), is_of_group("database.url", "data")
+    (True, False)
+    """
+    return is_within(_key(key), group)
