@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
@@ -15,6 +14,7 @@ from split_lightning.callbacks.speed_monitor import SpeedMonitor
 from split_lightning.checkpoints import find_checkpoint, next_step
 from split_lightning.classifier import Classifier
 from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.fitness import check_network, set_least_batch
 from split_lightning.models.weights import load_weights
 from split_lightning.user_errors import is_in_sweep
 
@@ -57,7 +57,8 @@ def build(cfg: DictConfig) -> Run:
             f"got {trainer.world_size}: each would start the whole sweep again."
         )
     module.verify(trainer, data)
-    _probe(module, data)
+    check_network(module, data)
+    set_least_batch(module, data, trainer.world_size)
     return Run(data, module, trainer, speed, checkpoint)
 
 
@@ -100,27 +101,6 @@ def new_module(cfg: DictConfig, **given: Any) -> Classifier:
         given["image_shape"] = (cfg.data.in_channels, size, size)
     module: Classifier = instantiate(cfg.protocol.module, _convert_="all", **given)
     return module
-
-
-def _probe(module: Classifier, data: SplitDataModule) -> None:
-    """Stops where the network does not fit the data."""
-    image, num_classes = data.example(), len(data.source.classes)
-    shape = tuple(image.shape[1:])
-    try:
-        with torch.no_grad():
-            logits = module.eval()(image)
-    except (IndexError, RuntimeError) as error:
-        raise ValueError(
-            f"Expected the network (`model`) to take images of shape {shape}, as "
-            f"`data` has them, but: {error}"
-        ) from error
-    finally:
-        module.train()
-    if logits.shape != (1, num_classes):
-        raise ValueError(
-            f"Expected the network (`model.network`) to return {num_classes} logits, "
-            f"as many as `data` has classes, but got {tuple(logits.shape[1:])}."
-        )
 
 
 def _is_wanted(callback: pl.Callback, options: DictConfig, data: Any) -> bool:

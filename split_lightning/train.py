@@ -190,7 +190,7 @@ def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
         "network": str(cfg.protocol.module.network["_target_"]),
         "network_options": json.dumps(network),
         "cut_layer": ",".join(map(str, cfg.topology.cut_layers)),
-        "classes": ",".join(run.data.source.classes),
+        "classes": ",".join(run.data.classes),
         "split_lightning": split_lightning.__version__,
         "torch": str(torch.__version__),
     }
