@@ -279,9 +279,9 @@ class Classifier(EvaluatedClassifier):
     @override
     def on_train_start(self) -> None:
         loader, world_size = self.trainer.train_dataloader, self.trainer.world_size
-        if getattr(self.trainer, "datamodule", None) is None:
-            if isinstance(loader, ClientLoader):
-                self.least = set_least_batch_of_loader(self, loader, world_size)
+        came_alone = getattr(self.trainer, "datamodule", None) is None
+        if came_alone and isinstance(loader, ClientLoader):
+            self.least = set_least_batch_of_loader(self, loader, world_size)
         # After all that may draw random numbers, or clear gradients, before training.
         if self._resumed is not None:
             states = self._resumed["processes"]

@@ -137,5 +137,7 @@ class CycleSplitLightningModule(SplitLightningModule):
         passes = [torch.randperm(num_samples) for _ in range(self.server_passes)]
         counts = batches_of(num_samples, size, num_passes=1)
         if len(counts) > 1 and counts[-1] < self.least.total:
-            counts[-2:] = shared_out(*counts[-2:], self.least.total)
+            *others, first, second = counts
+            shared = shared_out(first, second, self.least.total)
+            counts = others + [count for count in shared if count]
         return [batch for order in passes for batch in torch.split(order, counts)]

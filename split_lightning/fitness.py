@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -145,8 +145,8 @@ def _require_enough(sampler: ClientBatchSampler, least: LeastBatch) -> None:
     for_each = not schedule.acts_together or least.own > 1
     if (for_each or are_drawn) and batch_size < least.total:
         raise ValueError(
-            f"Expected argument `batch_size` to be at least {least.total}, since {why}; "
-            f"but got {batch_size}. Use larger batches or GroupNorm."
+            f"Expected argument `batch_size` to be at least {least.total}, since "
+            f"{why}; but got {batch_size}. Use larger batches or GroupNorm."
         )
     small = [k for k, size in enumerate(sizes) if size < least.total]
     if (for_each and small) or sum(sizes) < least.total:

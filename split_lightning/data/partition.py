@@ -52,8 +52,8 @@ def partition(
     if by is not None and by not in given:
         raise ValueError(
             f"Expected `partition_by` of {name} (`data.partitioner`) to be one of "
-            f"{', '.join(given)}, but got {by!r}. (`data.source` returns columns as the "
-            "third field of `Images`.)"
+            f"{', '.join(given)}, but got {by!r}. (`data.source` returns columns as "
+            "the third field of `Images`.)"
         )
     samples = Dataset.from_dict({**given, "index": list(range(len(labels)))})
     try:

@@ -99,7 +99,7 @@ def _built(make: Any, num_clients: int) -> Partitioner:
             raise ValueError(
                 f"Expected argument `{name}` to be a positive integer, but got {value}."
             )
-    given = {
+    given: dict[str, Any] = {
         name: np.asarray(value)
         for name, value in options.items()
         if isinstance(value, list) and value and isinstance(value[0], list)

@@ -61,7 +61,7 @@ class ClientBatchSampler:
         servers: Which server serves which client; `None`: one for all.
         availability: Which clients are there in a round, and how far they come;
             `None`: all, to the end.
-        least: How small a batch may be, which depends on the network.
+        least: How small a batch may be, which depends on the network; `None`: one sample.
 
     Raises:
         ValueError: If `availability` does not go with the clients or the schedule.
@@ -77,7 +77,7 @@ class ClientBatchSampler:
         repeat_round: bool = False,
         servers: ServerMap | None = None,
         availability: Availability | None = None,
-        least: LeastBatch = LeastBatch(),
+        least: LeastBatch | None = None,
     ) -> None:
         self.partition = partition
         self.schedule = schedule
@@ -89,7 +89,7 @@ class ClientBatchSampler:
         self.availability = availability or Availability()
         if not self.availability.is_trivial:
             self.availability.check(len(partition), schedule)
-        self.least = least
+        self.least = least or LeastBatch()
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
