@@ -14,6 +14,7 @@ from split_lightning.callbacks.speed_monitor import SpeedMonitor
 from split_lightning.checkpoints import find_checkpoint, next_step
 from split_lightning.classifier import Classifier
 from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.data_shape import fill_in
 from split_lightning.fitness import check_network, set_least_batch
 from split_lightning.models.weights import load_weights
 from split_lightning.user_errors import is_in_sweep
@@ -32,9 +33,7 @@ class Run(NamedTuple):
 def build(cfg: DictConfig) -> Run:
     """Builds what a configuration names; data are loaded and dealt out."""
     checkpoint = _checkpoint(cfg)
-    data = instantiate(cfg.datamodule, _convert_="all")
-    data.prepare_data()
-    data.setup("fit")
+    data = build_data(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module = build_module(cfg)
     module.configure_optimizers()  # a wrong option fails here, not in mid-run
@@ -60,6 +59,18 @@ def build(cfg: DictConfig) -> Run:
     check_network(module, data)
     set_least_batch(module, data, trainer.world_size)
     return Run(data, module, trainer, speed, checkpoint)
+
+
+def build_data(cfg: DictConfig) -> SplitDataModule:
+    """Builds the data module, set up to fit; fills the shape of the data in."""
+    # The augmentation may need the shape, which the source alone may know.
+    made = instantiate(cfg.datamodule, _convert_="all", augmentation=None)
+    data: SplitDataModule = made
+    data.prepare_data()
+    data.setup("fit")
+    fill_in(cfg, data)
+    data.augmentation = instantiate(cfg.datamodule.augmentation, _convert_="all")
+    return data
 
 
 def _checkpoint(cfg: DictConfig) -> str | None:

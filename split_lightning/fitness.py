@@ -175,13 +175,9 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 def _like(module: Classifier, inputs: Tensor) -> Tensor:
     """Returns inputs where the weights are; floats in their precision."""
-    weights: Sequence[Tensor] = [
-        p for p in module.parameters() if p.is_floating_point()
-    ]
-    if not weights:
-        return inputs
-    dtype = weights[0].dtype if inputs.is_floating_point() else inputs.dtype
-    return module.laid_out(inputs.to(weights[0].device, dtype))
+    weights = next((p for p in module.parameters() if p.is_floating_point()), inputs)
+    dtype = weights.dtype if inputs.is_floating_point() else inputs.dtype
+    return module.laid_out(inputs.to(weights.device, dtype))
 
 
 def _unfit(inputs: Tensor, error: Exception) -> ValueError:

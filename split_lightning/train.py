@@ -32,6 +32,7 @@ from split_lightning.callbacks.resume_checkpoint import ResumeCheckpoint
 from split_lightning.callbacks.virtual_clock import virtual_seconds
 from split_lightning.checkpoints import FOLDER, LAST
 from split_lightning.config import check, conf_folder, summary
+from split_lightning.data_shape import fill_in, leave_out_shape
 from split_lightning.network_files import save_networks
 from split_lightning.report import print_results
 from split_lightning.run_folder import (
@@ -73,6 +74,7 @@ def _begin(cfg: DictConfig, folder: Path) -> Run:
     with one_message(remedy=lambda: _go_on(folder)):
         composed = copy.deepcopy(cfg)  # `instantiate` resolves what it meets, in place
         run = build(cfg)
+        fill_in(composed, run.data)
         if run.trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             save_config(composed, folder / "config.yaml")
@@ -227,6 +229,7 @@ def main(cfg: DictConfig | None = None) -> float | None:
         return None
     with no_folder_if_refused():
         with one_message():
+            leave_out_shape(cfg)
             check(cfg, _typed())
         metric: float | None = train(cfg).get(cfg.metric.replace("/", "_"))
     return metric

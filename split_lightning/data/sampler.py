@@ -61,7 +61,7 @@ class ClientBatchSampler:
         servers: Which server serves which client; `None`: one for all.
         availability: Which clients are there in a round, and how far they come;
             `None`: all, to the end.
-        least: How small a batch may be, which depends on the network; `None`: one sample.
+        least: How small a batch may be, as the network needs it; `None`: one sample.
 
     Raises:
         ValueError: If `availability` does not go with the clients or the schedule.
