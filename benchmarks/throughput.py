@@ -122,7 +122,9 @@ def load(root: Path | None, num_batches: int) -> Data:
     module = sl.SplitDataModule(
         source, 1, batch_size=BATCH_SIZE, val_share=0.0, mean=HALVES, std=HALVES
     )
-    inputs, targets = (t[: num_batches * BATCH_SIZE] for t in source.load(train=True))
+    loaded = source.load(train=True)
+    count = num_batches * BATCH_SIZE
+    inputs, targets = loaded.inputs[:count], loaded.targets[:count]
     inputs = inputs.float().div(255).sub(0.5).div(0.5)
     return Data(module, dataset, Images(inputs, targets))
 

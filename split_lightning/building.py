@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
@@ -16,6 +15,8 @@ from split_lightning.callbacks.speed_monitor import SpeedMonitor
 from split_lightning.checkpoints import find_checkpoint
 from split_lightning.classifier import Classifier
 from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.data_shape import fill_in
+from split_lightning.fitness import check_network, set_least_batch
 from split_lightning.loggers import build_loggers
 from split_lightning.models.weights import load_weights
 from split_lightning.system.work import work_of
@@ -36,9 +37,7 @@ class Run(NamedTuple):
 def build(cfg: DictConfig) -> Run:
     """Builds what a configuration names; data are loaded and dealt out."""
     checkpoint = _checkpoint(cfg)
-    data = instantiate(cfg.datamodule, _convert_="all")
-    data.prepare_data()
-    data.setup("fit")
+    data = build_data(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module = build_module(cfg)
     module.configure_optimizers()  # a wrong option fails here, not in mid-run
@@ -61,9 +60,22 @@ def build(cfg: DictConfig) -> Run:
             f"got {trainer.world_size}: each would start the whole sweep again."
         )
     module.verify(trainer, data)
-    _probe(module, data)
+    check_network(module, data)
+    set_least_batch(module, data, trainer.world_size)
     _choose_threads(cfg, module, data)
     return Run(data, module, trainer, speed, checkpoint)
+
+
+def build_data(cfg: DictConfig) -> SplitDataModule:
+    """Builds the data module, set up to fit; fills the shape of the data in."""
+    # The augmentation may need the shape, which the source alone may know.
+    made = instantiate(cfg.datamodule, _convert_="all", augmentation=None)
+    data: SplitDataModule = made
+    data.prepare_data()
+    data.setup("fit")
+    fill_in(cfg, data)
+    data.augmentation = instantiate(cfg.datamodule.augmentation, _convert_="all")
+    return data
 
 
 def _checkpoint(cfg: DictConfig) -> str | None:
@@ -95,27 +107,6 @@ def new_module(cfg: DictConfig, **given: Any) -> Classifier:
         given["image_shape"] = (cfg.data.in_channels, size, size)
     module: Classifier = instantiate(cfg.protocol.module, _convert_="all", **given)
     return module
-
-
-def _probe(module: Classifier, data: SplitDataModule) -> None:
-    """Stops where the network does not fit the data."""
-    image, num_classes = data.example(), len(data.source.classes)
-    shape = tuple(image.shape[1:])
-    try:
-        with torch.no_grad():
-            logits = module.eval()(image)
-    except (IndexError, RuntimeError) as error:
-        raise ValueError(
-            f"Expected the network (`model`) to take images of shape {shape}, as "
-            f"`data` has them, but: {error}"
-        ) from error
-    finally:
-        module.train()
-    if logits.shape != (1, num_classes):
-        raise ValueError(
-            f"Expected the network (`model.network`) to return {num_classes} logits, "
-            f"as many as `data` has classes, but got {tuple(logits.shape[1:])}."
-        )
 
 
 def _choose_threads(cfg: DictConfig, module: Classifier, data: SplitDataModule) -> None:

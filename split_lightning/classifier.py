@@ -16,9 +16,12 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from split_lightning.callbacks.segment_summary import SegmentSummary
+from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.data.least_batch import LeastBatch
 from split_lightning.data.loader import ClientLoader, StepBatch
 from split_lightning.evaluated_classifier import EvaluatedClassifier
 from split_lightning.finite import NonFiniteError, NonFinitePolicy, are_finite
+from split_lightning.fitness import set_least_batch, set_least_batch_of_loader
 from split_lightning.parties import Parties
 from split_lightning.processes import all_agree, gathered, processes_of, summed
 from split_lightning.random_state import random_state, set_random_state
@@ -43,6 +46,7 @@ class Classifier(EvaluatedClassifier):
 
     Attributes:
         skipped_batches: Number of batches that were skipped since the run's start.
+        least: How small a batch may be, from the start of training on.
 
     Raises:
         ValueError: If `non_finite` is neither.
@@ -64,6 +68,7 @@ class Classifier(EvaluatedClassifier):
         super().__init__(num_classes, criterion, channels_last, parties)
         self.non_finite = non_finite
         self.skipped_batches = 0
+        self.least = LeastBatch()
         self._kept_buffers: list[tuple[Tensor, Tensor]] = []
         self._losses = RoundLosses()
         self._resumed: dict[str, Any] | None = None  # waits for the training's start
@@ -266,6 +271,8 @@ class Classifier(EvaluatedClassifier):
         self.parties.is_counting = self.trainer.is_global_zero
         if stage == "fit":
             self.parties.open()
+            if isinstance(data, SplitDataModule):
+                self.least = set_least_batch(self, data, self.trainer.world_size)
 
     @override
     def on_fit_start(self) -> None:
@@ -276,6 +283,10 @@ class Classifier(EvaluatedClassifier):
 
     @override
     def on_train_start(self) -> None:
+        loader, world_size = self.trainer.train_dataloader, self.trainer.world_size
+        came_alone = getattr(self.trainer, "datamodule", None) is None
+        if came_alone and isinstance(loader, ClientLoader):
+            self.least = set_least_batch_of_loader(self, loader, world_size)
         # After all that may draw random numbers, or clear gradients, before training.
         if self._resumed is not None:
             states = self._resumed["processes"]

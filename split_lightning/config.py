@@ -24,6 +24,7 @@ from split_lightning.config_keys import (
     value_at,
 )
 from split_lightning.config_types import misfit
+from split_lightning.data_shape import SHAPE_KEYS
 
 # What a sweep may choose by.
 METRICS = ("val/accuracy", "val/loss", "train/loss")
@@ -46,9 +47,9 @@ class DataConfig:
     """A data set and how it is dealt out: `conf/data`."""
 
     source: Any = MISSING
-    num_classes: int = MISSING
-    in_channels: int = MISSING
-    image_size: int = MISSING
+    num_classes: int | None = None
+    in_channels: int | None = None
+    image_size: int | None = None
     mean: list[float] = MISSING
     std: list[float] = MISSING
     val_share: float = MISSING
@@ -269,7 +270,7 @@ def _check_used(plain: Any, override: str, ignores: Sequence[str]) -> None:
                 f"`{ignored}`. Leave it out."
             )
     is_there = value_at(plain, key) != MISSING  # a choice of a group may not be
-    used = used_keys(plain)
+    used = {*used_keys(plain), *SHAPE_KEYS}  # those are checked against the source
     if is_there and not any(is_within(key, k) or is_within(k, key) for k in used):
         raise ValueError(
             f"`{override}` would change nothing: nothing in this run uses `{key}`. "
@@ -308,7 +309,12 @@ def _check_types(node: Any, plain: Any, path: str = "") -> None:
     """Stops where an option is not of the type that its class or function asks for."""
     if not isinstance(node, dict):
         return
-    if (target := node.get("_target_")) and (wrong := misfit(target, node)):
+    known = {
+        name: value
+        for name, value in node.items()
+        if value is not None or origin_of(plain, f"{path}{name}") not in SHAPE_KEYS
+    }  # null of the shape: as the source has it, when that is loaded
+    if (target := node.get("_target_")) and (wrong := misfit(target, known)):
         name, expected = wrong
         key = origin_of(plain, f"{path}{name}")
         used = f", as {target} takes it" if key != f"{path}{name}" else ""

@@ -10,7 +10,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from split_lightning import joint_step
+from split_lightning.data.least_batch import shared_out
 from split_lightning.data.loader import StepBatch
+from split_lightning.data.schedule import batches_of
 from split_lightning.manual_optimization import no_closure
 from split_lightning.module import SplitLightningModule
 from split_lightning.support import require_one_device
@@ -133,4 +135,9 @@ class CycleSplitLightningModule(SplitLightningModule):
         """Returns which samples make each batch of the server's passes."""
         size = self.server_batch_size or num_samples
         passes = [torch.randperm(num_samples) for _ in range(self.server_passes)]
-        return [batch for order in passes for batch in torch.split(order, size)]
+        counts = batches_of(num_samples, size, num_passes=1)
+        if len(counts) > 1 and counts[-1] < self.least.total:
+            *others, first, second = counts
+            shared = shared_out(first, second, self.least.total)
+            counts = others + [count for count in shared if count]
+        return [batch for order in passes for batch in torch.split(order, counts)]

@@ -115,7 +115,7 @@ def describe(cfg: DictConfig, data: SplitDataModule, images: Tensor) -> dict[str
     shape = list(images.shape[1:])
     mean, std = (list(map(float, cfg.datamodule[key])) for key in ("mean", "std"))
     return {
-        "classes": list(data.source.classes),
+        "classes": list(data.classes),
         "image_shape": shape,  # C, H, W
         "mean": mean * (shape[0] // len(mean)),
         "std": std * (shape[0] // len(std)),

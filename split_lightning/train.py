@@ -19,6 +19,7 @@ from split_lightning.config import (
     conf_folder,
     typed_overrides,
 )
+from split_lightning.data_shape import leave_out_shape
 from split_lightning.run_folder import (
     no_folder_if_refused,
     one_folder_for_all_processes,
@@ -56,6 +57,7 @@ def main(cfg: DictConfig | None = None) -> float | None:
         with one_message():
             check_values(cfg, typed_overrides())
             _say_what_begins(cfg)
+            leave_out_shape(cfg)
             check_classes(cfg)
         from split_lightning.training import train  # torch and Lightning
 

@@ -26,6 +26,7 @@ from split_lightning.callbacks.virtual_clock import virtual_seconds
 from split_lightning.checkpoints import FOLDER, LAST
 from split_lightning.choices import summary
 from split_lightning.config import typed_overrides
+from split_lightning.data_shape import fill_in
 from split_lightning.loggers import close_loggers, end_logs, log_choices
 from split_lightning.network_files import save_networks
 from split_lightning.report import print_results
@@ -59,6 +60,7 @@ def _begin(cfg: DictConfig, folder: Path) -> Run:
     with one_message(remedy=lambda: _go_on(folder)):
         composed = copy.deepcopy(cfg)  # `instantiate` resolves what it meets, in place
         run = build(cfg)
+        fill_in(composed, run.data)
         if run.trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             save_config(composed, folder / "config.yaml")
@@ -177,7 +179,7 @@ def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
         "network": str(cfg.protocol.module.network["_target_"]),
         "network_options": json.dumps(network),
         "cut_layer": ",".join(map(str, cfg.topology.cut_layers)),
-        "classes": ",".join(run.data.source.classes),
+        "classes": ",".join(run.data.classes),
         "split_lightning": split_lightning.__version__,
         "torch": str(torch.__version__),
     }

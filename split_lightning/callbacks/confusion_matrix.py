@@ -108,7 +108,7 @@ def _classes(trainer: pl.Trainer) -> tuple[str, ...]:
             "ConfusionMatrix names the classes of a SplitDataModule: test with "
             "datamodule=..., or leave the callback out."
         )
-    classes: tuple[str, ...] = tuple(data.source.classes)
+    classes: tuple[str, ...] = tuple(data.classes)
     return classes
 
 

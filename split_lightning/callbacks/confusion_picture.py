@@ -94,7 +94,7 @@ class ConfusionPicture(pl.Callback):
             return None
         counts = metric.compute().cpu()  # of all processes
         data = getattr(trainer, "datamodule", None)
-        names = range(len(counts)) if data is None else data.source.classes
+        names = range(len(counts)) if data is None else data.classes
         title = title_of(part, self._networks)
         figure = draw_confusion(counts, [str(name) for name in names], title)
         log_figure(trainer, f"{part}/confusion", figure)

@@ -40,7 +40,7 @@ class PartitionPicture(pl.Callback):
                 "PartitionPicture draws what a SplitDataModule deals out: fit with "
                 "datamodule=..., or leave the callback out."
             )
-        figure = draw_label_counts(data.label_counts, data.source.classes)
+        figure = draw_label_counts(data.label_counts, data.classes)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             figure.savefig(self.folder / "partition.png", dpi=120)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,17 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torchvision.transforms.functional import normalize
 from typing_extensions import override
 
 from split_lightning.data.availability import Availability
+from split_lightning.data.least_batch import LeastBatch
 from split_lightning.data.loader import ClientLoader, EvaluationLoader, ValidationLoader
 from split_lightning.data.missing_parts import Lacking, MissingParts
 from split_lightning.data.partition import label_counts, partition
+from split_lightning.data.partitioners import new_partitioner
 from split_lightning.data.sampler import ClientBatchSampler
+from split_lightning.data.samples import check_alike, classes_of, read_samples
+from split_lightning.data.scaling import check_statistics, is_measured, normalized
 from split_lightning.data.schedule import RoundRobinSchedule, Schedule
 from split_lightning.data.seeding import generator
 from split_lightning.data.sources import Images, ImageSource
@@ -26,29 +29,32 @@ from split_lightning.processes import processes_of
 from split_lightning.server_map import ServerMap
 
 if TYPE_CHECKING:
-    from flwr_datasets.partitioner import Partitioner
+    from split_lightning.data.partitioners import PartitionerLike
 
 
 class SplitDataModule(pl.LightningDataModule):
     """Deals a data set out to clients and lets them take turns.
 
     The training set is partitioned; each client keeps a share of its own part for
-    validation. All of it is a function of the seed. Images are held once, as uint8,
-    and normalised and augmented in whole batches. One Lightning epoch is one round.
+    validation. All of it is a function of the seed. Samples are held once, and
+    normalised and augmented in whole batches (`split_lightning.data.scaling` has the
+    rule). One Lightning epoch is one round.
 
     Args:
         source: The data set: `TorchvisionImages`, `DigitsImages` or one's own.
-        num_clients: Number of clients.
-        partitioner: Makes one of `flwr_datasets.partitioner`, given `num_partitions`,
-            such as `partial(DirichletPartitioner, partition_by="label", alpha=0.5)`;
-            `None`: IID.
+        num_clients: Number of clients; what a partitioner makes that takes no number.
+        partitioner: One of `flwr_datasets.partitioner`: a class or its name, an
+            instance, or a partial such as
+            `partial(DirichletPartitioner, partition_by="label", alpha=0.5)`. It divides
+            by `label` or a column of the source; `None`: IID.
         schedule: Who takes part in a round, in which order, in which steps; `None`:
             a round robin.
         batch_size: Number of samples in a batch.
         local_epochs: Number of passes over its partition in a client's turn.
         val_share: Share of its samples that each client keeps for validation, in
             [0, 1); all but one sample at most.
-        mean: Mean of each channel, for pixels in [0, 1] (of a table: of its numbers).
+        mean: Mean of each channel (axis 1), of numbers that are scaled already (pixels
+            in [0, 1]); or one for all. Ids are left alone.
         std: Standard deviation of each channel, in the same way.
         augmentation: Changes normalised training images at random, each sample by
             itself, such as one of `kornia.augmentation`; drawn anew for each batch.
@@ -62,9 +68,12 @@ class SplitDataModule(pl.LightningDataModule):
         parts: For each client the positions in the training set of the samples that
             it trains on; from `setup` on.
         val_parts: For each client the positions of those that it validates on.
+        least: How small a training batch may be; a `SplitLightningModule` sets it for
+            its network before training.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range; in `setup`, if what the source
+            returns cannot be used, or cannot be dealt out.
 
     Example::
 
@@ -78,7 +87,7 @@ class SplitDataModule(pl.LightningDataModule):
         self,
         source: ImageSource,
         num_clients: int,
-        partitioner: Callable[..., Partitioner] | None = None,
+        partitioner: PartitionerLike | None = None,
         schedule: Schedule | None = None,
         batch_size: int = 128,
         local_epochs: int = 1,
@@ -118,7 +127,7 @@ class SplitDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.local_epochs = local_epochs
         self.val_share = val_share
-        self.normalize = partial(_normalize, mean=list(mean), std=list(std))
+        self.normalize = partial(normalized, mean=list(mean), std=list(std))
         self.augmentation = augmentation
         self.seed = seed
         self.servers = servers or ServerMap()
@@ -127,6 +136,7 @@ class SplitDataModule(pl.LightningDataModule):
         self.missing_parts = missing_parts or MissingParts()
         self.parts: list[Tensor] = []
         self.val_parts: list[Tensor] = []
+        self.least = LeastBatch()
         self._train: Images | None = None
         self._test: Images | None = None
 
@@ -136,21 +146,43 @@ class SplitDataModule(pl.LightningDataModule):
 
     @override
     def setup(self, stage: str | None = None) -> None:
+        if self._test is None:  # checked with the training set, before any training
+            self._test = self._read(train=False)
         if stage in ("fit", "validate", None) and self._train is None:
-            self._train = self.source.load(train=True)
-            self._deal_out(self._train)
-        if stage in ("test", "predict", None) and self._test is None:
-            self._test = self.source.load(train=False)
+            train = self._read(train=True)
+            check_alike(train, self._test)
+            self._deal_out(train)
+            self._train = train
+
+    def _read(self, train: bool) -> Images:
+        images = read_samples(self.source, train)
+        for name, values in self.normalize.keywords.items():
+            check_statistics(name, values, images.inputs)
+        return images
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return classes_of(self.source)
 
     @property
     def label_counts(self) -> Tensor:
         """Number of training samples by client and class, `(clients, classes)`."""
-        train, num_classes = self._need(self._train), len(self.source.classes)
+        train, num_classes = self._need(self._train), len(self.classes)
         return label_counts(train.targets, self.parts, num_classes)
 
     def example(self) -> Tensor:
-        """Returns one training image as the network gets it, `(1, C, H, W)`."""
+        """Returns one training sample as the network gets it, `(1, C, ...)`."""
         return self.normalize(self._need(self._train).inputs[:1])
+
+    def extremes(self) -> Tensor:
+        """Returns two samples as the network gets them, the largest id among them."""
+        sets = [self._need(self._train).inputs, self._need(self._test).inputs]
+        first = sets[0][:1]
+        if is_measured(first):
+            return self.normalize(first.expand(2, *first.shape[1:]))
+        largest = max((ids[ids.amax(dim=1).argmax()] for ids in sets), key=torch.max)
+        return self.normalize(torch.cat([first, largest[None]]))
 
     @override
     def train_dataloader(self) -> ClientLoader:
@@ -163,6 +195,7 @@ class SplitDataModule(pl.LightningDataModule):
             repeat_round=getattr(self.trainer, "overfit_batches", 0) > 0,
             servers=self.servers,
             availability=self.availability,
+            least=self.least,
         )
         if self.trainer is not None:  # Lightning may fetch before it sets the round
             progress: Any = self.trainer.fit_loop.epoch_progress.current
@@ -217,7 +250,19 @@ class SplitDataModule(pl.LightningDataModule):
                 f"samples ({num_samples}), but got {self.num_clients}."
             )
         drawn = torch.randperm(num_samples, generator=generator(self.seed, "deal out"))
-        parts = partition(train.targets[drawn], self._make_partitioner())
+        places = drawn.tolist()
+        columns = {
+            name: [values[place] for place in places]
+            for name, values in (train.columns or {}).items()
+        }
+        partitioner = new_partitioner(self.partitioner, self.num_clients)
+        parts = partition(train.targets[drawn], partitioner, columns)
+        if len(parts) != self.num_clients:
+            raise ValueError(
+                f"Expected argument `num_clients` to be {len(parts)}, the number of "
+                f"partitions that {type(partitioner).__name__} makes of these samples, "
+                f"but got {self.num_clients}."
+            )
         owned = [drawn[part] for part in parts]
         num_val = [min(round(len(o) * self.val_share), len(o) - 1) for o in owned]
         if self.val_share > 0 and not any(num_val):
@@ -235,26 +280,6 @@ class SplitDataModule(pl.LightningDataModule):
             is_val[order[:num]] = True
             self.val_parts.append(samples[is_val].sort()[0])
             self.parts.append(samples[~is_val])
-
-    def _make_partitioner(self) -> Partitioner:
-        if self.partitioner is None:
-            from flwr_datasets.partitioner import IidPartitioner
-
-            return IidPartitioner(num_partitions=self.num_clients)
-        options = getattr(self.partitioner, "keywords", {})
-        for name, count in options.items():  # not every partitioner checks its own
-            if name.startswith("num_") and isinstance(count, int) and count < 1:
-                raise ValueError(
-                    f"Expected argument `{name}` to be a positive integer, but got "
-                    f"{count}."
-                )
-        try:
-            return self.partitioner(num_partitions=self.num_clients)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"Expected argument `partitioner` to have valid options, but got "
-                f"{options}: {error}"
-            ) from error
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -313,12 +338,3 @@ def _described(part: object) -> str:
     options = {k: v for k, v in vars(part).items() if isinstance(v, plain)}
     listed = ", ".join(f"{name}={value!r}" for name, value in sorted(options.items()))
     return f"{type(part).__name__}({listed})"
-
-
-def _normalize(pixels: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """Returns uint8 pixels `(B, C, H, W)`, or other numbers, as normalised float32."""
-    values = pixels.to(torch.float32, copy=True)
-    if pixels.dtype == torch.uint8:
-        values.div_(255)
-    normalized: Tensor = normalize(values, mean, std, inplace=True)
-    return normalized

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from split_lightning.data.partitioners import may_leave_samples_out
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
 
-def partition(labels: Tensor, partitioner: Partitioner) -> list[Tensor]:
+def partition(
+    labels: Tensor,
+    partitioner: Partitioner,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+) -> list[Tensor]:
     """Deals samples out to clients.
 
     Args:
         labels: The samples' labels, of shape `(N,)`. Partitioners that cut the samples
             in order (IID, quantity skew) take them in this order: shuffle first.
         partitioner: One of `flwr_datasets.partitioner`, new, whose `partition_by` (if
-            it has one) is `"label"`.
+            it has one) is `"label"` or a column.
+        columns: Further values of each sample, by name.
 
     Returns:
         For each client the positions of its samples in `labels`, in ascending order.
-        Every sample belongs to exactly one client.
+        Every sample belongs to exactly one client; to none if the partitioner was told
+        to deal fewer out (a warning counts those).
 
     Raises:
         ValueError: If the partitioner cannot deal these samples out, leaves a client
@@ -36,12 +47,20 @@ def partition(labels: Tensor, partitioner: Partitioner) -> list[Tensor]:
     from datasets import Dataset
 
     name = type(partitioner).__name__
-    samples = {"label": labels.tolist(), "index": list(range(len(labels)))}
-    partitioner.dataset = Dataset.from_dict(samples)
+    given = {"label": labels.tolist(), **(columns or {})}
+    by = getattr(partitioner, "_partition_by", None)
+    if by is not None and by not in given:
+        raise ValueError(
+            f"Expected `partition_by` of {name} (`data.partitioner`) to be one of "
+            f"{', '.join(given)}, but got {by!r}. (`data.source` returns columns as "
+            "the third field of `Images`.)"
+        )
+    samples = Dataset.from_dict({**given, "index": list(range(len(labels)))})
     try:
-        with warnings.catch_warnings():
-            # Retries and unused classes: what matters of them is an error below.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            # Retries, unused classes, progress bars: what matters is an error below.
             warnings.simplefilter("ignore")
+            partitioner.dataset = samples
             num_clients = partitioner.num_partitions
             if num_clients > len(labels):
                 raise ValueError(f"there are {num_clients} clients.")
@@ -52,11 +71,12 @@ def partition(labels: Tensor, partitioner: Partitioner) -> list[Tensor]:
                 ).sort()[0]
                 for client_id in range(num_clients)
             ]
-    except ValueError as error:
+    except Exception as error:  # partitioners raise almost anything
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(
-            f"{name} cannot deal {len(labels)} samples out: {error}"
+            f"{name} cannot deal {len(labels)} samples out: {kind}{error}"
         ) from error
-    _verify(parts, labels, name)
+    _verify(parts, labels, name, may_leave_samples_out(partitioner))
     return parts
 
 
@@ -81,7 +101,9 @@ def label_counts(labels: Tensor, parts: list[Tensor], num_classes: int) -> Tenso
     )
 
 
-def _verify(parts: list[Tensor], labels: Tensor, name: str) -> None:
+def _verify(
+    parts: list[Tensor], labels: Tensor, name: str, may_leave_out: bool
+) -> None:
     """Checks that every sample belongs to exactly one client, and none is idle."""
     empty = [client_id for client_id, part in enumerate(parts) if len(part) == 0]
     if empty:
@@ -93,6 +115,13 @@ def _verify(parts: list[Tensor], labels: Tensor, name: str) -> None:
     if (owners == 1).all():
         return
     lost = labels[owners == 0]
+    if may_leave_out and (owners <= 1).all():
+        warnings.warn(
+            f"{name} leaves {len(lost):,} of {len(labels):,} training samples out: no "
+            "client has them.",
+            stacklevel=2,
+        )
+        return
     raise ValueError(
         f"Every sample must belong to exactly one client, but {name} gives "
         f"{int((owners > 1).sum())} samples out more than once and loses {len(lost)} "

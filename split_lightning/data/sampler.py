@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from split_lightning.data.availability import Availability
+from split_lightning.data.least_batch import LeastBatch, enlarged
 from split_lightning.data.schedule import Draw, Schedule
 from split_lightning.data.seeding import derive_seed, generator
 from split_lightning.data.service import Service
@@ -43,7 +44,8 @@ class ClientBatchSampler:
 
     In a round a client passes `local_epochs` times over its partition, each time in a
     new order. All orders are functions of (seed, round, client), so that a position is
-    all there is to resume. The last batch of a pass may be smaller. Clients of
+    all there is to resume. The last batch of a pass may be smaller; where it would be
+    smaller than `least`, the last two are shared out evenly (`enlarged`). Clients of
     different servers do not meet within a round: one server's clients follow the
     other's. Clients that are absent, and batches after which a client dropped out, are
     left out of what the schedule plans (see `Availability`); so are steps that nobody
@@ -59,6 +61,7 @@ class ClientBatchSampler:
         servers: Which server serves which client; `None`: one for all.
         availability: Which clients are there in a round, and how far they come;
             `None`: all, to the end.
+        least: How small a batch may be, as the network needs it; `None`: one sample.
 
     Raises:
         ValueError: If `availability` does not go with the clients or the schedule.
@@ -74,6 +77,7 @@ class ClientBatchSampler:
         repeat_round: bool = False,
         servers: ServerMap | None = None,
         availability: Availability | None = None,
+        least: LeastBatch | None = None,
     ) -> None:
         self.partition = partition
         self.schedule = schedule
@@ -85,6 +89,7 @@ class ClientBatchSampler:
         self.availability = availability or Availability()
         if not self.availability.is_trivial:
             self.availability.check(len(partition), schedule)
+        self.least = least or LeastBatch()
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -133,6 +138,14 @@ class ClientBatchSampler:
 
     def _planned_steps(self) -> Iterator[list[Draw]]:
         """Yields the steps of those who are there, if nobody drops out."""
+        steps = self._scheduled_steps()
+        if self.least.is_trivial:
+            return steps
+        sizes = {k: len(part) for k, part in enumerate(self.partition)}
+        return iter(enlarged(list(steps), sizes, self.least))
+
+    def _scheduled_steps(self) -> Iterator[list[Draw]]:
+        """Yields the steps as the schedule plans them, whatever their sizes."""
         groups: dict[int, dict[int, int]] = {}
         for client_id in self.turns():
             server = self.servers.server_of(client_id, len(self.partition))
@@ -161,8 +174,16 @@ class ClientBatchSampler:
         }
         everyone = self.schedule.clients_per_round in (None, len(self.partition))
         same_groups = len(loads) == 1 and self.servers.is_single
-        all_there = self.availability.is_trivial
+        all_there = self.availability.is_trivial and not self._may_merge
         return self.repeat_round or (all_there and (everyone or same_groups))
+
+    @property
+    def _may_merge(self) -> bool:
+        """Whether batches may be merged, so that the number of steps may differ."""
+        needed = max(self.least.own, self.least.total)
+        batch_size = self.batch_size
+        counts_are_drawn = self.schedule.load_of(3 * batch_size, batch_size) != 3
+        return needed > 1 and (counts_are_drawn or batch_size < 2 * needed - 1)
 
     def __iter__(self) -> Iterator[BatchPlan]:
         """Yields the batches of the round, step after step."""

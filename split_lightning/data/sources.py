@@ -1,9 +1,10 @@
-"""Data sets, held once as uint8 tensors."""
+"""Data sets, held once as tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,25 +15,38 @@ _DIGITS_TEST_SHARE, _DIGITS_TEST_SEED = 0.2, 0
 
 
 class Images(NamedTuple):
-    """Images and their labels.
+    """Samples and their labels: images, signals, sequences, or the rows of a table.
+
+    `split_lightning.data.scaling` says how numbers become the network's inputs.
 
     Attributes:
-        inputs: Pixels, uint8 of shape `(N, C, H, W)`; or the rows of a table, float32
-            of shape `(N, C, 1, 1)` for C columns.
-        targets: Labels, int64 of shape `(N,)`, from 0.
+        inputs: Images `(N, C, H, W)`, signals `(N, C, L)`, sequences of ids `(N, L)`
+            (integers), or tables `(N, D)` (floats). Axis 1 is the channel axis.
+        targets: Labels, integers of shape `(N,)`, from 0.
+        columns: Values of each sample by which partitioners may divide the training
+            set, such as `{"hospital": ["A", "B", "A"]}`; `None`: the label alone.
     """
 
     inputs: Tensor
     targets: Tensor
+    columns: Mapping[str, Sequence[Any]] | None = None
 
 
 class ImageSource(Protocol):
-    """A data set that `SplitDataModule` can use: any object with these members."""
+    """A data set that `SplitDataModule` can use: any object with these members.
 
-    classes: tuple[str, ...]
+    Attributes:
+        classes: The names of the classes, at least two.
+    """
+
+    classes: Sequence[str]
 
     def load(self, train: bool) -> Images:
-        """Returns the training set or the test set; fetches it first if need be."""
+        """Returns the training set or the test set; fetches it first if need be.
+
+        Arrays and lists may stand for tensors, a plain tuple for `Images`, and a
+        map-style `torch.utils.data.Dataset` of (input, label) for all of them.
+        """
 
 
 class TorchvisionImages:

@@ -179,7 +179,7 @@ def test_normalisation_is_exact():
 def test_crop_and_flip_are_drawn_for_each_sample():
     from kornia.augmentation import RandomCrop, RandomHorizontalFlip
 
-    images = RandomImages(num_train=40, shape=(1, 8, 8))
+    images = RandomImages(num_train=40, num_test=40, shape=(1, 8, 8))
     picture = torch.arange(64, dtype=torch.uint8).view(1, 8, 8)
     load = images.load
     images.load = lambda train: load(train)._replace(inputs=picture.repeat(40, 1, 1, 1))

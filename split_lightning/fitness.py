@@ -1,0 +1,194 @@
+"""Fitness: whether a network and data fit each other, before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from split_lightning.channel import values_of
+from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.data.least_batch import LeastBatch
+from split_lightning.data.loader import ClientLoader
+from split_lightning.data.sampler import ClientBatchSampler
+from split_lightning.user_code import described
+
+if TYPE_CHECKING:
+    from split_lightning.classifier import Classifier
+
+
+def check_network(module: Classifier, data: SplitDataModule) -> None:
+    """Stops where the network does not take the data, or returns other than logits.
+
+    Raises:
+        ValueError: Says what it was given, and what it returned.
+    """
+    inputs, num_classes = data.extremes(), len(data.classes)
+    with _evaluating(module):
+        try:
+            logits = module(_like(module, inputs))
+        except Exception as error:  # a network raises what it likes
+            raise _unfit(inputs, error) from error
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            "Expected the network (`model.network`) to return one tensor of logits, "
+            f"but got an object of type {type(logits).__name__}."
+        )
+    if logits.shape != (2, num_classes):
+        raise ValueError(
+            f"Expected the network (`model.network`) to return {num_classes} logits, "
+            f"as many as `data` has classes, but got {tuple(logits.shape[1:])}."
+        )
+
+
+def set_least_batch(
+    module: Classifier, data: SplitDataModule, world_size: int
+) -> LeastBatch:
+    """Tells a data module how small a batch of the network may be.
+
+    Args:
+        module: The network, by the party that holds each part.
+        data: The data, dealt out.
+        world_size: Number of processes that share a batch out.
+
+    Raises:
+        ValueError: If a client has too few samples, or `batch_size` is too small.
+    """
+    module.parties.num_clients = data.num_clients
+    data.least = _least_batch(module, data.extremes(), data.num_clients, world_size)
+    _require_enough(data.train_dataloader().sampler, data.least)
+    return data.least
+
+
+def set_least_batch_of_loader(
+    module: Classifier, loader: ClientLoader, world_size: int
+) -> LeastBatch:
+    """Does the same for a loader that came without its data module."""
+    inputs, sampler = loader.normalize(loader.images.inputs[:2]), loader.sampler
+    num_clients = len(sampler.partition)
+    sampler.least = _least_batch(module, inputs, num_clients, world_size)
+    _require_enough(sampler, sampler.least)
+    return sampler.least
+
+
+def _least_batch(
+    module: Classifier, inputs: Tensor, num_clients: int, world_size: int
+) -> LeastBatch:
+    """Returns how many samples BatchNorm needs to see more than one value."""
+    single = _single_valued(module, inputs, num_clients)
+    if not single:
+        return LeastBatch()
+    needed = 2 * world_size
+    held_apart = [
+        layer
+        for piece in module.parties.pieces.values()
+        for layer in (m for own in piece.live.get("client", []) for m in own.modules())
+        if layer in single
+    ]
+    is_joint = getattr(module, "batch_norm", "own") == "joint"
+    own = needed if held_apart and not is_joint else 1
+    layer = (held_apart or single)[0]
+    names = {id(own): name for name, own in module.named_modules()}
+    path = names.get(id(layer), "").partition(".")[2]
+    return LeastBatch(needed, own, path or type(layer).__name__)
+
+
+def _single_valued(
+    module: Classifier, inputs: Tensor, num_clients: int
+) -> list[nn.Module]:
+    """Returns the BatchNorm layers that see one value per channel for a sample."""
+    found: list[nn.Module] = []
+
+    def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and args[0].numel() <= len(inputs) * args[0].shape[1]:
+            found.append(layer)
+
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+    if not norms:
+        return []
+    hooks = [layer.register_forward_pre_hook(note) for layer in norms]
+    kinds = module.parties.kinds
+    clients = {kinds.kind_of(k, num_clients): k for k in range(num_clients)}
+    try:
+        with _evaluating(module):
+            for client_id in clients.values():
+                _run(module.stages(client_id).values(), _like(module, inputs))
+    except Exception as error:
+        raise _unfit(inputs, error) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _run(stages: Iterable[nn.Module], inputs: Tensor) -> None:
+    values: tuple[Any, ...] = (inputs,)
+    for stage in stages:
+        values = values_of(stage(*values))
+
+
+def _require_enough(sampler: ClientBatchSampler, least: LeastBatch) -> None:
+    """Stops where no sharing out makes batches large enough."""
+    if least.is_trivial:
+        return
+    schedule, batch_size = sampler.schedule, sampler.batch_size
+    sizes = [len(part) for part in sampler.partition]
+    why = (
+        f"BatchNorm (`{least.layer}`) normalises one value per channel of a sample, "
+        "and cannot train on one alone"
+    )
+    are_drawn = schedule.load_of(3 * batch_size, batch_size) != 3
+    for_each = not schedule.acts_together or least.own > 1
+    if (for_each or are_drawn) and batch_size < least.total:
+        raise ValueError(
+            f"Expected argument `batch_size` to be at least {least.total}, since "
+            f"{why}; but got {batch_size}. Use larger batches or GroupNorm."
+        )
+    small = [k for k, size in enumerate(sizes) if size < least.total]
+    if (for_each and small) or sum(sizes) < least.total:
+        client_id = small[0]
+        raise ValueError(
+            f"Expected each client to train on at least {least.total} samples, since "
+            f"{why}; but client {client_id} has {sizes[client_id]} ({len(small)} of "
+            f"{len(sizes)} clients have too few). Use fewer clients, a milder skew "
+            "(`min_partition_size` of `data.partitioner`), a smaller `val_share`, or "
+            "GroupNorm."
+        )
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Puts a module in eval mode; restores each layer's own mode and random state."""
+    modes = [(own, own.training) for own in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for own, mode in modes:
+            own.training = mode
+
+
+def _like(module: Classifier, inputs: Tensor) -> Tensor:
+    """Returns inputs where the weights are; floats in their precision."""
+    weights = next((p for p in module.parameters() if p.is_floating_point()), inputs)
+    dtype = weights.dtype if inputs.is_floating_point() else inputs.dtype
+    return module.laid_out(inputs.to(weights.device, dtype))
+
+
+def _unfit(inputs: Tensor, error: Exception) -> ValueError:
+    shape = tuple(inputs.shape[1:])
+    kind = "samples" if inputs.is_floating_point() else "ids (int64)"
+    remedies = {
+        (1, False): " Integers (N, L) are ids: return a table of numbers as floats.",
+        (2, True): " Give images a channel axis: `inputs.unsqueeze(1)`.",
+    }
+    remedy = remedies.get((len(shape), inputs.is_floating_point()), "")
+    return ValueError(
+        f"Expected the network (`model`) to take {kind} of shape {shape}, as `data` "
+        f"has them, but: {described(error)}{remedy}"
+    )

@@ -1,0 +1,48 @@
+"""A user's own code: where in it an error was raised."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from pathlib import Path
+from types import FrameType
+
+_PACKAGE = Path(__file__).parent
+_LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
+
+
+def place_of(error: BaseException) -> str | None:
+    """Returns the place in a user's own code at which an error was raised.
+
+    Returns:
+        Such as `MySource.load, my.py:12`; `None` if no such code ran within the
+        package's.
+    """
+    place = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = Path(frame.f_code.co_filename)
+        if file.is_relative_to(_PACKAGE):
+            place = None  # what called the package is not of interest
+        elif file.is_file() and not any(map(file.is_relative_to, _LIBRARIES)):
+            place = f"{_name_of(frame)}, {file.name}:{line}"
+    return place
+
+
+def described(error: BaseException) -> str:
+    """Returns an error's message, with its type and place if a user's code raised it.
+
+    >>> described(ValueError("too large"))
+    'too large'
+    """
+    place = place_of(error)
+    if place is None and isinstance(error, ValueError | IndexError | RuntimeError):
+        return str(error)
+    where = "" if place is None else f" (in {place})"
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def _name_of(frame: FrameType) -> str:
+    """Returns the name of a frame's function, with its class."""
+    owner = frame.f_locals.get("self")
+    name = frame.f_code.co_name
+    return name if owner is None else f"{type(owner).__name__}.{name}"
