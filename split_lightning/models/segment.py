@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, fx, nn
 
+from split_lightning.models.code import Code
 from split_lightning.models.trace import find
 
 # The operations of a stretch of a network, in train mode (`True`) and eval mode.
@@ -38,9 +39,6 @@ class Segment(nn.Module):
         network: The network that the layers are taken from.
         stretches: What it runs, in the order of the network.
 
-    Attributes:
-        code: What it runs, as text.
-
     Raises:
         ValueError: In `forward`, if a tuple of tensors would cross as one value.
     """
@@ -63,15 +61,16 @@ class Segment(nn.Module):
             }
             for stretch in stretches
         ]
-        self.code = [str(graph.python_code("self").src) for graph in graphs]
         self._sends = [stretch.sends for stretch in stretches]
-        self._forwards: list[dict[bool, Callable[..., Any]]] = [
-            {
-                training: type(fx.GraphModule(network, graph)).forward
-                for training, graph in stretch.graphs.items()
-            }
+        self._codes = [
+            {training: Code(graph) for training, graph in stretch.graphs.items()}
             for stretch in stretches
         ]
+
+    @property
+    def code(self) -> list[str]:
+        """What it runs, as text."""
+        return [code.text for stretch in self._codes for code in stretch.values()]
 
     def forward(self, *inputs: Any, stretch: int | Sequence[int] = 0) -> Any:
         """Runs a stretch of operations, in the order of the unsplit network.
@@ -89,7 +88,7 @@ class Segment(nn.Module):
         if not isinstance(stretch, int):
             several = [self(*inputs, stretch=own) for own in stretch]
             return several[0] if len(several) == 1 else tuple(_flat(several))
-        results = self._forwards[stretch][self.training](self, *inputs)
+        results = self._codes[stretch][self.training](self, *inputs)
         if self._sends[stretch]:
             _refuse_nested(results)
         return results

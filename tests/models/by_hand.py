@@ -43,12 +43,10 @@ def train_split(client, server, batches):
         for optimizer in optimizers:
             optimizer.zero_grad()
         activations = values_of(client(inputs))
-        smashed = [as_leaf(value) for value in activations]
+        gradients = {}
+        smashed = [as_leaf(v, gradients, i) for i, v in enumerate(activations)]
         F.cross_entropy(server(*smashed), targets).backward()
-        crossed = zip(activations, smashed, strict=True)
-        tensors = [(a, s) for a, s in crossed if isinstance(a, Tensor)]
-        returned = [(a, s.grad) for a, s in tensors if s.grad is not None]
-        torch.autograd.backward(*zip(*returned, strict=True))
+        torch.autograd.backward([activations[i] for i in gradients], [*gradients.values()])
         for optimizer in optimizers:
             optimizer.step()
 
@@ -62,12 +60,19 @@ def values_of(activations):
     return activations if isinstance(activations, tuple) else (activations,)
 
 
-def as_leaf(value):
-    """Returns what the server is sent: of a tensor the values alone."""
+def as_leaf(value, gradients, place):
+    """Returns what the server is sent, of a tensor the values alone.
+
+    Its gradient is put at a place, as autograd computes it (`.grad` is a copy in the
+    memory layout of the value).
+    """
     if not isinstance(value, Tensor):
         assert type(value) is int  # a size
         return value
-    return value.detach().requires_grad_(value.requires_grad)
+    leaf = value.detach().requires_grad_(value.requires_grad)
+    if leaf.requires_grad:
+        leaf.register_hook(lambda gradient: gradients.update({place: gradient}))
+    return leaf
 
 
 def trained(make_network, image_size):
