@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from split_lightning.models.trace import Trace, is_pick
@@ -141,8 +142,21 @@ class Cut:
 
 
 def _own(value: Any) -> Any:
-    """Returns a copy of a tensor, and a number as it is."""
-    return value.clone() if isinstance(value, Tensor) else value
+    """Returns a copy of a tensor, in the same layout, and a number as it is.
+
+    For another layout some layers compute in another order, and round in another way.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    layout = list(zip(value.shape, value.stride(), strict=True))
+    if any(stride == 0 and size > 1 for size, stride in layout):
+        return value  # expanded: torch refuses to change it in place
+    copy = value.clone()
+    if copy.stride() != value.stride():  # a slice of something larger
+        copy = torch.empty_strided(
+            value.shape, value.stride(), dtype=value.dtype, device=value.device
+        ).copy_(value)
+    return copy
 
 
 def _copy(

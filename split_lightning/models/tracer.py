@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,12 +44,34 @@ _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 class InPlaceProxy(fx.Proxy):
-    """A value of a trace for which `x += y` stays in place, as it is for a tensor."""
+    """A value of a trace that does as a tensor does, or refuses.
+
+    `x += y` stays in place, an attribute is not assigned, and `isinstance(x, Tensor)` is
+    answered where it is known.
+    """
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        asking = sys._getframe(1).f_globals.get("__name__", "")
+        if asking.startswith(("torch.", "split_lightning.")):
+            return InPlaceProxy
+        return torch.Tensor if _is_tensor(self.tracer, self.node) else InPlaceProxy
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("node", "tracer"):
             raise fx.proxy.TraceError(f"it assigns the attribute `{name}` of a tensor")
         super().__setattr__(name, value)
+
+
+def _is_tensor(tracer: Any, node: fx.Node) -> bool:
+    """Returns whether an operation yields a tensor; `False` where that is unknown."""
+    if node.op == "call_module":
+        layer = tracer.root.get_submodule(node.target)
+        several = isinstance(layer, nn.RNNBase | nn.MultiheadAttention)
+        return type(layer).__module__.startswith("torch.nn") and not several
+    if node.op == "call_function":
+        return getattr(node.target, "__module__", None) in ("torch", "torch._C._nn")
+    return node.op in ("placeholder", "get_attr")
 
 
 def _in_place(name: str) -> Any:
@@ -118,6 +141,15 @@ class LayerTracer(fx.Tracer):
         return super().create_node(*args, **kwargs)
 
     @override
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Decides a comparison of dtypes: they are the same, which is checked later."""
+        node = obj.node
+        if node.target in (operator.eq, operator.ne) and all(map(_is_dtype, node.args)):
+            self.graph.call_function(_require_same, node.args)
+            return node.target is operator.eq
+        return super().to_bool(obj)
+
+    @override
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
             module_qualified_name in self.whole
@@ -182,6 +214,22 @@ def logits_in(returned: Any) -> Any:
     if isinstance(returned, Mapping) and "logits" in returned:
         return returned["logits"]
     return returned
+
+
+def _is_dtype(value: Any) -> bool:
+    return (
+        isinstance(value, fx.Node)
+        and value.target is getattr
+        and value.args[1] == "dtype"
+    )
+
+
+def _require_same(one: torch.dtype, other: torch.dtype) -> None:
+    if one != other:
+        raise ValueError(
+            "Expected inputs of the dtype of the network's weights, since the network "
+            f"does other things else, but got {one} and {other}."
+        )
 
 
 def _inputs_of(network: nn.Module) -> list[str]:
