@@ -63,7 +63,8 @@ class Cut:
         return {
             node
             for chain in chains
-            if chain[-1] in changed and roots[chain[-1]] > 1
+            if chain[-1] in changed
+            and (roots[chain[-1]] > 1 or chain[-1].op == "get_attr")
             for node in chain[:-1]
         }
 
@@ -87,6 +88,8 @@ class Cut:
             return "leaves the client segment empty (no parameters)"
         if not self.trace.trained.intersection(self.server):
             return "leaves the server segment empty (no parameters)"
+        if self.trace.tuples.intersection(self.crossing):
+            return "would send a tuple, which the layers behind it use as a whole"
         sent = set(self.crossing) - self.trace.numbers
         if not sent:
             return "leaves nothing to send: the server segment needs no result of it"

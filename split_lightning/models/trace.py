@@ -37,6 +37,7 @@ _VIEW_FUNCTIONS = {
     "unsqueeze",
     "view",
 }
+_TUPLE_FUNCTIONS = {"chunk", "split", "tensor_split", "unbind"}
 _VIEW_LAYERS = (nn.Flatten, nn.Unflatten)
 
 
@@ -59,6 +60,7 @@ class Trace:
             and a layer's buffers; identity and path.
         trained: The operations that use parameters.
         views: The operations whose results may share memory with their first input.
+        tuples: The operations that yield a tuple, as far as that is known.
         numbers: The operations that yield plain numbers (sizes), never samples.
         changes: What each in-place operation changes. Its result is the same tensor,
             and goes by that name; so does what an operation returns as it is.
@@ -80,6 +82,7 @@ class Trace:
         self.state: dict[fx.Node, dict[int, str]] = {}
         self.trained: set[fx.Node] = set()
         self.views: set[fx.Node] = set()
+        self.tuples: set[fx.Node] = set()
         self.numbers: set[fx.Node] = set()
         self.changes: dict[fx.Node, fx.Node] = {}
         for position, node in enumerate(self.nodes):
@@ -90,6 +93,8 @@ class Trace:
                 self.trained.add(node)
             if _is_view(network, node):
                 self.views.add(node)
+            if _is_tuple(network, node):
+                self.tuples.add(node)
             if _is_number(node, self.numbers):
                 self.numbers.add(node)
             elif _is_in_place(network, node):
@@ -97,6 +102,11 @@ class Trace:
             if node in self.changes or _is_idle(network, node, training):
                 # One tensor: under two names it would cross a cut as two.
                 node.replace_all_uses_with(node.all_input_nodes[0])
+        written = {self.chain_of(node)[-1].target for node in self.changes.values()}
+        for node in self.nodes:
+            if node.op == "get_attr" and node.target in written:
+                path = str(node.target)  # a buffer that both sides read would differ
+                self.state[node] = {id(find(network, path)): path}
 
     def chain_of(self, node: fx.Node) -> list[fx.Node]:
         """Returns a view and what it is a view of, up to what is none."""
@@ -170,6 +180,14 @@ def _is_view(network: nn.Module, node: fx.Node) -> bool:
         return isinstance(find(network, str(node.target)), _VIEW_LAYERS)
     name = getattr(node.target, "__name__", node.target)
     return node.op in ("call_method", "call_function") and name in _VIEW_FUNCTIONS
+
+
+def _is_tuple(network: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        layer = find(network, str(node.target))
+        return isinstance(layer, nn.RNNBase | nn.MultiheadAttention)
+    name = getattr(node.target, "__name__", node.target)
+    return node.op in ("call_method", "call_function") and name in _TUPLE_FUNCTIONS
 
 
 def _is_idle(network: nn.Module, node: fx.Node, training: bool) -> bool:

@@ -6,7 +6,7 @@ import inspect
 import operator
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from split_lightning.models.logits import logits_in
 from split_lightning.models.side_effects import Watch
 
 IN_PLACE = (
@@ -207,13 +208,6 @@ class RandomNumbers(TorchFunctionMode):
         if func in RANDOM:
             return self.tracer.create_proxy("call_function", func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
-
-
-def logits_in(returned: Any) -> Any:
-    """Returns what a network returns as `logits`, or else all that it returns."""
-    if isinstance(returned, Mapping) and "logits" in returned:
-        return returned["logits"]
-    return returned
 
 
 def _is_dtype(value: Any) -> bool:

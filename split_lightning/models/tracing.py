@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+import logging
+from typing import NamedTuple, cast
 
 from torch import fx, nn
 
 from split_lightning.models.side_effects import Watch
 from split_lightning.models.tracer import LayerTracer, RandomNumbers
 from split_lightning.random_state import random_state, set_random_state
+
+_logger = logging.getLogger(__name__)
 
 
 class Traced(NamedTuple):
@@ -39,6 +42,7 @@ def traced(network: nn.Module) -> Traced:
     Raises:
         ValueError: If the network's own `forward` is such a layer; names the line.
     """
+    network = uncompiled(network)
     state, whole = random_state(), dict[str, str]()
     try:
         while True:
@@ -55,6 +59,17 @@ def traced(network: nn.Module) -> Traced:
             whole = found
     finally:
         set_random_state(state)
+
+
+def uncompiled(network: nn.Module) -> nn.Module:
+    """Returns the network that `torch.compile` has wrapped, or the network itself."""
+    if type(network).__name__ != "OptimizedModule":  # importing its class is slow
+        return network
+    _logger.warning(
+        "The segments of %s are not compiled: `torch.compile` was for the whole network.",
+        type(network._orig_mod).__name__,
+    )
+    return cast(nn.Module, network._orig_mod)
 
 
 def _graphs(
