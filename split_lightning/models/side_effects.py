@@ -68,7 +68,9 @@ def _places(network: nn.Module) -> Iterator[tuple[str, _Reader]]:
             continue
         yield f"the class attribute `{own.__name__}.{{}}`", partial(_data_of, vars(own))
         functions = [f for f in vars(own).values() if isinstance(f, FunctionType)]
-        read = partial(_data_of, vars(sys.modules[own.__module__]), _names_in(functions))
+        read = partial(
+            _data_of, vars(sys.modules[own.__module__]), sorted(_names_in(functions))
+        )
         yield f"the global variable `{{}}` that {own.__name__} uses", read
 
 

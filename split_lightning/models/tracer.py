@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
+import dis
 import inspect
+import linecache
 import operator
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType, ModuleType
 from typing import Any
 
 import torch
@@ -45,34 +50,15 @@ _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 class InPlaceProxy(fx.Proxy):
-    """A value of a trace that does as a tensor does, or refuses.
+    """A value of a trace for which `x += y` stays in place, as it is for a tensor.
 
-    `x += y` stays in place, an attribute is not assigned, and `isinstance(x, Tensor)` is
-    answered where it is known.
+    What it cannot record, the assignment of an attribute, it refuses.
     """
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        asking = sys._getframe(1).f_globals.get("__name__", "")
-        if asking.startswith(("torch.", "split_lightning.")):
-            return InPlaceProxy
-        return torch.Tensor if _is_tensor(self.tracer, self.node) else InPlaceProxy
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("node", "tracer"):
             raise fx.proxy.TraceError(f"it assigns the attribute `{name}` of a tensor")
         super().__setattr__(name, value)
-
-
-def _is_tensor(tracer: Any, node: fx.Node) -> bool:
-    """Returns whether an operation yields a tensor; `False` where that is unknown."""
-    if node.op == "call_module":
-        layer = tracer.root.get_submodule(node.target)
-        several = isinstance(layer, nn.RNNBase | nn.MultiheadAttention)
-        return type(layer).__module__.startswith("torch.nn") and not several
-    if node.op == "call_function":
-        return getattr(node.target, "__module__", None) in ("torch", "torch._C._nn")
-    return node.op in ("placeholder", "get_attr")
 
 
 def _in_place(name: str) -> Any:
@@ -103,19 +89,21 @@ class LayerTracer(fx.Tracer):
     operation behind, so that they cannot be traced.
 
     Args:
+        network: The network.
         whole: The layers that are one operation: path and reason. Those that are found
             are added; `""` is the network itself.
         watch: Says whether a layer has changed something; `None`: nobody asks.
     """
 
     proxy_buffer_attributes = True
-    trace_asserts = True
 
-    def __init__(self, whole: dict[str, str], watch: Watch | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, whole: dict[str, str], watch: Watch | None = None
+    ) -> None:
         super().__init__(
             autowrap_functions=(*MAKERS, torch.utils.checkpoint.checkpoint)
         )
-        self._autowrap_search += [torch, torch.utils.checkpoint]
+        self._autowrap_search += [torch, torch.utils.checkpoint, *_modules_of(network)]
         self.whole = whole
         self.watch = watch
         self._modes = _modes()
@@ -137,17 +125,29 @@ class LayerTracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _modes() != self._modes:
             raise fx.proxy.TraceError(
-                "it switches gradients, autocast or saved tensors' hooks"
+                "it computes in a torch.autograd.Function, or switches gradients, "
+                "autocast or the hooks of saved tensors"
             )
         return super().create_node(*args, **kwargs)
 
     @override
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Generator):  # on both sides of a cut it would differ
+            raise fx.proxy.TraceError("it draws from a torch.Generator of its own")
+        return super().create_arg(a)
+
+    @override
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Decides a comparison of dtypes: they are the same, which is checked later."""
+        """Decides what is checked later: an assertion, or that dtypes are the same."""
         node = obj.node
         if node.target in (operator.eq, operator.ne) and all(map(_is_dtype, node.args)):
             self.graph.call_function(_require_same, node.args)
             return node.target is operator.eq
+        frame = sys._getframe(2)  # behind `Proxy.__bool__`
+        if _is_in_assert(frame):
+            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+            self.graph.call_function(_require_true, (node, line))
+            return True
         return super().to_bool(obj)
 
     @override
@@ -190,11 +190,36 @@ class LayerTracer(fx.Tracer):
 
     def _note_changes(self) -> None:
         if self.watch is not None and self._running:
-            for change in self.watch.changes():
-                self.whole.setdefault(self._running[-1], f"it changes {change}")
+            if changes := self.watch.changes():
+                reason = f"it changes {', '.join(changes)}"
+                self.whole.setdefault(self._running[-1], reason)
 
 
-class RandomNumbers(TorchFunctionMode):
+@contextmanager
+def true_to_tensors(tracer: fx.Tracer) -> Iterator[None]:
+    """Within it, functions do with the values of a trace as they do with tensors.
+
+    `isinstance` takes those that are known to be tensors for such. (Not by their
+    `__class__`: torch would take them for tensors in memory.)
+    """
+    original, example = builtins.isinstance, torch.empty(0)
+
+    def answer(value: Any, kinds: Any) -> bool:
+        if type(value) is InPlaceProxy:
+            asking = sys._getframe(1).f_globals.get("__name__", "")
+            if not asking.startswith("torch.") and _is_tensor(tracer, value.node):
+                value = example
+        return original(value, kinds)
+
+    builtins.isinstance = answer
+    try:
+        with _RandomNumbers(tracer):
+            yield
+    finally:
+        builtins.isinstance = original
+
+
+class _RandomNumbers(TorchFunctionMode):
     """Within it, torch's random numbers of a fixed size are an operation of a trace."""
 
     def __init__(self, tracer: fx.Tracer) -> None:
@@ -208,6 +233,17 @@ class RandomNumbers(TorchFunctionMode):
         if func in RANDOM:
             return self.tracer.create_proxy("call_function", func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
+
+
+def _is_tensor(tracer: Any, node: fx.Node) -> bool:
+    """Returns whether an operation yields a tensor; `False` where that is unknown."""
+    if node.op == "call_module":
+        layer = tracer.root.get_submodule(node.target)
+        several = isinstance(layer, nn.RNNBase | nn.MultiheadAttention)
+        return type(layer).__module__.startswith("torch.nn") and not several
+    if node.op == "call_function":
+        return getattr(node.target, "__module__", None) in ("torch", "torch._C._nn")
+    return node.op == "placeholder"
 
 
 def _is_dtype(value: Any) -> bool:
@@ -224,6 +260,25 @@ def _require_same(one: torch.dtype, other: torch.dtype) -> None:
             "Expected inputs of the dtype of the network's weights, since the network "
             f"does other things else, but got {one} and {other}."
         )
+
+
+def _is_in_assert(frame: FrameType) -> bool:
+    """Returns whether what a frame tests now is the condition of an `assert`."""
+    rest = [i for i in dis.get_instructions(frame.f_code) if i.offset > frame.f_lasti]
+    steps = [i for i in rest if i.opname not in ("CACHE", "NOT_TAKEN", "TO_BOOL")][:2]
+    return any("ASSERTION" in i.opname or i.argrepr == "AssertionError" for i in steps)
+
+
+def _require_true(value: Any, line: str) -> None:
+    if not value:
+        raise AssertionError(line)
+
+
+def _modules_of(network: nn.Module) -> list[ModuleType]:
+    """Returns the Python modules in which a network's classes are defined."""
+    classes = {own for layer in network.modules() for own in type(layer).__mro__}
+    names = {own.__module__ for own in classes if own.__module__ in sys.modules}
+    return [sys.modules[name] for name in sorted(names)]
 
 
 def _inputs_of(network: nn.Module) -> list[str]:

@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 from torch import fx, nn
 
 from split_lightning.models.side_effects import Watch
-from split_lightning.models.tracer import LayerTracer, RandomNumbers
+from split_lightning.models.tracer import LayerTracer, true_to_tensors
 from split_lightning.random_state import random_state, set_random_state
 
 _logger = logging.getLogger(__name__)
@@ -84,8 +84,8 @@ def _graphs(
     try:
         for training in (True, False):
             network.train(training)
-            tracer = LayerTracer(whole, watch)
-            with RandomNumbers(tracer):
+            tracer = LayerTracer(network, whole, watch)
+            with true_to_tensors(tracer):
                 graphs[training] = tracer.trace(network)
     except Exception as error:
         if "" not in whole:
