@@ -30,7 +30,7 @@ def train_unsplit(network, batches):
     torch.manual_seed(0)  # dropout, stochastic depth
     for inputs, targets in batches:
         optimizer.zero_grad()
-        F.cross_entropy(network(inputs), targets).backward()
+        F.cross_entropy(logits_of(network(inputs)), targets).backward()
         optimizer.step()
 
 
@@ -75,17 +75,24 @@ def as_leaf(value, gradients, place):
     return leaf
 
 
-def trained(make_network, image_size):
+def logits_of(returned):
+    """Returns the logits: Hugging Face's networks return more."""
+    return getattr(returned, "logits", returned)
+
+
+def trained(make_network, image_size=None, shape=None):
+    """Trains images of a size, or inputs of a shape: words where it has one dimension."""
     torch.manual_seed(1)
     network = make_network()
-    shape = (NUM_STEPS, 4, 3, image_size, image_size)
-    inputs, targets = torch.randn(shape), torch.randint(10, shape[:2])
+    shape = (NUM_STEPS, 4, *(shape or (3, image_size, image_size)))
+    inputs = torch.randn(shape) if len(shape) > 3 else torch.randint(100, shape)
+    targets = torch.randint(10, shape[:2])
     batches = list(zip(inputs, targets, strict=True))
     reference = copy.deepcopy(network)
     train_unsplit(reference, batches)
     state = copy.deepcopy(reference.state_dict())
     with torch.no_grad():
-        logits = reference.eval()(inputs[0])
+        logits = logits_of(reference.eval()(inputs[0]))
     return Trained(network, batches, reference, state, logits)
 
 
