@@ -253,4 +253,13 @@ def _there(values: tuple[Any, ...], sent: tuple[Any, ...]) -> tuple[Any, ...]:
 def _leaf(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
-    return value.detach().requires_grad_(value.requires_grad)
+    leaf = value.detach().requires_grad_(value.requires_grad)
+    if leaf.requires_grad:
+        # Autograd copies a gradient into the strides of its leaf, and some backward
+        # passes round in another way for other strides: the leaf gets it as it is.
+        gradients: list[Tensor] = []
+        leaf.register_hook(gradients.append)
+        leaf.register_post_accumulate_grad_hook(
+            lambda own: setattr(own, "grad", gradients.pop())
+        )
+    return leaf

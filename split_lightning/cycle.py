@@ -90,9 +90,8 @@ class CycleSplitLightningModule(SplitLightningModule):
         pooled = [value.detach() for value in joint_step.joined(crossed.smashed)]
         step = self.trainer.strategy.optimizer_step
         for chosen in self._server_batches(len(targets)):
-            loss = self.criterion(
-                self.server(*(v[chosen] for v in pooled)), targets[chosen]
-            )
+            logits = self.logits_of(self.server(*(v[chosen] for v in pooled)))
+            loss = self.criterion(logits, targets[chosen])
             self.manual_backward(loss)
             computed = {
                 "the smashed data": pooled,
@@ -106,8 +105,8 @@ class CycleSplitLightningModule(SplitLightningModule):
             server_optimizer.zero_grad()
 
         # 2: the gradients at the cut, of the server as it is now, and the clients.
-        logits = [own.values for own in self._compute(1, batch, flow)]
-        losses, loss = self._loss_of(batch, logits, targets)
+        found = [self.logits_of(own.values) for own in self._compute(1, batch, flow)]
+        losses, loss = self._loss_of(batch, found, targets)
         self.manual_backward(loss)
         server_optimizer.zero_grad()
         gradients = self._returned(batch, crossed)

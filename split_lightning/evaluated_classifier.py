@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from split_lightning.channel import Traffic
 from split_lightning.data.loader import ClientBatch
+from split_lightning.models.logits import described, logits_in
 from split_lightning.parties import Parties
 from split_lightning.processes import summed
 from split_lightning.replicas import Replicas
@@ -63,6 +64,23 @@ class EvaluatedClassifier(pl.LightningModule):
     @abstractmethod
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the logits `(B, K)` of images `(B, C, H, W)`."""
+
+    def logits_of(self, returned: Any) -> Tensor:
+        """Returns the logits `(B, K)` in what the network returns.
+
+        Of a mapping, such as a `ModelOutput` of Hugging Face, those under `logits`.
+
+        Raises:
+            ValueError: If it returns something else; says what.
+        """
+        logits = logits_in(returned)
+        if isinstance(logits, Tensor) and logits.ndim == 2:
+            return logits
+        raise ValueError(
+            "Expected the network to return logits of shape "
+            f"(N, {self.num_classes}), but it returned {described(logits)}. Return the "
+            "logits alone: wrap the network in a module that does."
+        )
 
     @property
     def clients(self) -> Replicas:

@@ -152,7 +152,7 @@ def factors_of(sizes: Sequence[int], own: bool, shared: bool) -> Tensor:
 
 
 def scale_gradients(several: Several, sizes: Sequence[int], factors: Tensor) -> None:
-    """Multiplies each client's gradient at a cut, in place.
+    """Multiplies each client's gradient at a cut.
 
     Args:
         several: What crossed, after the backward of what is behind the cut: one for
@@ -165,16 +165,16 @@ def scale_gradients(several: Several, sizes: Sequence[int], factors: Tensor) -> 
     of_samples = factors.repeat_interleave(torch.tensor(sizes))
     lengths = [len(values_of(own)[0]) for own in several]
     for own, part in zip(several, torch.split(of_samples, lengths), strict=True):
-        for gradient in (value.grad for value in values_of(own)):
-            if gradient is not None:
-                shape = (-1, *[1] * (gradient.ndim - 1))
-                gradient.mul_(part.to(gradient).reshape(shape))
+        for value in _with_gradient(values_of(own)):
+            shape = (-1, *[1] * (value.ndim - 1))
+            # Not in place: values may share the memory of their gradients.
+            value.grad = value.grad * part.to(value.grad).reshape(shape)
 
 
 def average_cut_gradients(
     smashed: Sequence[Activations], sizes: Sequence[int], count: int
 ) -> None:
-    """Gives clients the mean of their gradients at the cut, in place.
+    """Gives clients the mean of their gradients at the cut.
 
     Position by position in their batches; of different sizes they are left as they are.
 
@@ -184,15 +184,25 @@ def average_cut_gradients(
         sizes: Number of samples of each client.
         count: Number of clients, the first.
     """
-    for several in zip(*map(values_of, smashed), strict=True):
-        gradients = [value.grad for value in several if value.grad is not None]
-        if len(gradients) < len(sizes):  # one for all
+    for alike in zip(*map(values_of, smashed), strict=True):
+        values = _with_gradient(alike)
+        gradients = [value.grad for value in values]
+        one_for_all = len(gradients) < len(sizes)
+        if one_for_all:
             gradients = [own for g in gradients for own in torch.split(g, list(sizes))]
-        gradients = gradients[:count]
-        if len({gradient.shape for gradient in gradients}) == 1:
-            mean = torch.stack(gradients).mean(dim=0)
-            for gradient in gradients:
-                gradient.copy_(mean)
+        if len({gradient.shape for gradient in gradients[:count]}) != 1:
+            continue
+        mean = torch.stack(gradients[:count]).mean(dim=0)
+        gradients = [mean] * len(gradients[:count]) + gradients[count:]
+        if one_for_all:
+            gradients = [torch.cat(gradients)]
+        for value, gradient in zip(values, gradients, strict=True):
+            value.grad = gradient
+
+
+def _with_gradient(values: Iterable[Any]) -> list[Any]:
+    """Returns the tensors among values that got a gradient."""
+    return [value for value in values if getattr(value, "grad", None) is not None]
 
 
 def with_gradients(

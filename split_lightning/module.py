@@ -311,12 +311,11 @@ class SplitLightningModule(SplitStep):
 
         The client segment is that of the client that trained last.
         """
-        values: tuple[Any, ...] = (self.laid_out(inputs),)
+        values: Any = self.laid_out(inputs)
         for stop in self.parties.route_shown():
             segment = self.parties.shown(self.parties.pieces[stop.piece])
-            values = values_of(segment(*values, stretch=stop.stretches))
-        logits: Tensor = values[0]
-        return logits
+            values = segment(*values_of(values), stretch=stop.stretches)
+        return self.logits_of(values)
 
     @override
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
@@ -329,7 +328,7 @@ class SplitLightningModule(SplitStep):
             flow = self._compute(place, batch, flow)
             flow, sent = self._send(place, batch, flow)
             crossed += sent
-        logits = [bundle.values for bundle in flow]
+        logits = [self.logits_of(bundle.values) for bundle in flow]
         targets = self._sent_targets(batch)
         losses, loss = self._loss_of(batch, logits, targets)
 

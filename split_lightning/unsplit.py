@@ -93,8 +93,7 @@ class UnsplitLightningModule(Classifier):
     @override
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the logits `(B, K)` of images `(B, C, H, W)`."""
-        logits: Tensor = self.network(self.laid_out(inputs))
-        return logits
+        return self.logits_of(self.network(self.laid_out(inputs)))
 
     @override
     def segments(self) -> dict[str, nn.Module]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from split_lightning.models.trace import Trace, is_pick
@@ -62,7 +63,8 @@ class Cut:
         return {
             node
             for chain in chains
-            if chain[-1] in changed and roots[chain[-1]] > 1
+            if chain[-1] in changed
+            and (roots[chain[-1]] > 1 or chain[-1].op == "get_attr")
             for node in chain[:-1]
         }
 
@@ -86,6 +88,8 @@ class Cut:
             return "leaves the client segment empty (no parameters)"
         if not self.trace.trained.intersection(self.server):
             return "leaves the server segment empty (no parameters)"
+        if self.trace.tuples.intersection(self.crossing):
+            return "would send a tuple, which the layers behind it use as a whole"
         sent = set(self.crossing) - self.trace.numbers
         if not sent:
             return "leaves nothing to send: the server segment needs no result of it"
@@ -141,8 +145,21 @@ class Cut:
 
 
 def _own(value: Any) -> Any:
-    """Returns a copy of a tensor, and a number as it is."""
-    return value.clone() if isinstance(value, Tensor) else value
+    """Returns a copy of a tensor, in the same layout, and a number as it is.
+
+    For another layout some layers compute in another order, and round in another way.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    layout = list(zip(value.shape, value.stride(), strict=True))
+    if any(stride == 0 and size > 1 for size, stride in layout):
+        return value  # expanded: torch refuses to change it in place
+    copy = value.clone()
+    if copy.stride() != value.stride():  # a slice of something larger
+        copy = torch.empty_strided(
+            value.shape, value.stride(), dtype=value.dtype, device=value.device
+        ).copy_(value)
+    return copy
 
 
 def _copy(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, fx, nn
 
+from split_lightning.models.code import Code
+from split_lightning.models.logits import described, logits_in
 from split_lightning.models.trace import find
 
 # The operations of a stretch of a network, in train mode (`True`) and eval mode.
@@ -38,9 +40,6 @@ class Segment(nn.Module):
         network: The network that the layers are taken from.
         stretches: What it runs, in the order of the network.
 
-    Attributes:
-        code: What it runs, as text.
-
     Raises:
         ValueError: In `forward`, if a tuple of tensors would cross as one value.
     """
@@ -63,15 +62,19 @@ class Segment(nn.Module):
             }
             for stretch in stretches
         ]
-        self.code = [str(graph.python_code("self").src) for graph in graphs]
-        self._sends = [stretch.sends for stretch in stretches]
-        self._forwards: list[dict[bool, Callable[..., Any]]] = [
-            {
-                training: type(fx.GraphModule(network, graph)).forward
-                for training, graph in stretch.graphs.items()
-            }
+        self._sends = [
+            stretch.sends and _num_results(stretch.graphs[True])
             for stretch in stretches
         ]
+        self._codes = [
+            {training: Code(graph) for training, graph in stretch.graphs.items()}
+            for stretch in stretches
+        ]
+
+    @property
+    def code(self) -> list[str]:
+        """What it runs, as text."""
+        return [code.text for stretch in self._codes for code in stretch.values()]
 
     def forward(self, *inputs: Any, stretch: int | Sequence[int] = 0) -> Any:
         """Runs a stretch of operations, in the order of the unsplit network.
@@ -84,14 +87,17 @@ class Segment(nn.Module):
 
         Returns:
             The activations at the cut, a tensor, or a tuple where several values cross;
-            the last stretch of the network: what the network returns.
+            the last stretch of the network: what the network returns (of a mapping, such
+            as Hugging Face's, the `logits`).
         """
         if not isinstance(stretch, int):
             several = [self(*inputs, stretch=own) for own in stretch]
             return several[0] if len(several) == 1 else tuple(_flat(several))
-        results = self._forwards[stretch][self.training](self, *inputs)
-        if self._sends[stretch]:
-            _refuse_nested(results)
+        results = self._codes[stretch][self.training](self, *inputs)
+        if not self._sends[stretch]:
+            return logits_in(results)
+        for value in (results,) if self._sends[stretch] == 1 else results:
+            _require_whole(value)
         return results
 
     def parameters_of(self, *stretches: int) -> list[nn.Parameter]:
@@ -165,12 +171,16 @@ def _flat(several: Sequence[Any]) -> list[Any]:
     return [value for own in tuples for value in own]
 
 
-def _refuse_nested(results: Any) -> None:
-    if isinstance(results, list) or (
-        isinstance(results, tuple)
-        and any(isinstance(value, tuple | list | dict) for value in results)
-    ):
+def _num_results(graph: fx.Graph) -> int:
+    (results,) = next(reversed(graph.nodes)).args
+    return len(results) if isinstance(results, tuple) else 1
+
+
+def _require_whole(value: Any) -> None:
+    """Refuses a value that is made of several."""
+    if isinstance(value, tuple | list | Mapping):
         raise ValueError(
-            "Expected tensors to cross the cut, but the layers before it return a "
-            "tuple that those after it use as a whole. Cut one layer earlier or later."
+            "Expected tensors to cross the cut, but a layer before it returns "
+            f"{described(value)}, which those after it use as a whole. Cut one layer "
+            "earlier or later."
         )

@@ -14,6 +14,7 @@ from split_lightning.models.branches import branches_of
 from split_lightning.models.cut import Cut
 from split_lightning.models.segment import Segment, Stretch, adopt
 from split_lightning.models.trace import Trace
+from split_lightning.models.tracing import Traced, traced
 
 # A layer after which to cut, or several: paths, or indices of children.
 CutLayer: TypeAlias = str | int | Sequence[str | int]
@@ -67,8 +68,8 @@ def split(
     >>> list(client.state_dict()), list(server.state_dict())
     (['0.weight', '0.bias'], ['2.weight', '2.bias'])
     """
-    network = copy.deepcopy(network)
-    stretches = _cut(network, listed(cut_layer))
+    done = traced(network)
+    network, stretches = done.network, _cut(done, listed(cut_layer))
     holders = range(len(stretches)) if parties is None else parties
     held: dict[int, list[Stretch]] = {}
     for party, stretch in zip(holders, stretches, strict=True):
@@ -95,14 +96,10 @@ def listed(cut_layer: CutLayer) -> list[str | int]:
     return layers
 
 
-def _cut(network: nn.Module, cut_layers: Sequence[str | int]) -> list[Stretch]:
-    """Returns the operations from each cut to the next.
-
-    Args:
-        network: A copy of the network, which tracing may add to.
-        cut_layers: The layers after which to cut.
-    """
-    traces, stretches, before = _trace(network), list[Stretch](), ""
+def _cut(done: Traced, cut_layers: Sequence[str | int]) -> list[Stretch]:
+    """Returns the operations from each cut to the next."""
+    network, stretches, before = done.network, list[Stretch](), ""
+    traces = _traces(done)
     for cut_layer in cut_layers:
         path = _path_of(network, cut_layer, traces)
         if before and path not in traces[True].ends:
@@ -121,7 +118,8 @@ def _cut(network: nn.Module, cut_layers: Sequence[str | int]) -> list[Stretch]:
         graphs = {mode: cut.client_graph() for mode, cut in cuts.items()}
         stretches.append(Stretch(graphs, sends=True))
         traces = {
-            mode: Trace(network, mode, cut.server_graph()) for mode, cut in cuts.items()
+            mode: Trace(network, mode, cut.server_graph(), done.whole, takes_raw=False)
+            for mode, cut in cuts.items()
         }
         before = path
     graphs = {mode: trace.graph for mode, trace in traces.items()}
@@ -138,8 +136,8 @@ def in_order(network: nn.Module, layers: Sequence[str | int]) -> list[str | int]
     >>> in_order(network, [1, "0", 1])
     ['0', '1']
     """
-    network = copy.deepcopy(network)
-    traces = _trace(network)
+    done = traced(network)
+    network, traces = done.network, _traces(done)
     ends = traces[True].ends
     paths = {_path_of(network, layer, traces) for layer in layers}
     for path in paths - ends.keys():
@@ -157,8 +155,8 @@ def path_of(network: nn.Module, layer: str | int) -> str:
     >>> path_of(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), 1)
     '1'
     """
-    network = copy.deepcopy(network)
-    return _path_of(network, layer, _trace(network))
+    done = traced(network)
+    return _path_of(done.network, layer, _traces(done))
 
 
 def merge(*segments: nn.Module) -> dict[str, Tensor]:
@@ -185,11 +183,14 @@ def cut_layers(network: nn.Module) -> list[str]:
     >>> cut_layers(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
     ['0', '1']
     """
-    return _valid(_trace(copy.deepcopy(network)))
+    return _valid(_traces(traced(network)))
 
 
-def _trace(network: nn.Module) -> dict[bool, Trace]:
-    return {training: Trace(network, training) for training in (True, False)}
+def _traces(done: Traced) -> dict[bool, Trace]:
+    return {
+        training: Trace(done.network, training, graph, done.whole)
+        for training, graph in done.graphs.items()
+    }
 
 
 def _path_of(
@@ -219,6 +220,8 @@ def _problem(traces: dict[bool, Trace], path: str) -> str | None:
     """Says why the network cannot be cut after a layer, or returns `None`."""
     for training, trace in traces.items():
         if path not in trace.ends:
+            if around := trace.operation_around(path):
+                return around
             mode = "train" if training else "eval"
             return f"cuts nothing: that layer does not run in {mode} mode"
     cuts = [Cut(trace, path) for trace in traces.values()]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import operator
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
 from torch import fx, nn
+from torch.utils.checkpoint import checkpoint
 
-from split_lightning.models.tracer import IN_PLACE, trace_graph
+from split_lightning.models.tracer import IN_PLACE, MAKERS
 
 # What a tensor tells of itself: plain numbers, never samples.
 _NUMBER_METHODS = {"size", "dim", "numel", "nelement", "ndimension", "stride"}
@@ -35,6 +37,7 @@ _VIEW_FUNCTIONS = {
     "unsqueeze",
     "view",
 }
+_TUPLE_FUNCTIONS = {"chunk", "split", "tensor_split", "unbind"}
 _VIEW_LAYERS = (nn.Flatten, nn.Unflatten)
 
 
@@ -42,16 +45,14 @@ class Trace:
     """The operations of a network in one mode.
 
     Args:
-        network: The network. Tensors that it makes in passing become attributes of it
-            (`_tensor_constant0`): pass a copy.
-        training: Whether to trace it in train mode: `self.training` becomes a constant
-            of a trace, as in `F.dropout(x, training=self.training)`.
-        graph: The operations behind a cut; `None`: all those of the network.
-
-    Attributes:
+        network: The network that the operations are of.
+        training: Whether they are those of train mode.
+        graph: The operations.
+        whole: The layers that are one operation: path and reason.
         takes_raw: Whether it takes raw samples, which may not cross a cut; else what
             it takes has crossed one already, and may go on.
-        graph: All operations, as a graph.
+
+    Attributes:
         nodes: The operations in order, without the output.
         output: The output.
         ends: The position of the last operation inside each layer, by its path.
@@ -59,26 +60,29 @@ class Trace:
             and a layer's buffers; identity and path.
         trained: The operations that use parameters.
         views: The operations whose results may share memory with their first input.
+        tuples: The operations that yield a tuple, as far as that is known.
         numbers: The operations that yield plain numbers (sizes), never samples.
         changes: What each in-place operation changes. Its result is the same tensor,
             and goes by that name; so does what an operation returns as it is.
-
-    Raises:
-        ValueError: If `torch.fx` cannot trace the network; says what stopped it.
     """
 
     def __init__(
-        self, network: nn.Module, training: bool, graph: fx.Graph | None = None
+        self,
+        network: nn.Module,
+        training: bool,
+        graph: fx.Graph,
+        whole: Mapping[str, str],
+        takes_raw: bool = True,
     ) -> None:
-        takes_raw = graph is None
-        graph = trace_graph(network, training) if graph is None else graph
-        self.takes_raw, self.graph = takes_raw, graph
+        self.graph, self.takes_raw = graph, takes_raw
+        self._network, self._whole = network, whole
         self.nodes = [node for node in graph.nodes if node.op != "output"]
         self.output = next(n for n in reversed(graph.nodes) if n.op == "output")
         self.ends: dict[str, int] = {}
         self.state: dict[fx.Node, dict[int, str]] = {}
         self.trained: set[fx.Node] = set()
         self.views: set[fx.Node] = set()
+        self.tuples: set[fx.Node] = set()
         self.numbers: set[fx.Node] = set()
         self.changes: dict[fx.Node, fx.Node] = {}
         for position, node in enumerate(self.nodes):
@@ -89,6 +93,8 @@ class Trace:
                 self.trained.add(node)
             if _is_view(network, node):
                 self.views.add(node)
+            if _is_tuple(network, node):
+                self.tuples.add(node)
             if _is_number(node, self.numbers):
                 self.numbers.add(node)
             elif _is_in_place(network, node):
@@ -96,6 +102,11 @@ class Trace:
             if node in self.changes or _is_idle(network, node, training):
                 # One tensor: under two names it would cross a cut as two.
                 node.replace_all_uses_with(node.all_input_nodes[0])
+        written = {self.chain_of(node)[-1].target for node in self.changes.values()}
+        for node in self.nodes:
+            if node.op == "get_attr" and node.target in written:
+                path = str(node.target)  # a buffer that both sides read would differ
+                self.state[node] = {id(find(network, path)): path}
 
     def chain_of(self, node: fx.Node) -> list[fx.Node]:
         """Returns a view and what it is a view of, up to what is none."""
@@ -104,9 +115,21 @@ class Trace:
             chain.append(chain[-1].all_input_nodes[0])
         return chain
 
+    def operation_around(self, path: str) -> str | None:
+        """Says which operation a layer is part of, if it is one; else `None`."""
+        calls = {str(node.target) for node in self.nodes if node.op == "call_module"}
+        above = accumulate(path.split("."), "{}.{}".format)
+        for layer in filter(calls.__contains__, above):
+            kind = type(self._network.get_submodule(layer)).__name__
+            reason = f": {self._whole[layer]}" if layer in self._whole else ""
+            return f"would cut through `{layer}` ({kind}), which is one operation{reason}"
+        return None
+
 
 def layer_of(node: fx.Node) -> str:
     """Returns the path of the innermost layer that an operation is in (root: `""`)."""
+    if node.target is checkpoint and isinstance(node.args[0], fx.Node):
+        return str(node.args[0].target)  # which runs in it
     stack = node.meta.get("nn_module_stack")
     return next(reversed(stack.values()))[0] if stack else ""
 
@@ -159,6 +182,14 @@ def _is_view(network: nn.Module, node: fx.Node) -> bool:
     return node.op in ("call_method", "call_function") and name in _VIEW_FUNCTIONS
 
 
+def _is_tuple(network: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        layer = find(network, str(node.target))
+        return isinstance(layer, nn.RNNBase | nn.MultiheadAttention)
+    name = getattr(node.target, "__name__", node.target)
+    return node.op in ("call_method", "call_function") and name in _TUPLE_FUNCTIONS
+
+
 def _is_idle(network: nn.Module, node: fx.Node, training: bool) -> bool:
     """Tells whether an operation returns its first input, as it is."""
     if node.op == "call_module":
@@ -175,7 +206,9 @@ def _is_in_place(network: nn.Module, node: fx.Node) -> bool:
     if not node.all_input_nodes:
         return False
     if node.op == "call_module":
-        return getattr(find(network, str(node.target)), "inplace", False) is True
+        layer = find(network, str(node.target))
+        of_torch = type(layer).__module__.startswith("torch.nn")
+        return of_torch and getattr(layer, "inplace", False) is True
     if node.op == "call_method":
         return _ends_in_one_underscore(str(node.target))
     if node.op != "call_function":
@@ -206,5 +239,7 @@ def _is_number(node: fx.Node, numbers: set[fx.Node]) -> bool:
         return True
     if node.op == "call_function" and node.target is getattr:
         return node.args[1] in _NUMBER_ATTRIBUTES
+    if node.op != "call_function" or node.target in MAKERS:
+        return False
     inputs = node.all_input_nodes
-    return node.op == "call_function" and bool(inputs) and numbers.issuperset(inputs)
+    return bool(inputs) and numbers.issuperset(inputs)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import builtins
+import dis
 import inspect
+import linecache
 import operator
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, ModuleType
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
+
+from split_lightning.models.logits import logits_in
+from split_lightning.models.side_effects import Watch
 
 IN_PLACE = (
     "iadd",
@@ -21,10 +36,29 @@ IN_PLACE = (
     "itruediv",
     "ixor",
 )
+# Functions of torch that make tensors from sizes, which a trace does not know. Those in
+# the second row draw random numbers, anew each time.
+_MAKERS = (
+    "arange as_tensor empty eye finfo full linspace ones tensor tril_indices "
+    "triu_indices zeros"
+).split()
+_DRAWS = "normal rand randint randn randperm".split()
+MAKERS = frozenset(getattr(torch, name) for name in (*_MAKERS, *_DRAWS))
+RANDOM = frozenset(getattr(torch, name) for name in _DRAWS)
+# Files whose lines say nothing of the network.
+_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 class InPlaceProxy(fx.Proxy):
-    """A value of a trace for which `x += y` stays in place, as it is for a tensor."""
+    """A value of a trace for which `x += y` stays in place, as it is for a tensor.
+
+    What it cannot record, the assignment of an attribute, it refuses.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("node", "tracer"):
+            raise fx.proxy.TraceError(f"it assigns the attribute `{name}` of a tensor")
+        super().__setattr__(name, value)
 
 
 def _in_place(name: str) -> Any:
@@ -48,96 +82,238 @@ class Leaf(nn.Module):
 
 
 class LayerTracer(fx.Tracer):
-    """Traces a network; refuses what a trace would silently lose.
+    """Traces a network, and finds the layers whose behavior a trace would lose.
 
-    Buffers are read when the trace runs, not when it is made. Switches of autograd and
-    autocast leave no operation behind, so that they cannot be traced.
+    Such a layer becomes one operation, which runs the layer itself. Buffers are read
+    when the trace runs, not when it is made. Switches of autograd and autocast leave no
+    operation behind, so that they cannot be traced.
 
-    Attributes:
-        stopped_in: The path of the innermost layer that could not be traced.
+    Args:
+        network: The network.
+        whole: The layers that are one operation: path and reason. Those that are found
+            are added; `""` is the network itself.
+        watch: Says whether a layer has changed something; `None`: nobody asks.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.stopped_in = ""
+    def __init__(
+        self, network: nn.Module, whole: dict[str, str], watch: Watch | None = None
+    ) -> None:
+        super().__init__(
+            autowrap_functions=(*MAKERS, torch.utils.checkpoint.checkpoint)
+        )
+        self._autowrap_search += [torch, torch.utils.checkpoint, *_modules_of(network)]
+        self.whole = whole
+        self.watch = watch
         self._modes = _modes()
+        self._running: list[str] = []
 
+    @override
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Returns the network's call, and its inputs: those without a default.
+
+        Where all have one, the first is the input.
+        """
+        names = _inputs_of(self.root)
+        inputs = [self.create_proxy("placeholder", name, (), {}) for name in names]
+        return lambda root, *values: logits_in(root(*values)), [self.root, *inputs]
+
+    @override
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Adds an operation, if it runs in the modes in which tracing began."""
         if _modes() != self._modes:
-            raise RuntimeError("it switches gradients or autocast on or off")
+            raise fx.proxy.TraceError(
+                "it computes in a torch.autograd.Function, or switches gradients, "
+                "autocast or the hooks of saved tensors"
+            )
         return super().create_node(*args, **kwargs)
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Tells whether a layer is one operation."""
-        return isinstance(m, Leaf) or super().is_leaf_module(m, module_qualified_name)
+    @override
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Generator):  # on both sides of a cut it would differ
+            raise fx.proxy.TraceError("it draws from a torch.Generator of its own")
+        return super().create_arg(a)
 
+    @override
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Decides what is checked later: an assertion, or that dtypes are the same."""
+        node = obj.node
+        if node.target in (operator.eq, operator.ne) and all(map(_is_dtype, node.args)):
+            self.graph.call_function(_require_same, node.args)
+            return node.target is operator.eq
+        frame = sys._getframe(2)  # behind `Proxy.__bool__`
+        if _is_in_assert(frame):
+            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+            self.graph.call_function(_require_true, (node, line))
+            return True
+        return super().to_bool(obj)
+
+    @override
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            module_qualified_name in self.whole
+            or isinstance(m, Leaf)
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+    @override
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Returns what stands for the result of an operation."""
         return InPlaceProxy(node, self)
 
+    @override
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Traces one layer, and notes the innermost one that fails."""
+        assert self.submodule_paths is not None
+        if m not in self.submodule_paths:  # made in passing: `nn.ReLU()(x)`
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+        if not self.is_leaf_module(m, path) and (m._backward_hooks or m._backward_pre_hooks):
+            self.whole[path] = "it has backward hooks"
+        if self.is_leaf_module(m, path) and path:
+            return super().call_module(m, forward, args, kwargs)
+        stack, calls = self.module_stack.copy(), self.num_calls.copy()
+        self._note_changes()
+        self._running.append(path)
         try:
             return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            self.stopped_in = self.stopped_in or self.path_of_module(m)
-            raise
+        except Exception as error:
+            self.whole[path] = _reason(error)
+            if not path:
+                raise
+            # Goes on to find all such layers; this trace is not used.
+            self.module_stack, self.num_calls = stack, calls
+            return super().call_module(m, forward, args, kwargs)
+        finally:
+            self._note_changes()
+            self._running.pop()
+
+    def _note_changes(self) -> None:
+        if self.watch is not None and self._running:
+            if changes := self.watch.changes():
+                reason = f"it changes {', '.join(changes)}"
+                self.whole.setdefault(self._running[-1], reason)
 
 
-def trace_graph(network: nn.Module, training: bool) -> fx.Graph:
-    """Returns the operations of a network in train or in eval mode.
+@contextmanager
+def true_to_tensors(tracer: fx.Tracer) -> Iterator[None]:
+    """Within it, functions do with the values of a trace as they do with tensors.
 
-    Arguments of the network's `forward` that have defaults keep them.
+    `isinstance` takes those that are known to be tensors for such. (Not by their
+    `__class__`: torch would take them for tensors in memory.)
+    """
+    original, example = builtins.isinstance, torch.empty(0)
+
+    def answer(value: Any, kinds: Any) -> bool:
+        if type(value) is InPlaceProxy:
+            asking = sys._getframe(1).f_globals.get("__name__", "")
+            if not asking.startswith("torch.") and _is_tensor(tracer, value.node):
+                value = example
+        return original(value, kinds)
+
+    builtins.isinstance = answer
+    try:
+        with _RandomNumbers(tracer):
+            yield
+    finally:
+        builtins.isinstance = original
+
+
+class _RandomNumbers(TorchFunctionMode):
+    """Within it, torch's random numbers of a fixed size are an operation of a trace."""
+
+    def __init__(self, tracer: fx.Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    @override
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func in RANDOM:
+            return self.tracer.create_proxy("call_function", func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def _is_tensor(tracer: Any, node: fx.Node) -> bool:
+    """Returns whether an operation yields a tensor; `False` where that is unknown."""
+    if node.op == "call_module":
+        layer = tracer.root.get_submodule(node.target)
+        several = isinstance(layer, nn.RNNBase | nn.MultiheadAttention)
+        return type(layer).__module__.startswith("torch.nn") and not several
+    if node.op == "call_function":
+        return getattr(node.target, "__module__", None) in ("torch", "torch._C._nn")
+    return node.op == "placeholder"
+
+
+def _is_dtype(value: Any) -> bool:
+    return (
+        isinstance(value, fx.Node)
+        and value.target is getattr
+        and value.args[1] == "dtype"
+    )
+
+
+def _require_same(one: torch.dtype, other: torch.dtype) -> None:
+    if one != other:
+        raise ValueError(
+            "Expected inputs of the dtype of the network's weights, since the network "
+            f"does other things else, but got {one} and {other}."
+        )
+
+
+def _is_in_assert(frame: FrameType) -> bool:
+    """Returns whether what a frame tests now is the condition of an `assert`."""
+    rest = [i for i in dis.get_instructions(frame.f_code) if i.offset > frame.f_lasti]
+    steps = [i for i in rest if i.opname not in ("CACHE", "NOT_TAKEN", "TO_BOOL")][:2]
+    return any("ASSERTION" in i.opname or i.argrepr == "AssertionError" for i in steps)
+
+
+def _require_true(value: Any, line: str) -> None:
+    if not value:
+        raise AssertionError(line)
+
+
+def _modules_of(network: nn.Module) -> list[ModuleType]:
+    """Returns the Python modules in which a network's classes are defined."""
+    classes = {own for layer in network.modules() for own in type(layer).__mro__}
+    names = {own.__module__ for own in classes if own.__module__ in sys.modules}
+    return [sys.modules[name] for name in sorted(names)]
+
+
+def _inputs_of(network: nn.Module) -> list[str]:
+    """Returns the names of a network's inputs: those without a default, or the first.
 
     Raises:
-        ValueError: If `torch.fx` cannot trace the network; says what stopped it.
+        fx.proxy.TraceError: If one can only be given by its name, or there is none.
     """
-    modes = {module: module.training for module in network.modules()}
-    random_state = torch.get_rng_state()
-    tracer = LayerTracer()
-    try:
-        graph = _traced(tracer, network.train(training))
-        if not torch.equal(random_state, torch.get_rng_state()):
-            raise RuntimeError("it draws random numbers of a fixed size")
-        return graph
-    except Exception as error:
-        inside = f" in its layer `{tracer.stopped_in}`" if tracer.stopped_in else ""
-        raise ValueError(
-            "Expected argument `network` to be a network that torch.fx can trace, but "
-            f"tracing {type(network).__name__} stopped{inside}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    finally:
-        torch.set_rng_state(random_state)
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _traced(tracer: LayerTracer, network: nn.Module) -> fx.Graph:
     parameters = inspect.signature(network.forward).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    if not defaults:
-        return tracer.trace(network)
-    graph = tracer.trace(network, concrete_args=defaults)
-    # What is fixed is still an input, guarded by assertions on its value: both go.
-    graph.set_codegen(fx.graph.CodeGen())
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    for node in reversed(inputs[len(parameters) - len(defaults) :]):
-        for guard in [user for test in node.users for user in test.users]:
-            graph.erase_node(guard)
-        for test in [*node.users]:
-            graph.erase_node(test)
-        graph.erase_node(node)
-    return graph
+    places = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    needed = [p for p in places if p.default is p.empty]
+    if any(p.kind is p.KEYWORD_ONLY for p in needed) or not places:
+        raise fx.proxy.TraceError("its forward takes no input by position")
+    return [p.name for p in needed or places[:1]]
 
 
-def _modes() -> tuple[bool, ...]:
+def _reason(error: Exception) -> str:
+    """Returns what stopped a trace and where, in one line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, fx.proxy.TraceError):
+        text = " ".join(str(error).split())
+        if "control flow" in text or "iterated" in text:
+            text = "its control flow depends on values"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    if own:
+        text += f" ({Path(own[-1].filename).name}:{own[-1].lineno}: `{own[-1].line}`)"
+    return text
+
+
+def _modes() -> tuple[Any, ...]:
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled("cpu"),
         torch.is_autocast_enabled("cuda"),
+        torch._C._autograd._top_saved_tensors_default_hooks(True),
     )

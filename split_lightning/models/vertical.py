@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from split_lightning.models.joins import JoinName, Missing, join_of
 from split_lightning.models.split import split
 from split_lightning.models.tracer import Leaf
+from split_lightning.models.tracing import uncompiled
 from split_lightning.parts import Parts
 
 _logger = logging.getLogger(__name__)
@@ -141,6 +142,7 @@ class Holders(NamedTuple):
 
 def holders_of(network: nn.Module) -> Holders:
     """Returns for which holders a network is made."""
+    network = uncompiled(network)
     if isinstance(network, VerticalNetwork):
         return Holders(network.parts, network.missing)
     return Holders()

@@ -30,7 +30,7 @@ def train_unsplit(network, batches):
     torch.manual_seed(0)  # dropout, stochastic depth
     for inputs, targets in batches:
         optimizer.zero_grad()
-        F.cross_entropy(network(inputs), targets).backward()
+        F.cross_entropy(logits_of(network(inputs)), targets).backward()
         optimizer.step()
 
 
@@ -43,12 +43,10 @@ def train_split(client, server, batches):
         for optimizer in optimizers:
             optimizer.zero_grad()
         activations = values_of(client(inputs))
-        smashed = [as_leaf(value) for value in activations]
+        gradients = {}
+        smashed = [as_leaf(v, gradients, i) for i, v in enumerate(activations)]
         F.cross_entropy(server(*smashed), targets).backward()
-        crossed = zip(activations, smashed, strict=True)
-        tensors = [(a, s) for a, s in crossed if isinstance(a, Tensor)]
-        returned = [(a, s.grad) for a, s in tensors if s.grad is not None]
-        torch.autograd.backward(*zip(*returned, strict=True))
+        torch.autograd.backward([activations[i] for i in gradients], [*gradients.values()])
         for optimizer in optimizers:
             optimizer.step()
 
@@ -62,25 +60,39 @@ def values_of(activations):
     return activations if isinstance(activations, tuple) else (activations,)
 
 
-def as_leaf(value):
-    """Returns what the server is sent: of a tensor the values alone."""
+def as_leaf(value, gradients, place):
+    """Returns what the server is sent, of a tensor the values alone.
+
+    Its gradient is put at a place, as autograd computes it (`.grad` is a copy in the
+    memory layout of the value).
+    """
     if not isinstance(value, Tensor):
         assert type(value) is int  # a size
         return value
-    return value.detach().requires_grad_(value.requires_grad)
+    leaf = value.detach().requires_grad_(value.requires_grad)
+    if leaf.requires_grad:
+        leaf.register_hook(lambda gradient: gradients.update({place: gradient}))
+    return leaf
 
 
-def trained(make_network, image_size):
+def logits_of(returned):
+    """Returns the logits: Hugging Face's networks return more."""
+    return getattr(returned, "logits", returned)
+
+
+def trained(make_network, image_size=None, shape=None):
+    """Trains images of a size, or inputs of a shape: words where it has one dimension."""
     torch.manual_seed(1)
     network = make_network()
-    shape = (NUM_STEPS, 4, 3, image_size, image_size)
-    inputs, targets = torch.randn(shape), torch.randint(10, shape[:2])
+    shape = (NUM_STEPS, 4, *(shape or (3, image_size, image_size)))
+    inputs = torch.randn(shape) if len(shape) > 3 else torch.randint(100, shape)
+    targets = torch.randint(10, shape[:2])
     batches = list(zip(inputs, targets, strict=True))
     reference = copy.deepcopy(network)
     train_unsplit(reference, batches)
     state = copy.deepcopy(reference.state_dict())
     with torch.no_grad():
-        logits = reference.eval()(inputs[0])
+        logits = logits_of(reference.eval()(inputs[0]))
     return Trained(network, batches, reference, state, logits)
 
 

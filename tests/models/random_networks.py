@@ -19,12 +19,26 @@ class Step(NamedTuple):
 
 
 def joined(first, second):
-    """Concatenates two values.
+    """Concatenates two values: their gradients are slices of a larger one."""
+    return torch.cat((first, second), dim=1)
 
-    Multiplied by one, so that their gradients are dense in memory, as what crosses a
-    cut is: from a slice of the whole, some layers' backward rounds in another way.
-    """
-    return torch.cat((first * 1.0, second * 1.0), dim=1)
+
+class Half(nn.Module):
+    """Returns a slice of a convolution's channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(WIDTH, 2 * WIDTH, 1)
+
+    def forward(self, x):
+        return self.conv(x).chunk(2, dim=1)[1]
+
+
+class Spread(nn.Module):
+    """Returns the mean of each channel at each place: memory that is used again."""
+
+    def forward(self, x):
+        return x.mean(dim=(2, 3), keepdim=True).expand_as(x)
 
 
 LAYERS = {
@@ -40,6 +54,8 @@ LAYERS = {
     "block": lambda: nn.Sequential(
         nn.BatchNorm2d(WIDTH), nn.ReLU(inplace=True), nn.Conv2d(WIDTH, WIDTH, 1)
     ),
+    "half": Half,
+    "spread": Spread,
     "joining": lambda: nn.Conv2d(2 * WIDTH, WIDTH, 1),
 }
 # Two values joined, or one that is changed where it is; no layers of their own.
@@ -49,6 +65,8 @@ JOINS = {
     "gate": lambda a, b: a * b.mean(dim=(2, 3), keepdim=True).sigmoid(),
     "functional_": lambda a, b: F.leaky_relu(a, 0.1, inplace=True),
     "scale_": lambda a, b: a.mul_(0.5),
+    "last": lambda a, b: F.layer_norm(a.movedim(1, 3), (WIDTH,)).movedim(3, 1),
+    "swapped": lambda a, b: a.transpose(2, 3) + b,
     "view": lambda a, b: a.flatten(2).view(a.shape),
     "halves": lambda a, b: joined(a.chunk(2, dim=1)[0], b.chunk(2, dim=1)[1]),
     "sliced": lambda a, b: a[:, :],

@@ -1,0 +1,105 @@
+"""Tracing: a network's operations, with the layers that are one operation each."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import NamedTuple, cast
+
+from torch import fx, nn
+
+from split_lightning.models.side_effects import Watch
+from split_lightning.models.tracer import LayerTracer, true_to_tensors
+from split_lightning.random_state import random_state, set_random_state
+
+_logger = logging.getLogger(__name__)
+
+
+class Traced(NamedTuple):
+    """What a network does.
+
+    Attributes:
+        network: A copy of the network, which the graphs are of.
+        graphs: The operations in train mode (`True`) and in eval mode.
+        whole: The layers that are one operation: path and reason.
+    """
+
+    network: nn.Module
+    graphs: dict[bool, fx.Graph]
+    whole: dict[str, str]
+
+
+def traced(network: nn.Module) -> Traced:
+    """Returns the operations of a network, which is left as it is.
+
+    A layer that `torch.fx` cannot trace, or that changes something in its forward that
+    a trace would not change (attributes, buffers, random numbers of Python), becomes
+    one operation: it runs as it is.
+
+    Arguments of the network's `forward` that have defaults keep them, unless all have
+    one: then the first is the input.
+
+    Raises:
+        ValueError: If the network's own `forward` is such a layer; names the line.
+    """
+    network = uncompiled(network)
+    state, whole = random_state(), dict[str, str]()
+    try:
+        while True:
+            found, own = dict(whole), copy.deepcopy(network)
+            watch = Watch(own)
+            graphs = _graphs(own, found)
+            if found == whole and watch.changes():
+                own = copy.deepcopy(network)
+                _graphs(own, found, Watch(own))  # whose changes these are
+            if "" in found:
+                raise ValueError(_message(network, found[""]))
+            if found == whole:
+                return Traced(own, graphs, whole)
+            whole = found
+    finally:
+        set_random_state(state)
+
+
+def uncompiled(network: nn.Module) -> nn.Module:
+    """Returns the network that `torch.compile` has wrapped, or the network itself."""
+    if type(network).__name__ != "OptimizedModule":  # importing its class is slow
+        return network
+    _logger.warning(
+        "The segments of %s are not compiled: `torch.compile` was for the whole network.",
+        type(network._orig_mod).__name__,
+    )
+    return cast(nn.Module, network._orig_mod)
+
+
+def _graphs(
+    network: nn.Module, whole: dict[str, str], watch: Watch | None = None
+) -> dict[bool, fx.Graph]:
+    """Returns the operations in both modes; adds to the layers that are one operation.
+
+    What is returned is of use only if none was added.
+    """
+    modes = {module: module.training for module in network.modules()}
+    graphs = {}
+    try:
+        for training in (True, False):
+            network.train(training)
+            tracer = LayerTracer(network, whole, watch)
+            with true_to_tensors(tracer):
+                graphs[training] = tracer.trace(network)
+    except Exception as error:
+        if "" not in whole:
+            whole[""] = f"{type(error).__name__}: {error}"
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return graphs
+
+
+def _message(network: nn.Module, reason: str) -> str:
+    return (
+        f"Expected argument `network` to have a `forward` that torch.fx can trace, but "
+        f"that of {type(network).__name__} cannot be: {reason}. Move what the message "
+        "names into a layer of its own (an `nn.Module` that `forward` calls): such a "
+        "layer runs as it is, as one operation."
+    )
