@@ -161,7 +161,7 @@ def signalled(owner, name, signum):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    ("owner", "name"), [(SplitLightningModule, "test_step"), (train, "write")]
+    ("owner", "name"), [(SplitLightningModule, "test_step"), (training, "write")]
 )
 def test_a_signal_after_training_says_how_to_go_on(
     monkeypatch, tmp_path, capfd, whole, signum, owner, name
