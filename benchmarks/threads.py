@@ -2,8 +2,8 @@
 
     python benchmarks/threads.py [--repeats 3]
 
-Each row is a new process, since OpenMP reads its settings once. The rows of a repeat are
-interleaved. On a busy machine one endless loop per core runs beside the training.
+Each row is a new process, since OpenMP reads its settings once. The rows of a repeat
+are interleaved. On a busy machine one endless loop per core runs beside the training.
 """
 
 from __future__ import annotations

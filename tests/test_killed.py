@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import command
 
-from split_lightning import SplitLightningModule, building, checkpoints, train
+from split_lightning import SplitLightningModule, building, checkpoints, training
 from split_lightning.checkpoints import find_checkpoint
 
 RUN = [
