@@ -141,7 +141,9 @@ def test_mapping_has_logits_or_is_refused(tmp_path, is_split, key):
         fit(module, tmp_path)
         assert module(torch.zeros(2, 1, 6, 6)).shape == (2, 3)
         return
-    with pytest.raises(ValueError, match=r"\(N, 3\), but .* a dict with the keys other"):
+    with pytest.raises(
+        ValueError, match=r"\(N, 3\), but .* a dict with the keys other"
+    ):
         fit(module, tmp_path)
 
 
@@ -157,7 +159,10 @@ def test_mapping_has_logits_or_is_refused(tmp_path, is_split, key):
 )
 def test_what_is_no_logits_is_refused_in_one_line(tmp_path, is_split, wrap, match):
     module = module_of(Returning(wrap), is_split)
-    for call in (partial(fit, module, tmp_path), partial(module, torch.zeros(2, 1, 6, 6))):
+    for call in (
+        partial(fit, module, tmp_path),
+        partial(module, torch.zeros(2, 1, 6, 6)),
+    ):
         with pytest.raises(ValueError, match=match) as error:
             call()
         message = str(error.value)

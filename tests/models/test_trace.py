@@ -28,9 +28,18 @@ class Hooked(own.Small):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (own.Gate, r"depends on values \(own_networks.py:\d+: `return x if x.sum\(\) > 0"),
-        (own.FrozenMiddle, r"switches gradients.* \(own_networks.py:\d+: `scale = self"),
-        (own.HalfPrecision, r"autocast.* \(own_networks.py:\d+: `x = self.conv2\(x\)`\)"),
+        (
+            own.Gate,
+            r"depends on values \(own_networks.py:\d+: `return x if x.sum\(\) > 0",
+        ),
+        (
+            own.FrozenMiddle,
+            r"switches gradients.* \(own_networks.py:\d+: `scale = self",
+        ),
+        (
+            own.HalfPrecision,
+            r"autocast.* \(own_networks.py:\d+: `x = self.conv2\(x\)`\)",
+        ),
         (Keyword, "takes no input by position"),
         (Unpacked, r"depends on values \(test_trace.py:\d+: `batch, \*_ = x.shape`\)"),
         (Hooked, "it has backward hooks"),
@@ -38,7 +47,9 @@ class Hooked(own.Small):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_refusal_names_the_line_and_the_remedy(make, reason):
-    match = f"Expected argument `network` .* that of {make.__name__} cannot be: .*{reason}"
+    match = (
+        f"Expected argument `network` .* that of {make.__name__} cannot be: .*{reason}"
+    )
     for call in (lambda: split(make(), 0), lambda: cut_layers(make())):
         with pytest.raises(ValueError, match=match) as error:
             call()
@@ -68,7 +79,7 @@ def test_dtypes_that_are_compared_must_be_the_same(batch_size):
     client, server = split(network, "conv1")
     images = torch.rand(batch_size, 3, 8, 8)
     assert torch.equal(server(client(images)), network(images))
-    with pytest.raises(ValueError, match="torch.float64 and torch.float32"):
+    with pytest.raises(ValueError, match=r"torch\.float64 and torch\.float32"):
         client(images.double())
 
 
