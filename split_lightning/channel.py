@@ -258,8 +258,8 @@ def _leaf(value: Any) -> Any:
         # Autograd copies a gradient into the strides of its leaf, and some backward
         # passes round in another way for other strides: the leaf gets it as it is.
         gradients: list[Tensor] = []
-        leaf.register_hook(gradients.append)
-        leaf.register_post_accumulate_grad_hook(
+        leaf.register_hook(gradients.append)  # type: ignore[no-untyped-call]
+        leaf.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
             lambda own: setattr(own, "grad", gradients.pop())
         )
     return leaf

@@ -35,7 +35,12 @@ class Code:
             exec(compile(self.text, file, "exec"), names)
             self._function = names["forward"]
             # Error messages show the line; an entry without a time is kept.
-            linecache.cache[file] = len(self.text), None, self.text.splitlines(True), file
+            linecache.cache[file] = (
+                len(self.text),
+                None,
+                self.text.splitlines(True),
+                file,
+            )
         return self._function(network, *inputs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Code:

@@ -31,7 +31,9 @@ def described(returned: Any) -> str:
     if isinstance(returned, Tensor):
         return f"a tensor of shape {tuple(returned.shape)}"
     if isinstance(returned, Mapping):
-        return f"a {type(returned).__name__} with the keys {', '.join(map(str, returned))}"
+        return (
+            f"a {type(returned).__name__} with the keys {', '.join(map(str, returned))}"
+        )
     if isinstance(returned, tuple | list):
         held = ", ".join(map(described, returned))
         return f"a {type(returned).__name__} of ({held})"

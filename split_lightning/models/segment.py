@@ -87,8 +87,8 @@ class Segment(nn.Module):
 
         Returns:
             The activations at the cut, a tensor, or a tuple where several values cross;
-            the last stretch of the network: what the network returns (of a mapping, such
-            as Hugging Face's, the `logits`).
+            the last stretch of the network: what the network returns (of a mapping,
+            such as those of Hugging Face, the `logits`).
         """
         if not isinstance(stretch, int):
             several = [self(*inputs, stretch=own) for own in stretch]

@@ -24,9 +24,9 @@ _Reader = Callable[[], Mapping[str, Any]]
 class Watch:
     """Notices what changes in a network, and in the Python around it.
 
-    Watched are the random numbers of Python, NumPy and torch; the attributes and buffers
-    of the network's layers, with all that these hold; the attributes of their classes;
-    and the global variables that their methods use.
+    It watches the random numbers of Python, NumPy and torch; the attributes and buffers
+    of the layers, with all that these hold; the attributes of their classes; and the
+    global variables that their methods use.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
-from split_lightning.models.tracer import IN_PLACE, MAKERS
+from split_lightning.models.proxies import IN_PLACE, MAKERS
 
 # What a tensor tells of itself: plain numbers, never samples.
 _NUMBER_METHODS = {"size", "dim", "numel", "nelement", "ndimension", "stride"}
@@ -122,7 +123,9 @@ class Trace:
         for layer in filter(calls.__contains__, above):
             kind = type(self._network.get_submodule(layer)).__name__
             reason = f": {self._whole[layer]}" if layer in self._whole else ""
-            return f"would cut through `{layer}` ({kind}), which is one operation{reason}"
+            return (
+                f"would cut through `{layer}` ({kind}), which is one operation{reason}"
+            )
         return None
 
 
@@ -237,9 +240,11 @@ def _is_number(node: fx.Node, numbers: set[fx.Node]) -> bool:
     """Tells whether an operation yields plain numbers, given the earlier that do."""
     if node.op == "call_method" and node.target in _NUMBER_METHODS:
         return True
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1] in _NUMBER_ATTRIBUTES
-    if node.op != "call_function" or node.target in MAKERS:
+    if node.op != "call_function":
         return False
+    if node.target is getattr and node.args[1] in _NUMBER_ATTRIBUTES:
+        return True
+    if node.target in MAKERS and node.target is not torch.finfo:
+        return False  # tensors, made of numbers
     inputs = node.all_input_nodes
     return bool(inputs) and numbers.issuperset(inputs)

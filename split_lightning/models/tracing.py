@@ -8,8 +8,9 @@ from typing import NamedTuple, cast
 
 from torch import fx, nn
 
+from split_lightning.models.proxies import true_to_tensors
 from split_lightning.models.side_effects import Watch
-from split_lightning.models.tracer import LayerTracer, true_to_tensors
+from split_lightning.models.tracer import LayerTracer
 from split_lightning.random_state import random_state, set_random_state
 
 _logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def uncompiled(network: nn.Module) -> nn.Module:
     if type(network).__name__ != "OptimizedModule":  # importing its class is slow
         return network
     _logger.warning(
-        "The segments of %s are not compiled: `torch.compile` was for the whole network.",
+        "The segments of %s are not compiled: `torch.compile` was for all of it.",
         type(network._orig_mod).__name__,
     )
     return cast(nn.Module, network._orig_mod)

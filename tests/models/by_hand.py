@@ -46,7 +46,9 @@ def train_split(client, server, batches):
         gradients = {}
         smashed = [as_leaf(v, gradients, i) for i, v in enumerate(activations)]
         F.cross_entropy(server(*smashed), targets).backward()
-        torch.autograd.backward([activations[i] for i in gradients], [*gradients.values()])
+        torch.autograd.backward(
+            [activations[i] for i in gradients], [*gradients.values()]
+        )
         for optimizer in optimizers:
             optimizer.step()
 
@@ -81,7 +83,7 @@ def logits_of(returned):
 
 
 def trained(make_network, image_size=None, shape=None):
-    """Trains images of a size, or inputs of a shape: words where it has one dimension."""
+    """Trains on images of a size, or on inputs of a shape (of one dimension: words)."""
     torch.manual_seed(1)
     network = make_network()
     shape = (NUM_STEPS, 4, *(shape or (3, image_size, image_size)))

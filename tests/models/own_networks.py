@@ -324,6 +324,13 @@ class WithOptions(Small):
         return features if return_features else self.head(features)
 
 
+class AllOptions(WithOptions):
+    """Takes nothing but options: the first is the input."""
+
+    def forward(self, x=None, mask=None, **others):
+        return super().forward(x, mask, **others)
+
+
 class Counting(Small):
     """Counts its forward passes in a buffer."""
 
@@ -446,5 +453,7 @@ OWN = {
     LastState: ["conv1", "lstm"],
     Attentive: ["conv1", "attention"],
     WithOptions: ["conv1", "conv2"],
+    AllOptions: ["conv1", "conv2"],
+    Noisy: ["conv1", "conv2"],
     Counting: ["conv1", "conv2"],
 }

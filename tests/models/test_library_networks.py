@@ -40,7 +40,11 @@ class UNet(nn.Module):
 
     @staticmethod
     def block(before, after):
-        layers = nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()
+        layers = (
+            nn.Conv2d(before, after, 3, padding=1),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+        )
         return nn.Sequential(*layers)
 
     def forward(self, x):
@@ -150,7 +154,11 @@ NETWORKS = {
     "ConvNext": (
         partial(hugging_face, "ConvNext", drop_path_rate=0.2, **STAGES),
         IMAGES,
-        ["convnext.embeddings", "convnext.encoder.stages.1.layers.0.pwconv1", "convnext"],
+        [
+            "convnext.embeddings",
+            "convnext.encoder.stages.1.layers.0.pwconv1",
+            "convnext",
+        ],
     ),
     "Bert": (
         partial(hugging_face, "Bert", vocab_size=100, num_hidden_layers=2, **SMALL),

@@ -1,33 +1,101 @@
-"""Networks that tracing cannot see through, or would see wrongly, are refused."""
+"""Networks whose own `forward` cannot be traced are refused: name, line, remedy."""
 
 import own_networks as own
 import pytest
+import torch
+from torch import nn
 
 from split_lightning.models.split import cut_layers, split
 
 
+class Keyword(own.Small):
+    def forward(self, *, x):
+        return super().forward(x)
+
+
+class Unpacked(own.Small):
+    def forward(self, x):
+        batch, *_ = x.shape
+        return super().forward(x) * batch
+
+
+class Hooked(own.Small):
+    def __init__(self):
+        super().__init__()
+        self.register_full_backward_hook(lambda *_: None)
+
+
 @pytest.mark.parametrize(
-    ("network", "match"),
+    ("make", "reason"),
     [
-        pytest.param(
-            own.Gated(), "tracing Gated stopped in its layer `block.1`: ", id="layer"
+        (
+            own.Gate,
+            r"depends on values \(own_networks.py:\d+: `return x if x.sum\(\) > 0",
         ),
-        pytest.param(own.Gate(), "tracing Gate stopped: ", id="root"),
+        (
+            own.FrozenMiddle,
+            r"switches gradients.* \(own_networks.py:\d+: `scale = self",
+        ),
+        (
+            own.HalfPrecision,
+            r"autocast.* \(own_networks.py:\d+: `x = self.conv2\(x\)`\)",
+        ),
+        (Keyword, "takes no input by position"),
+        (Unpacked, r"depends on values \(test_trace.py:\d+: `batch, \*_ = x.shape`\)"),
+        (Hooked, "it has backward hooks"),
     ],
+    ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_untraceable_network_names_the_layer(network, match):
-    match = f"Expected argument `network` to be .* torch.fx can trace, but {match}"
-    with pytest.raises(ValueError, match=match):
-        split(network, 0)
-    with pytest.raises(ValueError, match=match):
-        cut_layers(network)
+def test_refusal_names_the_line_and_the_remedy(make, reason):
+    match = (
+        f"Expected argument `network` .* that of {make.__name__} cannot be: .*{reason}"
+    )
+    for call in (lambda: split(make(), 0), lambda: cut_layers(make())):
+        with pytest.raises(ValueError, match=match) as error:
+            call()
+        assert "a layer of its own" in str(error.value)
+        assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [own.Noisy, own.FrozenMiddle, own.HalfPrecision],
-    ids=lambda make: make.__name__,
-)
-def test_what_a_trace_would_lose_is_refused(make):
-    with pytest.raises(ValueError, match="Expected argument `network`"):
-        split(make(), "conv2")
+def test_layer_with_backward_hooks_is_one_operation():
+    network = nn.Sequential(own.Small(), nn.Linear(10, 10), nn.Linear(10, 10))
+    gradients = []
+    network[0].register_full_backward_hook(lambda *given: gradients.append(given[2]))
+    assert cut_layers(network) == ["0", "1"]
+    client, _ = split(network, 0)
+    client(torch.rand(2, 3, 8, 8)).sum().backward()
+    assert len(gradients) == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_dtypes_that_are_compared_must_be_the_same(batch_size):
+    class Cast(own.Small):
+        def forward(self, x):
+            if x.dtype != self.conv1.weight.dtype:
+                x = x.to(self.conv1.weight.dtype)
+            return super().forward(x)
+
+    network = Cast().eval()
+    client, server = split(network, "conv1")
+    images = torch.rand(batch_size, 3, 8, 8)
+    assert torch.equal(server(client(images)), network(images))
+    with pytest.raises(ValueError, match=r"torch\.float64 and torch\.float32"):
+        client(images.double())
+
+
+@pytest.mark.parametrize("writes_first", [True, False])
+def test_buffer_that_changes_stays_on_one_side(writes_first):
+    class Shared(own.Counting):
+        def forward(self, x):
+            x = self.conv1(x)
+            x = x + self.passes if not writes_first else x
+            if writes_first:
+                self.passes.add_(1)
+            x = self.conv2(x)
+            if not writes_first:
+                self.passes.add_(1)
+            return self.head(x / (1 + self.passes))
+
+    assert "conv2" not in cut_layers(Shared())
+    with pytest.raises(ValueError, match="would put `passes` on both sides"):
+        split(Shared(), "conv2")

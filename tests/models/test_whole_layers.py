@@ -4,7 +4,6 @@ import copy
 import pickle
 import random
 import re
-from functools import partial
 
 import habits
 import numpy as np
@@ -57,7 +56,9 @@ def plain(layer):
 
 
 @pytest.mark.parametrize("place", ["once", "twice", "inner"])
-@pytest.mark.parametrize("make", [*habits.WHOLE, *habits.TRACED], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "make", [*habits.WHOLE, *habits.TRACED], ids=lambda m: m.__name__
+)
 def test_layer_trains_as_if_unsplit(make, place):
     seed()
     network = Network(make(), place)
@@ -78,7 +79,11 @@ def test_layer_trains_as_if_unsplit(make, place):
         if make in habits.WHOLE:
             holder = server if cut == "bn" else client
             own, expected = (n.get_submodule(path) for n in (holder, reference))
-            if make not in (habits.TorchGenerator, habits.OwnGenerator, habits.OwnRandom):
+            if make not in (
+                habits.TorchGenerator,
+                habits.OwnGenerator,
+                habits.OwnRandom,
+            ):
                 assert plain(own) == plain(expected)
 
 
@@ -88,7 +93,9 @@ def test_cut_inside_names_the_layer_and_why_it_is_whole(make):
     assert "habit.1.conv" not in cut_layers(network)
     assert {"bn", "habit.1", "habit"} <= set(cut_layers(network))
     what = re.escape(habits.WHOLE[make])
-    match = f"`habit.1` \\({make.__name__}\\), which is one operation: .*{what}.*Nearest"
+    match = (
+        f"`habit.1` \\({make.__name__}\\), which is one operation: .*{what}.*Nearest"
+    )
     with pytest.raises(ValueError, match=match) as error:
         split(network, "habit.1.conv")
     assert "\n" not in str(error.value)
@@ -112,5 +119,7 @@ def test_network_whose_own_forward_has_a_habit_is_refused(make):
         def forward(self, x):
             return self.conv2(super().forward(self.conv2(x))).mean((2, 3))
 
-    with pytest.raises(ValueError, match=f"that of Root.*{re.escape(habits.WHOLE[make])}"):
+    with pytest.raises(
+        ValueError, match=f"that of Root.*{re.escape(habits.WHOLE[make])}"
+    ):
         split(Root(), "conv")
