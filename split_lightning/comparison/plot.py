@@ -110,9 +110,8 @@ def _labels(compared: Comparison) -> pd.DataFrame:
     status = compared.groups["status"]
     ended = status.where(status != "finished", "").radd(" (").add(")")
     is_alike = labels.duplicated(keep=False)
-    first = compared.groups["runs"].str.split().str[0]
     last = "style" if protocol else "color"
-    named = (first + ": " + labels[last]).str.removesuffix(": ")
+    named = (compared.names() + ": " + labels[last]).str.removesuffix(": ")
     labels[last] = labels[last].where(~is_alike, named)
     labels[last] += ended.where(status != "finished", "")
     return labels.map(lambda text: textwrap.fill(text, _WIDEST))

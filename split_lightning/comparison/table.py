@@ -36,6 +36,12 @@ class Comparison:
     shown: pd.DataFrame
     rounds: pd.DataFrame
 
+    def names(self) -> pd.Series:
+        """Returns each group's name: its first run's, and how many others: `0 +2`."""
+        names = self.runs.groupby("group")["run"].agg(["first", "size"])
+        others = " +" + (names["size"] - 1).astype(str)
+        return names["first"] + others.where(names["size"] > 1, "")
+
 
 def compared(found: Sequence[RunFolder]) -> Comparison:
     """Returns runs side by side.
