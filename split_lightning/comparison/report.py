@@ -126,7 +126,9 @@ def as_table(
         table.add_column(columns[key][0], justify="right", no_wrap=True)
     if settings:
         table.add_column("status", no_wrap=True)
-    names, best = found.names(), groups["val_accuracy"].max()
+    names = found.names()
+    # Clients with networks of their own validate on their own labels only.
+    best = groups["val_accuracy"].where(~groups["networks"].gt(1)).max()
     for number, row in groups.iterrows():
         figures = [_formatted(row, key, columns[key][1]) for key in used]
         status = Text(_status(found, number), style=_STYLES.get(row["status"], ""))

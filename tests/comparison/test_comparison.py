@@ -163,7 +163,10 @@ def test_tensorboard_has_a_run_for_each_group_and_the_plot(tmp_path):
         file.parent.name: EventAccumulator(str(file.parent)).Reload()
         for file in folder.rglob("events.*")
     }
-    one, two = "0.2-0,seed=0,optimizer.client.lr=0.2", "seed=0,1,optimizer.client.lr=0.1"
+    one, two = (
+        "0.2-0,seed=0,optimizer.client.lr=0.2",
+        "seed=0,1,optimizer.client.lr=0.1",
+    )
     assert set(found) == {"comparison", one, f"0.1-0_+1,{two}"}
     assert found["comparison"].Tags()["images"] == ["comparison"]
     group = found[f"0.1-0_+1,{two}"]
