@@ -59,7 +59,8 @@ class ClientPicture(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
-        if max((len(row["loss"]) for row in self.rows.values()), default=0) < 2:
+        vectors = [vector for row in self.rows.values() for vector in row.values()]
+        if max(map(len, vectors), default=0) < 2:
             return
         figure = draw_clients(self.rows)
         if self.folder is not None:

@@ -23,7 +23,7 @@ _LOG_SPAN = 30  # curves whose bytes end further apart share a logarithmic axis
 _WIDEST = 34  # characters of a line of a legend
 _LINE = 0.19  # inches
 _TALL = 50  # lines of a legend before it has two columns
-_FEW = 10  # colours that can be told apart
+_PALETTES = {"tab10": 10, "tab20": 20}  # colours that can be told apart
 _MOST_MARKERS = 20  # points of a curve; more markers would hide it
 _LABELS = ["panel", "color", "style"]
 _NAME = "accuracy: validation (lines), test (stars)"
@@ -51,7 +51,8 @@ def draw(compared: Comparison) -> Figure | None:
         return None
     panels = list(dict.fromkeys(labels["panel"]))
     colors, styles = _ranked(labels, stars, lines), list(dict.fromkeys(labels["style"]))
-    palette = sns.color_palette("tab10" if len(colors) <= _FEW else "husl", len(colors))
+    kind = next((k for k, size in _PALETTES.items() if len(colors) <= size), "husl")
+    palette = sns.color_palette(kind, len(colors))
     look: dict[str, Any] = {
         "hue": "color",
         "hue_order": colors,
@@ -62,7 +63,7 @@ def draw(compared: Comparison) -> Figure | None:
         look |= {"style": "style", "style_order": styles}
     elif len(colors) > 1:  # markers help to tell near colours apart
         look |= {"style": "color", "style_order": colors, "dashes": False}
-    if lines.groupby("group").size().max() <= _MOST_MARKERS:
+    if lines["round"].nunique() <= _MOST_MARKERS:
         look["markers" if "style" in look else "marker"] = True
     if look.get("marker"):
         look["marker"] = "o"
@@ -209,10 +210,13 @@ def _title(compared: Comparison, labels: pd.DataFrame, panel: str) -> str:
 def _scale(axes: Axes, x: str, frames: list[pd.DataFrame]) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    if x == "round":
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-        return
     ends = [value for values in frames for value in values[values > 0]]
+    if x == "round":
+        locator = MaxNLocator(nbins=8, integer=True, min_n_ticks=1)
+        axes.xaxis.set_major_locator(locator)
+        if max(ends) == min(ends):  # else matplotlib would make a range of one round
+            axes.set_xlim(ends[0] - 1, ends[0] + 1)
+        return
     if max(ends) > _LOG_SPAN * min(ends):
         axes.set_xscale("log")
     else:
