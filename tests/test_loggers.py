@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 
 import pytest
 import yaml
@@ -36,6 +37,17 @@ def csv_figures(file):
     with file.open(newline="") as text:
         for row in csv.DictReader(text):
             found |= {name: float(value) for name, value in row.items() if value}
+    return found
+
+
+def until_written(file, names):
+    """The names in a file that another process, W&B's, writes; waits for them."""
+    for _ in range(200):
+        content = file.read_bytes()
+        found = {name for name in names if name.encode() in content}
+        if found == set(names):
+            break
+        time.sleep(0.1)
     return found
 
 
@@ -77,7 +89,8 @@ def test_several_loggers_get_the_same(monkeypatch, tmp_path):
 
 def test_an_experiment_without_loggers_can_be_given_some(monkeypatch, tmp_path):
     sweep = ["protocol=gpsl", "data/partitioner=iid", "seed=0", "logger=[csv]"]
-    run = run_with(monkeypatch, tmp_path, "-m", "+experiment=compare", *sweep)
+    typed = ["-m", "+experiment=compare", *sweep, *SHORT]
+    (run,) = command(monkeypatch, tmp_path, *typed, pictures=True)
     assert (run / "csv" / "version_0" / "metrics.csv").is_file()
 
 
@@ -91,9 +104,8 @@ def test_wandb_offline(monkeypatch, tmp_path):
         folder.mkdir()
         run = run_with(monkeypatch, folder, "logger=wandb", f"seed={seed}", pictures=1)
         (record,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
-        content = record.read_bytes()
-        for name in ("val/accuracy", "test/loss", "clients/loss/1", "round_robin"):
-            assert name.encode() in content, name
+        names = ("val/accuracy", "test/loss", "clients/loss/1", "round_robin")
+        assert set(names) == until_written(record, names)
         media = record.parent / "files" / "media" / "images"
         found = {str(file.relative_to(media)) for file in media.rglob("*.png")}
         assert {
