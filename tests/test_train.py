@@ -433,8 +433,8 @@ def test_every_partitioner_runs(monkeypatch, tmp_path, partitioner, num_clients)
         ["logger=none", "data.val_share=0"],
         [
             "~logger",
-            "+logger._target_=pytorch_lightning.loggers.CSVLogger",
-            "+logger.save_dir=csv",
+            "+logger.mine._target_=pytorch_lightning.loggers.CSVLogger",
+            "+logger.mine.save_dir=csv",
         ],
         ["trainer.limit_val_batches=0"],
         ["callbacks=histograms", "protocol.callbacks.drift.server=true"],
