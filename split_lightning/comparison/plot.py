@@ -234,5 +234,10 @@ def _draw_legend(figure: Figure, grid: Any, columns: int) -> None:
             axes.get_legend().remove()
     entries = {name: handle for name, handle in entries.items() if name.strip()}
     if len(entries) > 1:
-        look = {"loc": "outside right upper", "ncols": columns, "fontsize": 8}
-        figure.legend(entries.values(), entries.keys(), **look)
+        figure.legend(
+            entries.values(),
+            entries.keys(),
+            loc="outside right upper",
+            ncols=columns,
+            fontsize=8,
+        )
