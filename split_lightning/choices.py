@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from split_lightning.config_keys import as_typed
+from split_lightning.config_keys import as_typed, is_within
 
 # Hyperparameters by name: the option of a group, or the value of a key.
 _GROUPS = {
@@ -33,7 +33,18 @@ _KEYS = {
     "server_lr": "optimizer.server.lr",
     "precision": "trainer.precision",
 }
-_NO_CHOICES = ("ckpt_path", "name", "output_dir", "spill_to")
+# What a run shows, or where it is.
+_NO_CHOICES = (
+    "callbacks",
+    "ckpt_path",
+    "logger",
+    "name",
+    "output_dir",
+    "spill_to",
+    "trainer.enable_checkpointing",
+    "trainer.enable_model_summary",
+    "trainer.enable_progress_bar",
+)
 # The key whose class stands for the option of a group.
 _CLASSES = {
     "data": "data.source",
@@ -94,11 +105,9 @@ def summary(cfg: DictConfig, typed: Sequence[str] = ()) -> dict[str, Any]:
         chosen["topology"] = "none"
     for word in as_typed(typed):
         key, _, text = word.lstrip("+").partition("=")
-        if word.startswith("~") or key in (
-            *_GROUPS.values(),
-            *_KEYS.values(),
-            *_NO_CHOICES,
-        ):
+        is_known = key in (*_GROUPS.values(), *_KEYS.values())
+        is_shown = any(is_within(key, other) for other in _NO_CHOICES)
+        if word.startswith("~") or is_known or is_shown:
             continue
         value = OmegaConf.select(cfg, key)  # of a group or a list: as it was typed
         chosen[key] = value if isinstance(value, bool | int | float | str) else text

@@ -30,7 +30,7 @@ def build_loggers(cfg: DictConfig, checkpoint: str | None = None) -> list[Logger
         ValueError: If an entry is no logger, or its package is not installed.
     """
     entries = (cfg.logger or {}).items()
-    return [_built(*entry, checkpoint) for entry in entries if entry[1] is not None]
+    return [_built(str(k), v, checkpoint) for k, v in entries if v is not None]
 
 
 def _built(name: str, node: Any, checkpoint: str | None) -> Logger:
@@ -92,7 +92,8 @@ def end_logs(
         if isinstance(logger, TensorBoardLogger):
             # `log_hyperparams` with metrics would log each a second time.
             writer = logger.experiment._get_file_writer()
-            for summary in hparams(dict(choices), dict.fromkeys(tags, 0.0)):
+            metrics = dict.fromkeys(tags, 0.0)
+            for summary in hparams(dict(choices), metrics):  # type: ignore[no-untyped-call]
                 writer.add_summary(summary)
         logger.finalize("success")
 

@@ -272,13 +272,23 @@ def _options_of(group: str, options: Iterable[str]) -> str:
 
 
 def _null_option(typed: Sequence[str], config_dir: str) -> str | None:
-    """Says that a group was set to null, which Hydra does not name."""
+    """Says that a group was set to null, or to a list of which one is no option.
+
+    Hydra names neither.
+    """
     for word in typed:
         group, _, value = word.partition("=")
         folder = Path(config_dir, group)
-        if value == "null" and group and folder.is_dir():
-            options = sorted(path.stem for path in folder.glob("*.yaml"))
+        if not group or not folder.is_dir():
+            continue
+        options = sorted(path.stem for path in folder.glob("*.yaml"))
+        if value == "null":
             return f"`{group}` cannot be null. {_options_of(group, options)}"
+        names = [
+            name.strip() for name in value[1:-1].split(",") if value.startswith("[")
+        ]
+        if wrong := [name for name in names if name and name not in options]:
+            return f"There is no `{group}={wrong[0]}`. {_options_of(group, options)}"
     return None
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,15 @@ def test_the_wheel_ships_the_configuration_and_its_types(wheel):
     assert "split_lightning/py.typed" in names
     assert "licenses/LICENSE" in names
     assert "tests/" not in names
+
+
+def test_the_source_distribution_has_the_documentation(tmp_path):
+    build = "import hatchling.build as b, sys; print(b.build_sdist(sys.argv[1]))"
+    name = run(sys.executable, "-c", build, tmp_path).split()[-1]
+    with tarfile.open(tmp_path / name) as archive:
+        names = {member.partition("/")[2] for member in archive.getnames()}
+    folders = ("docs", "conf", "notebooks", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.[mpy]*")]
+    kept = {str(file.relative_to(ROOT)) for file in files if file.suffix != ".pyc"}
+    assert {name for name in kept if "__pycache__" not in name} <= names
+    assert {"README.md", "CHANGELOG.md", "LICENSE"} <= names

@@ -59,7 +59,8 @@ class ClientPicture(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
-        if max((len(row["loss"]) for row in self.rows.values()), default=0) < 2:
+        vectors = [vector for row in self.rows.values() for vector in row.values()]
+        if max(map(len, vectors), default=0) < 2:
             return
         figure = draw_clients(self.rows)
         if self.folder is not None:
@@ -89,7 +90,6 @@ def draw_clients(rows: Mapping[int, Mapping[str, Tensor]]) -> Figure:
     Args:
         rows: By round: each client's `loss`, and `accuracy` where it was measured.
     """
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -103,13 +103,13 @@ def draw_clients(rows: Mapping[int, Mapping[str, Tensor]]) -> Figure:
     figure = Figure(figsize=(5.2 * max(len(drawn), 1), height), layout="constrained")
     for number, name in enumerate(drawn, start=1):
         axes = figure.add_subplot(1, len(drawn), number)
-        colors = colormaps["viridis_r" if name == "loss" else "viridis"].copy()
-        colors.set_bad("0.85")
+        kind = "viridis_r" if name == "loss" else "viridis"
+        axes.set_facecolor("0.85")  # shows where there is no value
         image = axes.imshow(
             values[name].numpy(),
             aspect="auto",
             interpolation="nearest",
-            cmap=colors,
+            cmap=kind,
             extent=(rounds[0] - 0.5, rounds[-1] + 0.5, num_clients - 0.5, -0.5),
         )
         figure.colorbar(image)

@@ -161,8 +161,9 @@ class History(pl.Callback):
         self._draw(trainer, "\n".join(filter(None, [self.title, ", ".join(found)])))
 
     def _draw(self, trainer: pl.Trainer, title: str) -> None:
-        is_wanted = self.folder is not None and self.curves and self.rows
-        if is_wanted and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        if self.folder is not None and self.curves and self.rows:
             draw_curves(self.rows, title).savefig(self.folder / "curves.png", dpi=120)
 
     @override

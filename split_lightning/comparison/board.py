@@ -27,11 +27,11 @@ def write_board(compared: Comparison, plot: Path, folder: Path) -> None:
 
     for old in folder.rglob("events.out.tfevents.*"):
         old.unlink()
-    shown = compared.shown
+    shown, names = compared.shown, compared.names()
     for group, rounds in compared.rounds.groupby("group"):
         settings = ",".join(f"{key}={shown.loc[group, key]}" for key in shown)
-        name = f"{compared.groups.loc[group, 'runs'].split()[0]},{settings}"
-        version = re.sub(r"[^\w.=,+-]+", "_", name.strip(","))
+        name = ",".join(filter(None, [names[group], settings]))
+        version = re.sub(r"[^\w.=,+-]+", "_", name)
         logger = TensorBoardLogger(folder, name="", version=version)
         means = rounds.groupby("round", as_index=False).mean()
         for tag, x in _CURVES.items():

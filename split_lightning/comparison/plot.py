@@ -21,10 +21,13 @@ _AXES = {
 _UNITS = {"bytes": "B", "virtual_seconds": "s"}
 _LOG_SPAN = 30  # curves whose bytes end further apart share a logarithmic axis
 _WIDEST = 34  # characters of a line of a legend
-_FEW = 10  # colours that can be told apart
+_LINE = 0.19  # inches
+_TALL = 50  # lines of a legend before it has two columns
+_PALETTES = {"tab10": 10, "tab20": 20}  # colours that can be told apart
 _MOST_MARKERS = 20  # points of a curve; more markers would hide it
 _LABELS = ["panel", "color", "style"]
-_NAME = "validation (line) and test (star) accuracy"
+_NAME = "accuracy: validation (lines), test (stars)"
+_HEADINGS = {"color": "protocol", "style": "other settings"}
 
 
 def draw(compared: Comparison) -> Figure | None:
@@ -39,16 +42,17 @@ def draw(compared: Comparison) -> Figure | None:
     import seaborn as sns
     from matplotlib.figure import Figure
 
-    labels = _labels(compared)
-    lines, stars = _lines(compared).join(labels, on="group"), _stars(compared)
-    stars = stars.join(labels, on="group")
+    lines, stars = _lines(compared), _stars(compared)
+    labels = _labels(compared, {*lines["group"], *stars["group"]})
+    lines, stars = (frame.join(labels, on="group") for frame in (lines, stars))
     there = {x: [f[x] for f in (lines, stars) if f[x].gt(0).any()] for x in _AXES}
     axes_names = [x for x, frames in there.items() if frames]
     if not axes_names:
         return None
     panels = list(dict.fromkeys(labels["panel"]))
     colors, styles = _ranked(labels, stars, lines), list(dict.fromkeys(labels["style"]))
-    palette = sns.color_palette("tab10" if len(colors) <= _FEW else "husl", len(colors))
+    kind = next((k for k, size in _PALETTES.items() if len(colors) <= size), "husl")
+    palette = sns.color_palette(kind, len(colors))
     look: dict[str, Any] = {
         "hue": "color",
         "hue_order": colors,
@@ -59,11 +63,15 @@ def draw(compared: Comparison) -> Figure | None:
         look |= {"style": "style", "style_order": styles}
     elif len(colors) > 1:  # markers help to tell near colours apart
         look |= {"style": "color", "style_order": colors, "dashes": False}
-    if lines.groupby("group").size().max() <= _MOST_MARKERS:
+    if lines["round"].nunique() <= _MOST_MARKERS:
         look["markers" if "style" in look else "marker"] = True
     if look.get("marker"):
         look["marker"] = "o"
-    size = (5.4 * len(axes_names) + 3.2, max(4.0, 3.4 * len(panels)))
+    words = "\n".join([*colors, *(styles if len(styles) > 1 else [])])
+    columns = 1 + words.count("\n") // _TALL
+    legend = _LINE * (words.count("\n") // columns + 4)
+    width, height = 5.4 * len(axes_names), max(4.0, 3.4 * len(panels), legend)
+    size = (width + 3.2 * columns, height)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(
         len(panels), len(axes_names), squeeze=False, sharex="col", sharey=True
@@ -72,11 +80,12 @@ def draw(compared: Comparison) -> Figure | None:
         for x, axes in zip(axes_names, row, strict=True):
             _draw_panel(axes, x, lines, stars, panel, look)
             axes.set(title=_title(compared, labels, panel), xlabel=_AXES[x])
-            axes.set_ylabel(_NAME if axes is row[0] else "")
+            axes.set_ylabel("")
             axes.xaxis.set_tick_params(labelbottom=True)
     for x, axes in zip(axes_names, grid[0], strict=True):
         _scale(axes, x, there[x])
-    _draw_legend(figure, grid)
+    figure.supylabel(_NAME, fontsize=10)
+    _draw_legend(figure, grid, columns)
     return figure
 
 
@@ -86,9 +95,9 @@ def band(values: pd.Series) -> tuple[float, float]:
     return max(mean - spread, 0.0), min(mean + spread, 1.0)
 
 
-def _labels(compared: Comparison) -> pd.DataFrame:
-    """Returns what says for each group which panel, colour and style it has."""
-    shown = compared.shown
+def _labels(compared: Comparison, drawn: set[int]) -> pd.DataFrame:
+    """Returns for each group that is drawn its panel, colour and style."""
+    shown = compared.shown.loc[sorted(drawn)]
     names = short_names(compared.keys)
     keys = [key for key in compared.keys if key != SEED]
     panel = [key for key in keys if is_of_group(key, "data")]
@@ -107,12 +116,13 @@ def _labels(compared: Comparison) -> pd.DataFrame:
     )
     if labels.empty:
         labels = shown.reindex(columns=_LABELS, fill_value="")
-    status = compared.groups["status"]
+    status = compared.groups["status"].loc[shown.index]
     ended = status.where(status != "finished", "").radd(" (").add(")")
     is_alike = labels.duplicated(keep=False)
-    first = compared.groups["runs"].str.split().str[0]
     last = "style" if protocol else "color"
-    named = (first + ": " + labels[last]).str.removesuffix(": ")
+    named = (compared.names().loc[shown.index] + ": " + labels[last]).str.removesuffix(
+        ": "
+    )
     labels[last] = labels[last].where(~is_alike, named)
     labels[last] += ended.where(status != "finished", "")
     return labels.map(lambda text: textwrap.fill(text, _WIDEST))
@@ -190,19 +200,23 @@ def _draw_panel(
 
 def _title(compared: Comparison, labels: pd.DataFrame, panel: str) -> str:
     """Returns the partition, and over how many runs the means are."""
-    sizes = compared.groups["num_runs"][labels["panel"] == panel]
+    sizes = compared.groups["num_runs"].loc[labels.index[labels["panel"] == panel]]
     least, most = sizes.min(), sizes.max()
     count = f"n = {most}" if least == most else f"n = {least} to {most}"
-    return ", ".join(filter(None, [panel, count]))
+    runs = f"{count} run{'s' if most > 1 else ''} each"
+    return ", ".join(filter(None, [compared.common, panel, runs]))
 
 
 def _scale(axes: Axes, x: str, frames: list[pd.DataFrame]) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    if x == "round":
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-        return
     ends = [value for values in frames for value in values[values > 0]]
+    if x == "round":
+        locator = MaxNLocator(nbins=8, integer=True, min_n_ticks=1)
+        axes.xaxis.set_major_locator(locator)
+        if max(ends) == min(ends):  # else matplotlib would make a range of one round
+            axes.set_xlim(ends[0] - 1, ends[0] + 1)
+        return
     if max(ends) > _LOG_SPAN * min(ends):
         axes.set_xscale("log")
     else:
@@ -210,14 +224,20 @@ def _scale(axes: Axes, x: str, frames: list[pd.DataFrame]) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(unit=_UNITS[x]))
 
 
-def _draw_legend(figure: Figure, grid: Any) -> None:
+def _draw_legend(figure: Figure, grid: Any, columns: int) -> None:
     """Draws one legend for all panels, beside them."""
     entries: dict[str, Any] = {}
     for axes in grid.flat:
-        entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        handles, names = axes.get_legend_handles_labels()
+        entries |= {_HEADINGS.get(n, n): h for n, h in zip(names, handles, strict=True)}
         if axes.get_legend():
             axes.get_legend().remove()
+    entries = {name: handle for name, handle in entries.items() if name.strip()}
     if len(entries) > 1:
         figure.legend(
-            entries.values(), entries.keys(), loc="outside right upper", fontsize=8
+            entries.values(),
+            entries.keys(),
+            loc="outside right upper",
+            ncols=columns,
+            fontsize=8,
         )

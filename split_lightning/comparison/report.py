@@ -126,24 +126,21 @@ def as_table(
         table.add_column(columns[key][0], justify="right", no_wrap=True)
     if settings:
         table.add_column("status", no_wrap=True)
-    best = groups["val_accuracy"].max()
+    names = found.names()
+    # Clients with networks of their own validate on their own labels only.
+    best = groups["val_accuracy"].where(~groups["networks"].gt(1)).max()
     for number, row in groups.iterrows():
         figures = [_formatted(row, key, columns[key][1]) for key in used]
         status = Text(_status(found, number), style=_STYLES.get(row["status"], ""))
         is_best = row["val_accuracy"] == best and len(groups) > 1
         table.add_row(
-            Text(_name(row["runs"].split())),
+            Text(names[number]),
             *map(Text, found.shown.loc[number, keys]),
             *figures,
             *([status] if settings else []),
             style="bold" if is_best else None,
         )
     return table
-
-
-def _name(runs: Sequence[str]) -> str:
-    """Returns the first run's name, and how many there are beside it: `0 +2`."""
-    return f"{runs[0]} +{len(runs) - 1}" if len(runs) > 1 else runs[0]
 
 
 def _formatted(

@@ -188,7 +188,7 @@ def _json(file: Path) -> dict[str, Any]:
 def _history(file: Path) -> pd.DataFrame:
     import pandas as pd
 
-    if not file.is_file():
+    if not file.is_file() or not file.stat().st_size:
         return pd.DataFrame()
     rows = pd.read_csv(file, on_bad_lines="skip").apply(pd.to_numeric, errors="coerce")
     return rows.dropna(subset="round")

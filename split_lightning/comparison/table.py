@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SEED = "seed"
+_DATA = ("data", "data/partitioner")
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Comparison:
 
     Attributes:
         keys: The settings in which the runs differ.
+        common: The data set and the partition, where all runs have the same.
         runs: A row for each run: name, status, what was typed, settings, figures, error
             and folder; `group` numbers the groups.
         groups: A row for each group of runs that differ in nothing but their seed:
@@ -31,10 +33,17 @@ class Comparison:
     """
 
     keys: list[str]
+    common: str
     runs: pd.DataFrame
     groups: pd.DataFrame
     shown: pd.DataFrame
     rounds: pd.DataFrame
+
+    def names(self) -> pd.Series:
+        """Returns each group's name: its first run's, and how many others: `0 +2`."""
+        names = self.runs.groupby("group")["run"].agg(["first", "size"])
+        others = " +" + (names["size"] - 1).astype(str)
+        return names["first"] + others.where(names["size"] > 1, "")
 
 
 def compared(found: Sequence[RunFolder]) -> Comparison:
@@ -57,8 +66,10 @@ def compared(found: Sequence[RunFolder]) -> Comparison:
     frames = [pd.DataFrame(about), settings, figures, pd.DataFrame(ends)]
     runs = pd.concat(frames, axis=1)
     runs["group"] = _group_numbers(found, runs, [k for k in keys if k != SEED])
+    common = [shown(found[0].settings, k) for k in _DATA if k not in keys]
     return Comparison(
         keys,
+        ", ".join(filter(None, common)),
         runs,
         _groups(runs, keys, list(figures)),
         _shown(found, runs["group"], keys),

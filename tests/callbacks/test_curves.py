@@ -51,3 +51,15 @@ def test_what_was_not_measured_has_no_chart():
     _, accuracy = draw_curves(rows(3, split=False)).axes
     assert accuracy.get_title().startswith("validation accuracy")
     assert len(draw_curves(rows(3, validates=False)).axes[0].get_lines()) == 1
+
+
+def test_the_title_stands_above_and_fits(tmp_path):
+    title = "splitfed_v1 (u_shaped), mobilenet_v2 on cifar100, 100 clients, dirichlet"
+    figure = draw_curves(
+        rows(1, validates=False, split=False), f"{title} (0.1)\ntest 1"
+    )
+    figure.draw_without_rendering()
+    text = figure._suptitle
+    assert " ".join(text.get_text().split()) == f"{title} (0.1) test 1"
+    assert text.get_window_extent().width <= figure.bbox.width
+    assert figure.axes[0].get_window_extent().y1 < text.get_window_extent().y0

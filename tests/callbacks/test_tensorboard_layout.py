@@ -26,10 +26,10 @@ SHORT = [
     "trainer.enable_checkpointing=false",
     "~callbacks.confusion_picture",  # pictures take time
     "~callbacks.partition_picture",
+    "~callbacks.client_picture",
     "~callbacks.history",
 ]
-TRAINING = {"Training/loss", "Clients/loss"}
-VALIDATION = {"Training/validation accuracy", "Clients/validation accuracy"}
+FIRST = {"Train, validation, test/loss", "Train, validation, test/accuracy"}
 CUT = {
     "Cut/bytes of a round",
     "Cut/bytes in total",
@@ -37,6 +37,7 @@ CUT = {
     "Cut/norm of its gradient",
     "Cut/drift: cosine of successive turns",
 }
+PARTS = ["test", "train", "val"]
 MACHINE = {"Machine/images per second", "Machine/memory (MiB)"}
 
 
@@ -58,15 +59,15 @@ def layouts(written):
 @pytest.mark.parametrize(
     ("overrides", "charts"),
     [
-        ([], TRAINING | VALIDATION | CUT | MACHINE),
+        ([], FIRST | CUT | MACHINE),
         (
             ["protocol=centralized", "num_clients=1"],
-            TRAINING | VALIDATION | MACHINE,
+            FIRST | MACHINE,
         ),
-        (["data.val_share=0"], TRAINING | CUT | MACHINE),
+        (["data.val_share=0"], FIRST | CUT | MACHINE),
         (
             ["~callbacks.memory", "~protocol.callbacks.cut"],
-            (TRAINING | VALIDATION | CUT | MACHINE)
+            (FIRST | CUT | MACHINE)
             - {title for title in CUT if "norm" in title}
             - {"Machine/memory (MiB)"},
         ),
@@ -86,22 +87,19 @@ def test_every_chart_has_curves(tmp_path, overrides, charts):
         for title, tags in layout.items()
     }
     assert all(curves.values()), curves
-    clients = 1 if "num_clients=1" in overrides else 3
-    assert len(curves["Clients/loss"]) == clients
-    both = ["train/loss", "val/loss"]
-    if "data.val_share=0" in overrides:
-        both.remove("val/loss")
-    else:
-        assert len(curves["Clients/validation accuracy"]) == clients
-    assert sorted(curves["Training/loss"]) == both
+    parts = ["test", "train"] if "data.val_share=0" in overrides else PARTS
+    loss, accuracy, *_ = curves.values()  # come first
+    assert sorted(loss) == [f"{part}/loss" for part in parts]
+    assert sorted(accuracy) == [f"{p}/accuracy" for p in parts if p != "train"]
     if charts >= CUT:
         assert len(curves["Cut/bytes of a round"]) == 3
         assert len(curves["Cut/bytes in total"]) == 3
     steps = {
         event.step
         for section, tags in curves.items()
-        if "loss" in section or "accuracy" in section
+        if section in FIRST
         for tag in tags
+        if not tag.startswith("test")
         for event in written.Scalars(tag)
     }
     assert len(steps) == 1  # a round's figures stand at one place

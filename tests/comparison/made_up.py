@@ -57,7 +57,7 @@ def a_run(folder, cfg=None, results=None, history=None, failure=None):
     return folder
 
 
-def results(accuracy):
+def results(accuracy, **others):
     return {
         "test_accuracy": accuracy,
         "test_loss": 1.0 - accuracy,
@@ -67,4 +67,5 @@ def results(accuracy):
         "handoff_bytes": 500,
         "seconds": 7.5,
         "rounds": 3,
+        **others,
     }
