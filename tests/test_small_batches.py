@@ -11,7 +11,6 @@ from pytorch_lightning import Callback
 
 from split_lightning import (
     AsynchronousSplitLightningModule,
-
     ClientAveraging,
     CycleSplitLightningModule,
     RoundRobinWeightPassing,
@@ -135,7 +134,9 @@ def test_batches_stay_as_they_are_without_need(tmp_path, norm):
 def test_frozen_batch_norm_needs_no_second_sample(tmp_path):
     net = network()
     net[6].eval()
-    seen = trained(tmp_path, make_unsplit(net), uneven(num_clients=1, batch_size=59), [])
+    seen = trained(
+        tmp_path, make_unsplit(net), uneven(num_clients=1, batch_size=59), []
+    )
     assert seen.of_client(0) == [59, 1]
 
 
@@ -186,7 +187,9 @@ def test_what_no_sharing_out_can_mend_is_refused(tmp_path, options, message, sch
     ),
     st.sampled_from([1, 2]),
 )
-def test_no_batch_is_too_small_and_no_sample_is_lost(sizes, size, passes, schedule, own):
+def test_no_batch_is_too_small_and_no_sample_is_lost(
+    sizes, size, passes, schedule, own
+):
     if not schedule.acts_together:
         own = 2
     starts = torch.tensor([0, *sizes]).cumsum(0)[:-1]
@@ -196,7 +199,9 @@ def test_no_batch_is_too_small_and_no_sample_is_lost(sizes, size, passes, schedu
     found = [[len(plan.indices) for plan in step] for step in sampler.plans()]
     assert all(sum(step) >= 2 and min(step) >= own for step in found)
     assert len(found) == len(sampler)
-    taken = Counter(i for step in sampler.plans() for p in step for i in p.indices.tolist())
+    taken = Counter(
+        i for step in sampler.plans() for p in step for i in p.indices.tolist()
+    )
     assert taken == dict.fromkeys(range(sum(sizes)), passes)
     whole = ClientBatchSampler(parts, schedule, size, passes)
     if all(len(p.indices) >= 2 for step in whole.plans() for p in step):

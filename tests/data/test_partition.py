@@ -231,5 +231,5 @@ def test_a_partitioner_that_cannot_deal_out_is_refused(partitioner, message):
 def test_a_partitioner_that_has_a_data_set_is_refused():
     used = flwr.IidPartitioner(3)
     used.dataset = Dataset.from_dict({"label": [0, 1, 2]})
-    with pytest.raises(ValueError, match="`data.partitioner`.*no data set yet.*Iid"):
+    with pytest.raises(ValueError, match=r"`data.partitioner`.*no data set yet.*Iid"):
         setup(used, 3)

@@ -75,7 +75,9 @@ def test_means_are_of_the_channel_axis(shape):
     mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
     data = SplitDataModule(Source((values, LABELS)), 5, mean=mean, std=std)
     data.setup("fit")
-    rows = {row.numpy().tobytes() for batch in data.train_dataloader() for row in batch[1]}
+    rows = {
+        row.numpy().tobytes() for batch in data.train_dataloader() for row in batch[1]
+    }
     for channel in range(3):
         values[:, channel] = (values[:, channel] - mean[channel]) / std[channel]
     assert {row.numpy().tobytes() for row in values} >= rows
@@ -118,7 +120,10 @@ WRONG = {
     "no labels": (FLOATS, r"return `Images\(inputs, targets\)`.*of type Tensor"),
     "nothing": (None, r"return `Images\(inputs, targets\)`.*None"),
     "four": ((1, 2, 3, 4), "with 4 elements"),
-    "too few labels": ((FLOATS, LABELS[:50]), r"as many .* labels as inputs \(60\).*50"),
+    "too few labels": (
+        (FLOATS, LABELS[:50]),
+        r"as many .* labels as inputs \(60\).*50",
+    ),
     "no samples": ((FLOATS[:0], LABELS[:0]), r"samples.*\(0, 1, 6, 6\)"),
     "no axis": ((FLOATS[:, 0, 0, 0], LABELS), r"shape \(N, \.\.\.\).*\(60,\)"),
     "NaN": ((spoiled(torch.nan), LABELS), "finite.*1 of 60 samples.*sample 7"),
@@ -191,7 +196,9 @@ class WithoutArgument:
     ],
 )
 def test_an_object_that_is_no_source_is_refused(source, message):
-    with pytest.raises(ValueError, match=rf"Expected `data.source` to have .*{message}"):
+    with pytest.raises(
+        ValueError, match=rf"Expected `data.source` to have .*{message}"
+    ):
         SplitDataModule(source, 2).setup("fit")
 
 
