@@ -115,7 +115,7 @@ def _composed(words: Sequence[str]) -> tuple[DictConfig, Tensor]:
     leave_out_shape(cfg)
     reads = (*COMMAND.reads, *(["data.source"] if is_open(cfg) else []))
     check_used(cfg, words, COMMAND._replace(reads=reads))
-    if OmegaConf.is_missing(cfg.model, "cut_layer"):
+    if cfg.model.cut_layer is None:
         cfg.model.cut_layer = 0  # all are measured, whichever is chosen
     has_folder = not OmegaConf.is_missing(cfg, "output_dir")
     if not has_folder:

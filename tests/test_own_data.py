@@ -228,6 +228,8 @@ def test_a_mistake_in_ones_own_code_gets_one_line(refused, overrides, expected):
     replaced = [o.partition("=")[0] for o in overrides]
     if "protocol=centralized" in overrides:
         replaced.append("model.cut_layer")
+    if "model=resnet18" in overrides:
+        replaced += ["model.network._target_", "model.cut_layer"]
     kept = [word for word in typed if word.partition("=")[0] not in replaced]
     assert re.search(expected, refused(*kept, *overrides))
 
