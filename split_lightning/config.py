@@ -201,7 +201,7 @@ def check_values(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         ValueError: Names the key, its value and what is allowed.
     """
     plain = OmegaConf.to_container(cfg, resolve=False)
-    _check_values(plain, TrainConfig)
+    _check_values(plain, TrainConfig, ignored=list(cfg.protocol.ignores))
     for override in as_typed(overrides):
         _check_used(plain, override, cfg.protocol.ignores)
     _check_ranges(cfg)
@@ -237,14 +237,18 @@ def typed_overrides() -> Sequence[str]:
     return typed
 
 
-def _check_values(plain: Any, schema: type, prefix: str = "") -> None:
+def _check_values(
+    plain: Any, schema: type, prefix: str = "", ignored: Sequence[str] = ()
+) -> None:
     """Stops where a required key has no value, or a mere word stands for an object."""
     hints = get_type_hints(schema)
     for spec in fields(schema):
         key, hint = f"{prefix}{spec.name}", hints[spec.name]
         value = plain.get(spec.name)
         if isinstance(hint, type) and is_dataclass(hint):
-            _check_values(value, hint, f"{key}.")
+            _check_values(value, hint, f"{key}.", ignored)
+        elif key in ignored:
+            continue
         elif spec.default == MISSING and value in (None, MISSING):
             raise ValueError(f"Expected `{key}` to have a value, but got null.")
         elif hint is Any and not (spec.metadata or _can_be_built(value)):

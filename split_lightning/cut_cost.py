@@ -100,6 +100,7 @@ def cut_costs(
     network: nn.Module,
     image_shape: Sequence[int],
     cut_layers: Iterable[str] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> list[CutCost]:
     """Returns what training takes at each cut of a network, in the order of the cuts.
 
@@ -108,8 +109,9 @@ def cut_costs(
 
     Args:
         network: Any network that `split` can cut; it is left as it is.
-        image_shape: The shape of an image, `(C, H, W)`.
+        image_shape: The shape of a sample, such as `(C, H, W)`.
         cut_layers: The paths of the layers; `None`: all after which it can be cut.
+        dtype: The type of a sample: int64 for ids.
 
     Raises:
         ValueError: If the network cannot be cut after one of the layers, or does not
@@ -122,7 +124,7 @@ def cut_costs(
     >>> cost.client_forward_flops, cost.client_backward_flops, cost.uplink_bytes
     (96, 96, 20)
     """
-    sketch = _on_meta(network)
+    sketch, sample = _on_meta(network), torch.empty(*image_shape, dtype=dtype)
     if cut_layers is None:
         cut_layers = all_cut_layers(sketch)
     costs = []
@@ -132,9 +134,9 @@ def cut_costs(
         state = num_bytes(client.state_dict().values())
         try:
             with _silent("torch._subclasses.fake_tensor"):
-                found = _imagined(client, server, image_shape)
+                found = _imagined(client, server, sample)
         except Exception:  # what depends on values; or else it fails once more
-            found = _computed(network, layer, image_shape)
+            found = _computed(network, layer, sample)
         costs.append(CutCost(layer, parameters, state, **found))
     return costs
 
@@ -149,9 +151,7 @@ def _on_meta(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, memo)
 
 
-def _imagined(
-    client: nn.Module, server: nn.Module, image_shape: Sequence[int]
-) -> dict[str, int]:
+def _imagined(client: nn.Module, server: nn.Module, sample: Tensor) -> dict[str, int]:
     """Measures segments with tensors that do as a CPU's would, but hold no numbers.
 
     (Those of `meta` do not: attention keeps other things there.)
@@ -159,21 +159,19 @@ def _imagined(
     with FakeTensorMode(allow_non_fake_inputs=True):
         client.to_empty(device="cpu")
         server.to_empty(device="cpu")
-        return _measured(client, server, image_shape)
+        return _measured(client, server, sample)
 
 
-def _computed(
-    network: nn.Module, layer: str, image_shape: Sequence[int]
-) -> dict[str, int]:
+def _computed(network: nn.Module, layer: str, sample: Tensor) -> dict[str, int]:
     """Measures a cut with the numbers themselves."""
     client, server = split(network, layer)
     try:
         with next(client.parameters()).device:
-            return _measured(client, server, image_shape)
+            return _measured(client, server, sample)
     except (IndexError, RuntimeError, TypeError) as error:
         raise ValueError(
             "Expected argument `network` to take images of shape "
-            f"{tuple(image_shape)}, but: {error}"
+            f"{tuple(sample.shape)}, but: {error}"
         ) from error
 
 
@@ -188,13 +186,11 @@ def _silent(name: str) -> Iterator[None]:
         logger.disabled = was
 
 
-def _measured(
-    client: nn.Module, server: nn.Module, image_shape: Sequence[int]
-) -> dict[str, int]:
+def _measured(client: nn.Module, server: nn.Module, sample: Tensor) -> dict[str, int]:
     """Returns what a sample takes, by the fields of `CutCost`."""
     few, more = _BATCH_SIZES
     first, second = (
-        _step(client.train(), server.train(), torch.zeros(size, *image_shape))
+        _step(client.train(), server.train(), sample.new_zeros(size, *sample.shape))
         for size in _BATCH_SIZES
     )
     found = {key: (second[key] - first[key]) // (more - few) for key in first}

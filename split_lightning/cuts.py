@@ -1,7 +1,8 @@
 """Says what each cut would cost: `python -m split_lightning.cuts [KEY=VALUE ...]`.
 
 Prints a table of the layers after which the configured network can be cut, and writes
-`cuts.csv` and `cuts.png`. It needs no data set: the shape of an image is enough.
+`cuts.csv` and `cuts.png`. It needs no data set where the configuration has the shape of
+a sample; else (`data=custom`) it loads the source.
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from split_lightning.artifacts import make_folder
+from split_lightning.building import build_data
 from split_lightning.config import check_classes, check_values, conf_folder
 from split_lightning.cut_cost import CutCost, cut_costs
 from split_lightning.cut_report import layers_down_to, report_costs
+from split_lightning.data_shape import is_open, leave_out_shape
 from split_lightning.models.split import cut_layers
 from split_lightning.run_command import (
     Command,
@@ -39,7 +44,8 @@ COMMAND = Command(
     help="""Says what each cut of a network would cost client, server and link.
 
 model=NAME          the network, as in training; or model.network._target_=...
-data=NAME           whose images and classes; nothing is read or downloaded
+data=NAME           whose images and classes; nothing is read or downloaded, but for
+                    data=custom
 +experiment=NAME    both, as an experiment has them
 depth=NUMBER        layers whose paths have at most so many parts (layer1.0: two), or
                     `all`; default: the fewest that leave eight cuts to choose from
@@ -49,8 +55,12 @@ KEY=VALUE           of the configuration: data.image_size=64, data.num_classes=1
 )
 
 
-def measure(cfg: DictConfig) -> list[CutCost]:
+def measure(cfg: DictConfig, sample: Tensor) -> list[CutCost]:
     """Returns the costs of the cuts that a configuration asks for.
+
+    Args:
+        cfg: The configuration.
+        sample: A sample, of which the shape and the type count.
 
     Raises:
         ValueError: If the network cannot be cut, or does not fit the images.
@@ -78,7 +88,7 @@ def measure(cfg: DictConfig) -> list[CutCost]:
         transient=True,
         disable=not console.is_terminal,
     )
-    return cut_costs(network, _image_shape(cfg), watched)
+    return cut_costs(network, sample.shape, watched, sample.dtype)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -90,19 +100,24 @@ def main(words: Sequence[str] | None = None) -> None:
     """
     words = typed_words(COMMAND) if words is None else list(words)
     with ending_with_one_line(words):
-        cfg = _composed(words)
-        costs = measure(cfg)
+        cfg, sample = _composed(words)
+        costs = measure(cfg, sample)
         report_costs(costs, make_folder(cfg.output_dir))
 
 
-def _composed(words: Sequence[str]) -> DictConfig:
-    """Returns the configuration with the command's keys, checked."""
+def _composed(words: Sequence[str]) -> tuple[DictConfig, Tensor]:
+    """Returns the configuration with the command's keys, checked, and a sample."""
     own = [f"+{key}=null" for key in COMMAND.keys]
     with initialize_config_dir(conf_folder(), version_base="1.3"):
         cfg = compose("train", [*own, "output_dir='???'", *words])
-    check_used(cfg, words, COMMAND)
-    if OmegaConf.is_missing(cfg, "output_dir"):
-        cfg.output_dir = str(_default_folder(cfg))
+    leave_out_shape(cfg)
+    reads = (*COMMAND.reads, *(["data.source"] if is_open(cfg) else []))
+    check_used(cfg, words, COMMAND._replace(reads=reads))
+    if cfg.model.cut_layer is None:
+        cfg.model.cut_layer = 0  # all are measured, whichever is chosen
+    has_folder = not OmegaConf.is_missing(cfg, "output_dir")
+    if not has_folder:
+        cfg.output_dir = COMMAND.folder
     check_values(cfg)
     check_classes(cfg)
     depth = cfg.depth
@@ -110,17 +125,23 @@ def _composed(words: Sequence[str]) -> DictConfig:
         raise ValueError(
             f"Expected `depth` to be an integer of at least 1, or all, but got {depth}."
         )
-    return cfg
+    sample = _sample_of(cfg)
+    if not has_folder:
+        cfg.output_dir = str(_default_folder(cfg, sample))
+    return cfg, sample
 
 
-def _default_folder(cfg: DictConfig) -> Path:
+def _default_folder(cfg: DictConfig, sample: Tensor) -> Path:
     target = OmegaConf.select(cfg, "model.network._target_")
-    shape = "x".join(map(str, _image_shape(cfg)))
+    shape = "x".join(map(str, sample.shape))
     return Path(COMMAND.folder, f"{str(target).rpartition('.')[2]}-{shape}")
 
 
-def _image_shape(cfg: DictConfig) -> tuple[int, int, int]:
-    return cfg.data.in_channels, cfg.data.image_size, cfg.data.image_size
+def _sample_of(cfg: DictConfig) -> Tensor:
+    """Returns a sample of the data; a made-up one if its shape is configured."""
+    if is_open(cfg):
+        return build_data(cfg).example()[0]
+    return torch.zeros(cfg.data.in_channels, cfg.data.image_size, cfg.data.image_size)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,11 @@ def leave_out_shape(cfg: DictConfig) -> None:
                 del network[name]
 
 
+def is_open(cfg: DictConfig) -> bool:
+    """Returns whether a configuration leaves the shape to the source."""
+    return any(OmegaConf.select(cfg, key) is None for key in SHAPE_KEYS)
+
+
 def fill_in(cfg: DictConfig, data: SplitDataModule) -> None:
     """Fills the shape in where a configuration leaves it open.
 

@@ -114,12 +114,21 @@ def describe(cfg: DictConfig, data: SplitDataModule, images: Tensor) -> dict[str
     """Returns what a user of the network must know, in plain values."""
     shape = list(images.shape[1:])
     mean, std = (list(map(float, cfg.datamodule[key])) for key in ("mean", "std"))
+    axes = f"(B, {', '.join('CHW' if len(shape) == 3 else map(str, shape))})"
+    if images.is_floating_point():
+        mean, std = (own * (shape[0] // len(own)) for own in (mean, std))
+        kind = (
+            "(values - mean) / std, where integers are divided by the largest value of "
+            "their type first (uint8 by 255): float32"
+        )
+    else:
+        mean, std, kind = [], [], "ids, int64"
     return {
         "classes": list(data.classes),
-        "image_shape": shape,  # C, H, W
-        "mean": mean * (shape[0] // len(mean)),
-        "std": std * (shape[0] // len(std)),
-        "input": "(pixels / 255 - mean) / std, float32 of shape (B, C, H, W)",
+        "image_shape": shape,  # of a sample: C, H, W
+        "mean": mean,
+        "std": std,
+        "input": f"{kind} of shape {axes}",
         "network": OmegaConf.to_container(cfg.protocol.module.network, resolve=True),
         "cut_layers": OmegaConf.to_container(cfg.topology.cut_layers, resolve=True),
         "split_lightning": split_lightning.__version__,

@@ -31,7 +31,7 @@ class Exporter:
 
     Args:
         stages: What computes, by name, in the order in which it runs.
-        images: Normalised images `(B, C, H, W)`, at least 3, on which to check.
+        images: Normalised samples `(B, C, ...)`, or ids, at least 3, on which to check.
         about: What a user of the files must know; goes into each of them.
 
     Attributes:
@@ -48,7 +48,8 @@ class Exporter:
             name: stage.cpu().float().eval().to(memory_format=torch.contiguous_format)
             for name, stage in stages.items()
         }
-        self.images = images.float().contiguous()
+        is_float = images.is_floating_point()
+        self.images = (images.float() if is_float else images).contiguous()
         self.about = {key: json.dumps(value) for key, value in about.items()}
         self.expected = self._logits(list(self.stages.values()))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import FrameType
 
 _PACKAGE = Path(__file__).parent
-_LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
+_STANDARD = Path(sysconfig.get_path("stdlib"))
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 def place_of(error: BaseException) -> str | None:
@@ -23,7 +24,7 @@ def place_of(error: BaseException) -> str | None:
         file = Path(frame.f_code.co_filename)
         if file.is_relative_to(_PACKAGE):
             place = None  # what called the package is not of interest
-        elif file.is_file() and not any(map(file.is_relative_to, _LIBRARIES)):
+        elif _is_users(file):
             place = f"{_name_of(frame)}, {file.name}:{line}"
     return place
 
@@ -39,6 +40,11 @@ def described(error: BaseException) -> str:
         return str(error)
     where = "" if place is None else f" (in {place})"
     return f"{type(error).__name__}: {error}{where}"
+
+
+def _is_users(file: Path) -> bool:
+    is_installed = file.is_relative_to(_STANDARD) or _INSTALLED & set(file.parts)
+    return file.is_file() and not is_installed
 
 
 def _name_of(frame: FrameType) -> str:

@@ -31,6 +31,7 @@ from omegaconf.errors import (
 )
 
 from split_lightning.config_keys import as_typed, did_you_mean, is_within, keys_of
+from split_lightning.user_code import described, place_of
 
 _FULL = "HYDRA_FULL_ERROR"
 _OURS = "SPLIT_LIGHTNING_SET_HYDRA_FULL_ERROR"
@@ -229,6 +230,8 @@ def _reason(error: BaseException) -> str:
             f"{error}. Make room or get access there, or choose another folder "
             "for the run with hydra.run.dir=FOLDER."
         )
+    if place_of(error) is not None:
+        return described(error)
     if isinstance(error, _SPOKEN) or _is(error, _MISCONFIGURATION):
         return str(error).split("\n    full_key:")[0]
     return f"{type(error).__name__}: {error} ({_FULL}=1 shows where.)"

@@ -45,7 +45,7 @@ MISTAKES = {
     "+callbacks.best.unknown=1": ["callbacks.best.unknown=1", "monitor"],
     "+callbacks.history.unknown=1": ["callbacks.history.unknown=1", "folder"],
     # An option of a group that does not exist
-    "data=cifar11": ["data=cifar11", "cifar10, cifar100, digits"],
+    "data=cifar11": ["data=cifar11", "cifar10, cifar100, custom, digits"],
     "model=resnet81": ["model=resnet81", "resnet18"],
     "protocol=robin": ["protocol=robin", "round_robin"],
     "optimizer=sgdd": ["optimizer=sgdd", "adam, sgd"],
@@ -58,11 +58,11 @@ MISTAKES = {
     "experiment=rr10": ["experiment", "+experiment=rr10"],
     "data/partitioner=dirichlett": [
         "data/partitioner=dirichlett",
-        "dirichlet, dirichlet_01, expo",
+        "dirichlet, dirichlet_01, distribution, expo",
     ],
     "data.partitioner=dirichlet": ["'dirichlet'", "data/partitioner=OPTION"],
     "trainer=null": ["trainer", "null", "default"],
-    "data=null": ["data", "null", "cifar10, cifar100, digits"],
+    "data=null": ["data", "null", "cifar10, cifar100, custom, digits"],
     # A value of the wrong type
     "num_clients=ten": ["num_clients", "'ten'", "int"],
     "num_clients=2.5": ["num_clients", "2.5", "int"],
@@ -163,7 +163,7 @@ MISTAKES = {
     "trainer.check_val_every_n_epoch=0": ["check_val_every_n_epoch", "0", INTEGER],
     # What would be ignored
     "data.root=/tmp": ["data.root=/tmp", "would change nothing"],
-    "data.in_channels=3 model=resnet18": ["data.in_channels=3", "nothing"],
+    "data.in_channels=3 model=resnet18": ["`data.in_channels`", "to be 1", "got 3"],
     "model.gradient_clip_algorithm=value": ["would change nothing", CLIP],
     "protocol=centralized num_clients=1 model.cut_layer=conv1": [
         "model.cut_layer=conv1",
