@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -20,6 +20,7 @@ from split_lightning.finite import NonFiniteError, NonFinitePolicy, are_finite
 from split_lightning.parties import Parties
 from split_lightning.processes import all_agree, gathered, processes_of, summed
 from split_lightning.random_state import random_state, set_random_state
+from split_lightning.resumed_options import Options, StateFitter, describe, go_on
 from split_lightning.round_losses import RoundLosses
 from split_lightning.route import Party
 from split_lightning.support import WEIGHT_PASSING_REMEDY
@@ -65,6 +66,11 @@ class Classifier(EvaluatedClassifier):
         self._kept_buffers: list[tuple[Tensor, Tensor]] = []
         self._losses = RoundLosses()
         self._resumed: dict[str, Any] | None = None  # waits for the training's start
+        self._checkpoint: dict[str, Any] | None = None  # waits for the optimizers
+        self._options: Options = {}  # of optimizers and schedulers, when they were new
+
+    optimizer_names: tuple[str, ...]  # as configurations have them, in order
+    scheduler_interval: Literal["batch", "round"]
 
     @abstractmethod
     def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
@@ -268,6 +274,26 @@ class Classifier(EvaluatedClassifier):
             self.parties.forget()
             self._losses = RoundLosses()
             self._resumed, self.skipped_batches = None, 0
+        self._take_over_optimizers()
+
+    def _take_over_optimizers(self) -> None:
+        """Has a run that goes on do so with the optimizers' options of now."""
+        optimizers = dict(
+            zip(self.optimizer_names, self.trainer.optimizers, strict=False)
+        )
+        configs: list[Any] = self.trainer.lr_scheduler_configs
+        schedulers = [config.scheduler for config in configs]
+        self._options = describe(optimizers, schedulers, self.scheduler_interval)
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is None:
+            return
+        differ = go_on(checkpoint, self._options, optimizers, schedulers)
+        if differ:
+            self.parties.fit_optimizer_states(StateFitter(optimizers))
+            if self.trainer.is_global_zero:
+                _logger.warning(
+                    "The run goes on with other options: %s.", ", ".join(differ)
+                )
 
     @override
     def on_train_start(self) -> None:
@@ -288,6 +314,7 @@ class Classifier(EvaluatedClassifier):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         waiting = self.named_parameters() if self.is_accumulating() else ()
+        checkpoint["options"] = self._options
         checkpoint["parties"] = self.parties.state_dict()
         checkpoint["traffic"] = self.totals()
         checkpoint["round"] = {
@@ -310,6 +337,8 @@ class Classifier(EvaluatedClassifier):
                 f"{live}: go on with the protocol that the run began with."
             )
         self._resumed = checkpoint["round"]
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._checkpoint = checkpoint
         self.parties.load_state_dict(checkpoint["parties"])
         if self.has_totals:
             self.parties.traffic.load_state_dict(checkpoint["traffic"])

@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from split_lightning.config_keys import did_you_mean, is_within, keys_of, used_keys
+from split_lightning.paths import path_of
 from split_lightning.runs import read_config
 from split_lightning.signals import Interrupted, interrupted_by_signals
 from split_lightning.user_errors import one_message
@@ -88,7 +89,7 @@ def compose_run(command: Command, words: Sequence[str]) -> DictConfig:
             f"python -m split_lightning.{command.name} run=runs/NAME/DATE_TIME, but "
             f"got {' '.join(words) or 'nothing'}."
         )
-    folder = Path(typed["run"]).expanduser()
+    folder = path_of(typed["run"])
     cfg = read_config(folder)
     _refuse_groups(cfg, words)
     cfg.output_dir = str(folder / _output_name(command, typed))

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from split_lightning.comparison import RunFolder, compare, find_runs
 from split_lightning.comparison.run_folder import FAILURE
 from split_lightning.config import direction_of
+from split_lightning.typed_words import shell_line
 from split_lightning.user_errors import UserMistake, is_in_sweep, refuse
 
 # The folders of the sweeps that this process has begun: Hydra builds the callback and
@@ -122,8 +123,8 @@ def _compared(folder: Path) -> list[RunFolder]:
     compare(runs, folder)
     failed = [run for run in runs if run.status == "failed"]
     for run in failed:
-        typed = " ".join(run.overrides)
-        print(f"failed: {typed}\n  {run.error}\n  {run.path}", file=sys.stderr)
+        words = shell_line(*run.overrides)
+        print(f"failed: {words}\n  {run.error}\n  {run.path}", file=sys.stderr)
     return failed
 
 

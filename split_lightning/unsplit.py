@@ -61,6 +61,8 @@ class UnsplitLightningModule(Classifier):
             made in memory.
     """
 
+    optimizer_names = ("server",)
+
     def __init__(
         self,
         network: nn.Module,
