@@ -176,8 +176,13 @@ class Replicas:
         return sent
 
     def _free_seat(self, lines: set[int], fitting: Sequence[int]) -> int:
-        free = (seat for seat in fitting if self._lines[seat] not in lines)
-        return next(free)
+        free = [seat for seat in fitting if self._lines[seat] not in lines]
+        if not free:
+            raise RuntimeError(
+                f"{len(lines)} clients act at once, and there is room for "
+                f"{len(fitting)}. Train with trainer.fit(module, datamodule=data)."
+            )
+        return free[0]
 
     def _hand_over(self, seat: int, owner: int, optimizer: Optimizer) -> int:
         segment, before = self.seats[seat], self._owners[seat]
