@@ -100,8 +100,11 @@ def _command(folder: Path) -> str:
         where = key_value("hydra.sweep.dir", folder.parents[depth - 1])
     ours = ("ckpt_path=", "hydra.run.dir=", "hydra.sweep.dir=")
     kept = [own for own in sys.argv[1:] if not own.lstrip("+").startswith(ours)]
-    program = ["python", "-m", "split_lightning.train"]
-    return shell_line(*program, *kept, where, "ckpt_path=last")
+    # Beside the other keys: an option between keys would end them.
+    keys = [n for n, own in enumerate(kept, 1) if "=" in own and own[0] != "-"]
+    place = keys[-1] if keys else len(kept)
+    words = [*kept[:place], where, "ckpt_path=last", *kept[place:]]
+    return shell_line("python", "-m", "split_lightning.train", *words)
 
 
 def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
