@@ -1,7 +1,8 @@
-"""Paths that a user names."""
+"""Paths that a user names, and where a user's own modules are."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 
@@ -16,3 +17,13 @@ def path_of(name: str | Path) -> Path:
         return path if path.exists() else path.expanduser()
     except RuntimeError:  # `~name`, and there is no such user
         return path
+
+
+def import_from_working_folder() -> None:
+    """Has modules in the working folder be found, as `python -m` does.
+
+    A console script looks for modules beside itself instead.
+    """
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)

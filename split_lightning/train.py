@@ -32,6 +32,7 @@ from split_lightning.callbacks.virtual_clock import virtual_seconds
 from split_lightning.checkpoints import FOLDER, LAST
 from split_lightning.config import check, conf_folder, summary
 from split_lightning.network_files import save_networks
+from split_lightning.paths import import_from_working_folder
 from split_lightning.report import print_results
 from split_lightning.run_folder import (
     anchor_paths,
@@ -225,6 +226,7 @@ def main(cfg: DictConfig | None = None) -> float | None:
     """
     if cfg is None:
         with ending_with_comparison():
+            import_from_working_folder()
             one_folder_for_all_processes()
             run_hydra(_hydra_main, conf_folder())
         return None

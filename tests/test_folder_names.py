@@ -177,3 +177,17 @@ def test_seconds_are_those_of_the_whole_run(monkeypatch, tmp_path):
     command(monkeypatch, tmp_path, *SMALL, "rounds=2", "hydra.run.dir=b", "ckpt_path=a")
     results = json.loads((tmp_path / "b" / "results.json").read_text())
     assert 3000 < results["seconds"] < 10**6
+
+
+def test_modules_of_the_working_folder_are_found(monkeypatch, tmp_path):
+    """By the console scripts too, whose own folder is another."""
+    parts = Path(__file__).with_name("own_parts.py").read_text()
+    (tmp_path / "mine_alone.py").write_text(parts)
+    monkeypatch.setattr("sys.path", [p for p in sys.path if p not in ("", ".")])
+    own = ["model.network={_target_: mine_alone.Right}", "model.cut_layer='0'"]
+    command(monkeypatch, tmp_path, *SMALL[:3], "logger=none", *own, "hydra.run.dir=a")
+    monkeypatch.setattr("sys.path", [p for p in sys.path if p != str(tmp_path)])
+    sys.modules.pop("mine_alone")
+    monkeypatch.setattr("sys.argv", ["split-lightning-evaluate", "run=a"])
+    evaluate.main()
+    assert (tmp_path / "a" / "evaluation" / "results.json").is_file()
