@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import nn
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from split_lightning.paths import path_of
 
 _RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # `${hydra:...}`, `${now:...}`
 
@@ -24,7 +26,7 @@ def make_folder(output_dir: str) -> Path:
     Raises:
         ValueError: If it cannot be written to.
     """
-    folder = Path(output_dir).expanduser()
+    folder = path_of(output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -51,10 +53,26 @@ def save_segment(segment: nn.Module, path: Path, metadata: Mapping[str, str]) ->
         name: tensor.detach().cpu().contiguous().clone()  # tied ones apart
         for name, tensor in segment.state_dict().items()
     }
+    save_tensors(state, path, metadata)
+
+
+def save_tensors(
+    state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]
+) -> None:
+    """Writes tensors as safetensors, in one step.
+
+    The library's own `save_file` leaves a file that no other user can read.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        save_file(state, path, metadata=dict(metadata))
-    except SafetensorError as error:  # for all that the system refuses, too
-        raise OSError(f"Cannot write {path}: {error}") from error
+        unfinished.write_bytes(save(dict(state), metadata=dict(metadata)))
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def save_config(cfg: DictConfig, path: Path) -> None:

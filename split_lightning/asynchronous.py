@@ -60,6 +60,7 @@ class AsynchronousSplitLightningModule(SplitLightningModule):
                 "loss (`labels` is 'client'): without them the server cannot train on "
                 f"what it stored. Got {loss_threshold}."
             )
+        self.save_hyperparameters("loss_threshold", logger=False)
         self.skipping = LossSkipping(loss_threshold)
         self.stash = WeightStash()
         self._stale: StaleWeights | None = None  # of the batch that is computed

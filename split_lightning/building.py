@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_info
 
@@ -106,6 +106,9 @@ def new_module(cfg: DictConfig, **given: Any) -> Classifier:
         size = cfg.data.image_size
         given["image_shape"] = (cfg.data.in_channels, size, size)
     module: Classifier = instantiate(cfg.protocol.module, _convert_="all", **given)
+    plain: Any = OmegaConf.to_container(cfg.protocol.module, resolve=True)
+    shape = {k: v for k, v in given.items() if k == "image_shape"}
+    module.configuration = {**plain, **shape, "spill_to": None}
     return module
 
 

@@ -14,6 +14,9 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from typing_extensions import override
 
+from split_lightning.paths import path_of
+from split_lightning.typed_words import key_value, shell_line
+
 FOLDER = "checkpoints"
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
@@ -116,7 +119,7 @@ def find_checkpoint(ckpt_path: str, folder: Path, is_alone: bool = True) -> str 
                 f"{folder} or the folders beside it ({folder.parent})."
             )
     else:
-        path = _within(Path(ckpt_path).expanduser())
+        path = _within(path_of(ckpt_path))
     _require_whole(path)
     return str(path)
 
@@ -129,11 +132,11 @@ def next_step(path: str) -> int:
 
 
 def _newest(folder: Path, is_alone: bool) -> Path | None:
-    for pattern in (folder / FOLDER, *([folder.parent / "*" / FOLDER] * is_alone)):
-        found = Path(pattern.anchor).glob(
-            str((pattern / "*").relative_to(pattern.anchor))
-        )
-        last = [p for p in found if p.name in (LAST, PREVIOUS)]
+    is_there = is_alone and folder.parent.is_dir()
+    beside = list(folder.parent.iterdir()) if is_there else []
+    for folders in ([folder], beside):
+        places = [own / FOLDER / name for own in folders for name in (LAST, PREVIOUS)]
+        last = [path for path in places if path.is_file()]
         if last:  # of one run `last`, unless only `previous` is left
             return max(last, key=lambda p: (p.stat().st_mtime, p.name == LAST))
     return None
@@ -157,7 +160,7 @@ def _require_whole(path: Path) -> None:
     if reason is not None:
         good = _newest_whole(path.parent, other_than=path)
         remedy = (
-            f"The newest one that is whole: ckpt_path={good}"
+            f"The newest one that is whole: {shell_line(key_value('ckpt_path', good))}"
             if good
             else "There is no other one beside it."
         )

@@ -5,29 +5,34 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelSummary
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from split_lightning.callbacks.segment_summary import SegmentSummary
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.least_batch import LeastBatch
 from split_lightning.data.loader import ClientLoader, StepBatch
-from split_lightning.evaluated_classifier import EvaluatedClassifier
+from split_lightning.evaluated_classifier import EvaluatedClassifier, client_metric
 from split_lightning.finite import NonFiniteError, NonFinitePolicy, are_finite
-from split_lightning.fitness import set_least_batch, set_least_batch_of_loader
+from split_lightning.fitness import set_least_batch
+from split_lightning.loading import CONFIGURATION, OBJECTS, missing_arguments
+from split_lightning.monitors import require_known_monitors
 from split_lightning.parties import Parties
 from split_lightning.processes import all_agree, gathered, processes_of, summed
 from split_lightning.random_state import random_state, set_random_state
+from split_lightning.resumed_options import Options, StateFitter, describe, go_on
 from split_lightning.round_losses import RoundLosses
 from split_lightning.route import Party
-from split_lightning.support import WEIGHT_PASSING_REMEDY
+from split_lightning.support import WEIGHT_PASSING_REMEDY, require_one_network
 
 _logger = logging.getLogger(__name__)
 
@@ -66,12 +71,65 @@ class Classifier(EvaluatedClassifier):
                 f"{get_args(NonFinitePolicy)}, but got {non_finite!r}."
             )
         super().__init__(num_classes, criterion, channels_last, parties)
+        if criterion is not None:
+            self.objects = (*self.objects, "criterion")
         self.non_finite = non_finite
         self.skipped_batches = 0
         self.least = LeastBatch()
         self._kept_buffers: list[tuple[Tensor, Tensor]] = []
         self._losses = RoundLosses()
         self._resumed: dict[str, Any] | None = None  # waits for the training's start
+        self._checkpoint: dict[str, Any] | None = None  # waits for the optimizers
+        self._options: Options = {}  # of optimizers and schedulers, when they were new
+
+    optimizer_names: tuple[str, ...]  # as configurations have them, in order
+    scheduler_interval: Literal["batch", "round"]
+
+    # How the command line built it, in plain containers; `None`: it did not.
+    configuration: dict[str, Any] | None = None
+    objects: tuple[str, ...] = ("network",)  # arguments that are no plain options
+
+    @classmethod
+    @override
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Returns the module of a checkpoint.
+
+        One that the command line wrote needs no further arguments: it names the classes
+        that build the module, so load none that you do not trust. For others give
+        `network`, and what else is no plain option (`criterion`); to train on, the
+        optimizers too. Nothing is unpickled.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: Where its tensors go.
+            hparams_file: See Lightning.
+            strict: Whether all weights must fit.
+            weights_only: Whether nothing may be unpickled.
+            kwargs: Arguments of the module, instead of those of the checkpoint.
+
+        Raises:
+            ValueError: If an argument must be given, or the module is of another class.
+        """
+        kind, missing, configuration = missing_arguments(cls, checkpoint_path, kwargs)
+        above: Any = super(Classifier, kind)
+        module: Self = above.load_from_checkpoint(
+            checkpoint_path,
+            map_location=map_location,
+            hparams_file=hparams_file,
+            strict=strict,
+            weights_only=weights_only,
+            **{**missing, **kwargs},
+        )
+        module.configuration = configuration
+        return module
 
     @abstractmethod
     def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
@@ -156,7 +214,17 @@ class Classifier(EvaluatedClassifier):
         # The first hook that knows the Trainer: before Lightning's own checks, whose
         # messages cannot name our arguments.
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self.verify(self.trainer, getattr(self.trainer, "datamodule", None))
+            data = getattr(self.trainer, "datamodule", None)
+            if not isinstance(data, SplitDataModule):
+                raise MisconfigurationException(
+                    "Expected the data of a fit to be a SplitDataModule, which says "
+                    "who takes turns, but got "
+                    f"{'loaders' if data is None else type(data).__name__}. Pass it "
+                    "as trainer.fit(module, datamodule=data)."
+                )
+            self.verify(self.trainer, data)
+            require_one_network(self.trainer, data, self.parties)
+            require_known_monitors(self.trainer, self, data, client_metric)
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         if any(isinstance(callback, ModelSummary) for callback in callbacks):
             return [SegmentSummary()]  # replaces Lightning's
@@ -267,7 +335,9 @@ class Classifier(EvaluatedClassifier):
     @override
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
-        self.parties.num_clients = getattr(data, "num_clients", 1)
+        self.parties.num_clients = getattr(
+            data, "num_clients", self.parties.num_clients
+        )
         self.parties.is_counting = self.trainer.is_global_zero
         if stage == "fit":
             self.parties.open()
@@ -280,13 +350,29 @@ class Classifier(EvaluatedClassifier):
             self.parties.forget()
             self._losses = RoundLosses()
             self._resumed, self.skipped_batches = None, 0
+        self._take_over_optimizers()
+
+    def _take_over_optimizers(self) -> None:
+        """Has a run that goes on do so with the optimizers' options of now."""
+        optimizers = dict(
+            zip(self.optimizer_names, self.trainer.optimizers, strict=False)
+        )
+        configs: list[Any] = self.trainer.lr_scheduler_configs
+        schedulers = [config.scheduler for config in configs]
+        self._options = describe(optimizers, schedulers, self.scheduler_interval)
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is None:
+            return
+        differ = go_on(checkpoint, self._options, optimizers, schedulers)
+        if differ:
+            self.parties.fit_optimizer_states(StateFitter(optimizers))
+            if self.trainer.is_global_zero:
+                _logger.warning(
+                    "The run goes on with other options: %s.", ", ".join(differ)
+                )
 
     @override
     def on_train_start(self) -> None:
-        loader, world_size = self.trainer.train_dataloader, self.trainer.world_size
-        came_alone = getattr(self.trainer, "datamodule", None) is None
-        if came_alone and isinstance(loader, ClientLoader):
-            self.least = set_least_batch_of_loader(self, loader, world_size)
         # After all that may draw random numbers, or clear gradients, before training.
         if self._resumed is not None:
             states = self._resumed["processes"]
@@ -304,6 +390,10 @@ class Classifier(EvaluatedClassifier):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         waiting = self.named_parameters() if self.is_accumulating() else ()
+        checkpoint["options"] = self._options
+        checkpoint[OBJECTS] = list(self.objects)
+        if self.configuration is not None:
+            checkpoint[CONFIGURATION] = self.configuration
         checkpoint["parties"] = self.parties.state_dict()
         checkpoint["traffic"] = self.totals()
         checkpoint["round"] = {
@@ -318,6 +408,8 @@ class Classifier(EvaluatedClassifier):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         live = num_live(checkpoint)
+        if self._trainer is None and "SplitDataModule" in checkpoint:
+            self.parties.num_clients = checkpoint["SplitDataModule"]["num_clients"]
         self.make_room(live)  # where it is no fit: there is none yet
         if len(self.clients.seats) > live:
             raise ValueError(
@@ -326,6 +418,8 @@ class Classifier(EvaluatedClassifier):
                 f"{live}: go on with the protocol that the run began with."
             )
         self._resumed = checkpoint["round"]
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._checkpoint = checkpoint
         self.parties.load_state_dict(checkpoint["parties"])
         if self.has_totals:
             self.parties.traffic.load_state_dict(checkpoint["traffic"])

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from split_lightning.cut_cost import CutCost
 from split_lightning.cut_plot import draw_costs, short
+from split_lightning.report import print_line
 
 FEW = 8  # cuts that are enough to choose from
 _COLUMNS: dict[str, Callable[[CutCost], float]] = {
@@ -91,7 +92,7 @@ def report_costs(
     write_costs(costs, files[0])
     draw_costs(shown).savefig(files[1], dpi=120)
     for name, file in zip(("table:", "plot: "), files, strict=True):
-        console.print(f"{name} {file}", soft_wrap=True, highlight=False)
+        print_line(console, f"{name} {file}")
     return files
 
 

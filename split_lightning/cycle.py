@@ -69,6 +69,7 @@ class CycleSplitLightningModule(SplitLightningModule):
                 "trains first, in steps of its own, but got "
                 f"{self.accumulate_grad_batches}."
             )
+        self.save_hyperparameters("server_passes", "server_batch_size", logger=False)
         self.server_passes = server_passes
         self.server_work = server_passes + 1
         self.server_batch_size = server_batch_size

@@ -121,6 +121,11 @@ class EvaluatedClassifier(pl.LightningModule):
 
     @override
     def validation_step(self, batch: ClientBatch, batch_idx: int) -> Tensor | None:
+        if not isinstance(batch, ClientBatch):
+            raise ValueError(
+                "Expected batches of a SplitDataModule to validate on, which say whose "
+                f"they are, but got {type(batch).__name__}. Pass datamodule=data."
+            )
         self.parties.show(batch.client_id)  # each client validates its own
         targets = batch.targets
         logits = self._evaluate("val", batch.inputs, targets)
@@ -177,7 +182,9 @@ class EvaluatedClassifier(pl.LightningModule):
 
     def _log_by_client(self, name: str, values: Mapping[int, Tensor | float]) -> None:
         # Past `self.log`, which would look at each client's metric in each batch.
-        metrics = {f"clients/{name}/{k}": float(value) for k, value in values.items()}
+        metrics = {client_metric(k, name): float(v) for k, v in values.items()}
+        monitored = {key: torch.tensor(value) for key, value in metrics.items()}
+        self.trainer.callback_metrics.update(monitored)
         step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
         if not self.trainer.validating:
             step -= 1  # Lightning logs a round's metrics at its last batch
@@ -196,3 +203,8 @@ class EvaluatedClassifier(pl.LightningModule):
         self.log(f"{part}/loss", loss, batch_size=count, prog_bar=part == "val")
         self.log(f"{part}/accuracy", accuracy, batch_size=count, prog_bar=True)
         return logits
+
+
+def client_metric(client_id: int, name: str) -> str:
+    """Returns the name of a metric of one client."""
+    return f"clients/{name}/{client_id}"

@@ -19,7 +19,7 @@ from split_lightning.callbacks.confusion_matrix import (
     by_class,
 )
 from split_lightning.callbacks.round_progress_bar import RoundProgressBar
-from split_lightning.report import figures_table
+from split_lightning.report import figures_table, print_line
 from split_lightning.runs import choose_network, rebuild_module, restore
 from split_lightning.support import require_one_device
 
@@ -132,4 +132,4 @@ def print_evaluation(
         cells = [f"{share:.4f}" if share != "" else "-" for share in shares]
         table.add_row(name, str(images), *cells)
     console.print(table)
-    console.print(f"see:  {folder}", soft_wrap=True, highlight=False)
+    print_line(console, f"see:  {folder}")

@@ -22,6 +22,7 @@ import split_lightning
 from split_lightning.artifacts import make_folder
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.exporting import TOLERANCE, Exporter, require_onnx
+from split_lightning.report import print_line
 from split_lightning.run_command import (
     Command,
     compose_run,
@@ -171,7 +172,7 @@ def _print(found: dict[str, float], folder: Path) -> None:
     console.print(table)
     console.print(f"(allowed: {TOLERANCE:g} of the largest logit, or of 1)")
     for file in sorted(folder.iterdir()):
-        console.print(str(file), soft_wrap=True, highlight=False)
+        print_line(console, str(file))
 
 
 if __name__ == "__main__":

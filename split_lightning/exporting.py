@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from split_lightning.artifacts import save_tensors
 from split_lightning.channel import values_of
 from split_lightning.client_network import ClientSegment
 from split_lightning.models.segment import Segment, Stretches
@@ -68,9 +69,8 @@ class Exporter:
         for stage in self.stages.values():
             for segment in getattr(stage, "segments", [stage]):
                 merged |= segment.state_dict()
-        save_file(
-            {k: v.clone().contiguous() for k, v in merged.items()}, file, self.about
-        )
+        own = {k: v.clone().contiguous() for k, v in merged.items()}
+        save_tensors(own, file, self.about)
         network.load_state_dict(load_file(file))
         return self._check([network.eval()], [file])
 

@@ -13,7 +13,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from split_lightning.channel import values_of
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.least_batch import LeastBatch
-from split_lightning.data.loader import ClientLoader
 from split_lightning.data.sampler import ClientBatchSampler
 from split_lightning.user_code import described
 
@@ -62,17 +61,6 @@ def set_least_batch(
     data.least = _least_batch(module, data.extremes(), data.num_clients, world_size)
     _require_enough(data.train_dataloader().sampler, data.least)
     return data.least
-
-
-def set_least_batch_of_loader(
-    module: Classifier, loader: ClientLoader, world_size: int
-) -> LeastBatch:
-    """Does the same for a loader that came without its data module."""
-    inputs, sampler = loader.normalize(loader.images.inputs[:2]), loader.sampler
-    num_clients = len(sampler.partition)
-    sampler.least = _least_batch(module, inputs, num_clients, world_size)
-    _require_enough(sampler, sampler.least)
-    return sampler.least
 
 
 def _least_batch(

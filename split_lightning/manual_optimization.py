@@ -91,6 +91,7 @@ class ManualOptimization(Classifier):
         self.server_lr_exponent = server_lr_exponent
         self._accumulated = 0
 
+    optimizer_names = ("client", "server")
     stashes = False  # whether it keeps the weights of batches on their way
 
     @override

@@ -286,6 +286,9 @@ class SplitLightningModule(SplitStep):
                 "Expected argument `average_cut_gradients` to be at least 2 clients, "
                 f"or null for none, but got {average_cut_gradients}."
             )
+        given = {"client_networks": client_networks, "server_map": server_map}
+        own = (name for name, value in given.items() if value is not None)
+        self.objects = (*self.objects, *own)
         self.client, self.server = segments[CLIENT], segments[SERVER]
         others = [piece for piece in pieces if piece.name not in (CLIENT, SERVER)]
         self.other_segments = nn.ModuleList(

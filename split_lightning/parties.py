@@ -13,6 +13,7 @@ from split_lightning.data.loader import StepBatch
 from split_lightning.kinds import CLIENT, SERVER, ClientKinds, Route, Stop
 from split_lightning.piece import Entering, Optimizers, Piece
 from split_lightning.replicas import SHARED, Replicas, State
+from split_lightning.resumed_options import StateFitter
 from split_lightning.route import Party
 from split_lightning.server_map import ServerMap
 from split_lightning.spill import SpillFolder
@@ -410,6 +411,12 @@ class Parties:
         for piece in self.pieces.values():
             for replicas in piece.pools():
                 replicas.show_live()
+
+    def fit_optimizer_states(self, fitter: StateFitter) -> None:
+        """Fits optimizer states that wait to optimizers with other options."""
+        for piece in self.pieces.values():
+            for replicas in piece.pools():
+                replicas.fit_optimizer_states(fitter)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that is remembered, in plain containers and tensors."""

@@ -92,7 +92,8 @@ class Piece:
 
     def of(self, party: Party) -> Replicas:
         """Returns the replicas that a party's are among."""
-        return next(own for held_by, own in self._pools.items() if party in held_by)
+        (found,) = (own for held_by, own in self._pools.items() if party in held_by)
+        return found
 
     def pools(self) -> list[Replicas]:
         """Returns the replicas, those of all parties."""

@@ -19,6 +19,7 @@ from split_lightning.optimizer_states import (
     states_of,
     take_out,
 )
+from split_lightning.resumed_options import StateFitter
 from split_lightning.running_mean import RunningMean, mixed
 
 OptimizerState: TypeAlias = Literal["keep", "travel", "reset"]
@@ -175,8 +176,13 @@ class Replicas:
         return sent
 
     def _free_seat(self, lines: set[int], fitting: Sequence[int]) -> int:
-        free = (seat for seat in fitting if self._lines[seat] not in lines)
-        return next(free)
+        free = [seat for seat in fitting if self._lines[seat] not in lines]
+        if not free:
+            raise RuntimeError(
+                f"{len(lines)} clients act at once, and there is room for "
+                f"{len(fitting)}. Train with trainer.fit(module, datamodule=data)."
+            )
+        return free[0]
 
     def _hand_over(self, seat: int, owner: int, optimizer: Optimizer) -> int:
         segment, before = self.seats[seat], self._owners[seat]
@@ -420,6 +426,19 @@ class Replicas:
             return {**begins, **own}
         seat = self._lines.index(line)
         return self.seats[seat].state_dict() if seat else self._hidden
+
+    def fit_optimizer_states(self, fitter: StateFitter) -> None:
+        """Fits optimizer states that wait to optimizers with other options."""
+        parameters = dict(self.seats[0].named_parameters())
+
+        def fitted(states: OptimizerStates) -> OptimizerStates:
+            return {k: fitter.fitted(parameters[k], own) for k, own in states.items()}
+
+        for owner in list(self._optimizer_states):
+            self._optimizer_states[owner] = fitted(self._optimizer_states[owner])
+        self._initial_optimizer = fitted(self._initial_optimizer)
+        mean = fitted(nested(self._optimizer_mean.sums()))
+        self._optimizer_mean.keep(flat(mean).keys())
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that is remembered, in plain containers and tensors."""

@@ -11,6 +11,8 @@ from rich import filesize
 from rich.console import Console
 from rich.table import Table
 
+from split_lightning.typed_words import shell_line
+
 _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "test_accuracy": ("test accuracy", "{:.4f}".format),
     "test_loss": ("test loss", "{:.4f}".format),
@@ -46,14 +48,18 @@ def print_results(
     """
     console = console or Console()
     console.print(figures_table(results))
-    console.print(f"run:  {folder}", soft_wrap=True, highlight=False)
+    print_line(console, f"run:  {folder}")
     look = folder / "curves.png"
     if any(folder.rglob("events.out.tfevents.*")):
-        console.print(
-            f"look: tensorboard --logdir {folder}", soft_wrap=True, highlight=False
-        )
+        look_with = shell_line("tensorboard", "--logdir", str(folder))
+        print_line(console, f"look: {look_with}")
     elif look.exists():
-        console.print(f"look: {look}", soft_wrap=True, highlight=False)
+        print_line(console, f"look: {look}")
+
+
+def print_line(console: Console, text: str) -> None:
+    """Prints a line as it is, however long: brackets and colons in it mean nothing."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def figures_table(results: Mapping[str, Any]) -> Table:

@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from split_lightning.config_keys import did_you_mean, is_within, keys_of, used_keys
+from split_lightning.paths import import_from_working_folder, path_of
 from split_lightning.signals import Interrupted, interrupted_by_signals
 from split_lightning.user_errors import one_message
 
@@ -44,6 +45,7 @@ class Command(NamedTuple):
 
 def typed_words(command: Command) -> list[str]:
     """Returns the overrides on the command line; answers `--help`."""
+    import_from_working_folder()
     parser = argparse.ArgumentParser(
         prog=f"python -m split_lightning.{command.name}",
         usage=f"%(prog)s {command.usage}",
@@ -89,7 +91,7 @@ def compose_run(command: Command, words: Sequence[str]) -> DictConfig:
             f"python -m split_lightning.{command.name} run=runs/NAME/DATE_TIME, but "
             f"got {' '.join(words) or 'nothing'}."
         )
-    folder = Path(typed["run"]).expanduser()
+    folder = path_of(typed["run"])
     cfg = read_config(folder)
     _refuse_groups(cfg, words)
     cfg.output_dir = str(folder / _output_name(command, typed))

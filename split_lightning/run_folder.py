@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from split_lightning.user_errors import Refused
 
@@ -37,6 +38,21 @@ def no_folder_if_refused() -> Iterator[None]:
         if is_new:
             _remove(folder, Path(hydra.runtime.cwd))
         raise
+
+
+def anchor_paths(cfg: DictConfig) -> None:
+    """Has relative paths begin where the command was typed, wherever the job runs.
+
+    With `hydra.job.chdir=true` it runs in the run's folder.
+    """
+    if not HydraConfig.initialized() or not HydraConfig.get().job.chdir:
+        return
+    for key in ("ckpt_path", "data.root", "model.weights", "spill_to"):
+        name = OmegaConf.select(cfg, key, throw_on_missing=False)
+        is_path = isinstance(name, str) and name != "last" and "://" not in name
+        if is_path and not name.startswith("~"):
+            start = HydraConfig.get().runtime.cwd
+            OmegaConf.update(cfg, key, str(Path(start, name)))
 
 
 def one_folder_for_all_processes() -> None:

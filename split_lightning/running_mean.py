@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -47,6 +47,14 @@ class RunningMean:
             )
             for name, mean in means.items()
         }
+
+    def sums(self) -> dict[str, Tensor]:
+        """Returns the weighted sums so far."""
+        return self._sums
+
+    def keep(self, names: Collection[str]) -> None:
+        """Forgets all sums but those of some names."""
+        self._sums = {k: total for k, total in self._sums.items() if k in names}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the sums, in plain containers and tensors."""

@@ -14,6 +14,7 @@ from split_lightning.classifier import Classifier, num_live
 from split_lightning.config import TrainConfig
 from split_lightning.models.weights import read_torch
 from split_lightning.network_files import absence, load_networks, require_fit
+from split_lightning.paths import path_of
 
 
 def read_config(folder: str | Path) -> DictConfig:
@@ -22,7 +23,7 @@ def read_config(folder: str | Path) -> DictConfig:
     Raises:
         ValueError: If there is no such folder, or it is no run's.
     """
-    file = Path(folder).expanduser() / "config.yaml"
+    file = path_of(folder) / "config.yaml"
     if not file.is_file():
         raise ValueError(
             "Expected argument `run` to be the folder of a run, such as "
@@ -45,7 +46,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: If it has not ended, or the file is torn.
     """
-    file = Path(folder).expanduser() / "results.json"
+    file = path_of(folder) / "results.json"
     if not file.is_file():
         raise ValueError(f"Expected a run that has ended, but {absence(file)}.")
     try:
@@ -93,7 +94,7 @@ def restore(module: Classifier, folder: str | Path, checkpoint: str | None) -> N
     Raises:
         ValueError: If a file is missing or torn, or does not fit.
     """
-    folder = Path(folder).expanduser()
+    folder = path_of(folder)
     if checkpoint is None:
         load_networks(module, folder)
         return
@@ -140,7 +141,7 @@ def checkpoint_file(folder: Path, checkpoint: str) -> Path:
         ValueError: If there is none.
     """
     kept = folder / "checkpoints"
-    for file in (kept / f"{checkpoint}.ckpt", Path(checkpoint).expanduser()):
+    for file in (kept / f"{checkpoint}.ckpt", path_of(checkpoint)):
         if file.is_file():
             return file
     names = ", ".join(sorted(path.stem for path in kept.glob("*.ckpt"))) or "none"

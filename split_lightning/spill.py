@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from typing_extensions import override
 
+from split_lightning.paths import path_of
+
 _PREFIX = f"waiting-{socket.gethostname()}-"
 
 
@@ -32,7 +34,7 @@ class SpillFolder:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = path_of(folder)
         self._own: Path | None = None
         self._numbers = count()
 

@@ -99,9 +99,12 @@ class SplitStep(ManualOptimization):
         first = sent[0].members[0]
         ends = (stops[first].party, self._stops(batch, place + 1)[first].party)
         smashed = [self.channel.send(bundle.values, place, ends) for bundle in sent]
-        arrived = iter(smashed)
+        arrived = [
+            Bundle(bundle.members, values)
+            for bundle, values in zip(sent, smashed, strict=True)
+        ]
         after = [
-            Bundle(bundle.members, next(arrived)) if does else bundle
+            arrived.pop(0) if does else bundle
             for bundle, does in zip(flow, crosses, strict=True)
         ]
         activations = [bundle.values for bundle in sent]

@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import (
     BatchSizeFinder,
     LearningRateFinder,
     StochasticWeightAveraging,
+    WeightAveraging,
 )
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -16,6 +17,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from split_lightning.callbacks.weight_passing import WeightPassing
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.kinds import ClientKinds
+from split_lightning.parties import Parties
 
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
 _CALLBACKS = (BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging)
@@ -155,6 +157,34 @@ def require_weight_passing(
             "from elsewhere, and with RoundRobinWeightPassing(enabled=False) or "
             "ClientAveraging(every=None) none do. Leave it at `keep`."
         )
+
+
+def require_one_network(
+    trainer: pl.Trainer, data: pl.LightningDataModule | None, parties: Parties
+) -> None:
+    """Stops where Lightning would average the weights of different clients over time.
+
+    Raises:
+        MisconfigurationException: Says what to leave out.
+    """
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    passing = [c for c in callbacks if isinstance(c, WeightPassing)]
+    pieces = parties.pieces.values()
+    is_one = parties.server_map.is_single and not parties.kinds.are_several
+    is_one = is_one and not any(piece.is_between for piece in pieces)
+    number = 1
+    if isinstance(data, SplitDataModule):
+        number = data.schedule.num_parties(data.num_clients)
+    if number == 1 or (is_one and all(callback.keeps_one for callback in passing)):
+        return
+    for callback in callbacks:
+        if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
+            raise MisconfigurationException(
+                f"{type(callback).__name__} averages one network over time, and here "
+                "clients have weights of their own, which it would mix. Leave it out, "
+                "or train one network: RoundRobinWeightPassing() with one server "
+                "(protocol=round_robin)."
+            )
 
 
 def require_like_clients(

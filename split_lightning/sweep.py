@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from split_lightning.config import direction_of
+from split_lightning.typed_words import shell_line
 from split_lightning.user_errors import UserMistake, is_in_sweep, refuse
 
 if TYPE_CHECKING:
@@ -127,8 +128,8 @@ def _compared(folder: Path) -> list[RunFolder]:
     compare(runs, folder)
     failed = [run for run in runs if run.status == "failed"]
     for run in failed:
-        typed = " ".join(run.overrides)
-        print(f"failed: {typed}\n  {run.error}\n  {run.path}", file=sys.stderr)
+        words = shell_line(*run.overrides)
+        print(f"failed: {words}\n  {run.error}\n  {run.path}", file=sys.stderr)
     return failed
 
 

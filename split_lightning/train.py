@@ -20,7 +20,9 @@ from split_lightning.config import (
     typed_overrides,
 )
 from split_lightning.data_shape import leave_out_shape
+from split_lightning.paths import import_from_working_folder
 from split_lightning.run_folder import (
+    anchor_paths,
     no_folder_if_refused,
     one_folder_for_all_processes,
 )
@@ -50,6 +52,7 @@ def main(cfg: DictConfig | None = None) -> float | None:
             return None
         wait_passively()
         with ending_with_comparison():
+            import_from_working_folder()
             one_folder_for_all_processes()
             run_hydra(_hydra_main, conf_folder())
         return None
@@ -59,6 +62,7 @@ def main(cfg: DictConfig | None = None) -> float | None:
             _say_what_begins(cfg)
             leave_out_shape(cfg)
             check_classes(cfg)
+            anchor_paths(cfg)
         from split_lightning.training import train  # torch and Lightning
 
         metric: float | None = train(cfg).get(cfg.metric.replace("/", "_"))

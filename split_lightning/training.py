@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import shlex
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 import split_lightning
-from split_lightning.artifacts import save_config, save_results
+from split_lightning.artifacts import save_results
 from split_lightning.building import Run, build
+from split_lightning.callbacks.config_file import ConfigFile
 from split_lightning.callbacks.history import History
 from split_lightning.callbacks.resume_checkpoint import ResumeCheckpoint
 from split_lightning.callbacks.virtual_clock import virtual_seconds
@@ -31,6 +30,7 @@ from split_lightning.loggers import close_loggers, end_logs, log_choices
 from split_lightning.network_files import save_networks
 from split_lightning.report import print_results
 from split_lightning.signals import Interrupted, interrupted_by_signals
+from split_lightning.typed_words import key_value, shell_line
 from split_lightning.user_errors import Refused, is_in_sweep, one_message
 
 _MEASURED = ("accuracy", "loss")
@@ -56,14 +56,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _begin(cfg: DictConfig, folder: Path) -> Run:
-    """Builds a run; makes its folder and writes its configuration."""
+    """Builds a run, which writes its configuration when it begins."""
     with one_message(remedy=lambda: _go_on(folder)):
         composed = copy.deepcopy(cfg)  # `instantiate` resolves what it meets, in place
         run = build(cfg)
         fill_in(composed, run.data)
-        if run.trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_config(composed, folder / "config.yaml")
+    callbacks: list[pl.Callback] = run.trainer.callbacks  # type: ignore[attr-defined]
+    callbacks.append(ConfigFile(composed, folder / "config.yaml"))
     return run
 
 
@@ -81,25 +80,27 @@ def _say_how_to_go_on(stopped: Interrupted, folder: Path) -> None:
 def _command(folder: Path) -> str:
     """Returns the command that goes on with the run, or the sweep, of this process."""
     if not HydraConfig.initialized():
-        return f"ckpt_path={folder}"
-    where = f"hydra.run.dir={folder}"
+        return key_value("ckpt_path", folder)
+    where = key_value("hydra.run.dir", folder)
     if is_in_sweep():
-        where = f"hydra.sweep.dir={folder.parent}"
+        depth = len(Path(HydraConfig.get().sweep.subdir).parts)
+        where = key_value("hydra.sweep.dir", folder.parents[depth - 1])
     ours = ("ckpt_path=", "hydra.run.dir=", "hydra.sweep.dir=")
-    typed = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(ours)]
-    words = ["python", "-m", "split_lightning.train", *typed, where, "ckpt_path=last"]
-    return shlex.join(words)
+    kept = [own for own in sys.argv[1:] if not own.lstrip("+").startswith(ours)]
+    # Beside the other keys: an option between keys would end them.
+    keys = [n for n, own in enumerate(kept, 1) if "=" in own and own[0] != "-"]
+    place = keys[-1] if keys else len(kept)
+    words = [*kept[:place], where, "ckpt_path=last", *kept[place:]]
+    return shell_line("python", "-m", "split_lightning.train", *words)
 
 
 def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """Trains and tests what was built; returns and writes the results."""
     trainer, module = run.trainer, run.module
     log_choices(trainer.loggers, summary(cfg, typed_overrides()))
-    start = time.perf_counter()
     trainer.fit(
         module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True
     )
-    seconds = time.perf_counter() - start
     metrics = _kept(trainer) | _plain(trainer.callback_metrics)
     trainer.test(module, datamodule=run.data, verbose=False)
     metrics |= _plain(trainer.callback_metrics)
@@ -115,7 +116,7 @@ def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
         "skipped_batches": module.skipped_batches,
         "rounds": trainer.current_epoch,
         "images_per_second": run.speed.images_per_second,
-        "seconds": seconds,
+        "seconds": run.speed.fit_seconds,
         **_virtual(trainer),
         "seed": cfg.seed,
         **_best(trainer),
@@ -144,7 +145,8 @@ def _go_on(folder: Path) -> str:
     where = f"(The run's folder is {folder}.)"
     if not last.is_file():
         return where
-    return f"{where} It goes on from its last good checkpoint with ckpt_path={last}."
+    remedy = shell_line(key_value("ckpt_path", last))
+    return f"{where} It goes on from its last good checkpoint with {remedy}"
 
 
 def _best(trainer: pl.Trainer) -> dict[str, Any]:

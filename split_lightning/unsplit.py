@@ -33,6 +33,16 @@ from split_lightning.support import (
     require_weight_passing,
 )
 
+# Kept in checkpoints: plain values, so that `weights_only=True` loads them.
+_HYPERPARAMETERS = (
+    "num_classes",
+    "scheduler_interval",
+    "channels_last",
+    "non_finite",
+    "optimizer_state",
+    "buffers",
+)
+
 
 class UnsplitLightningModule(Classifier):
     """Trains the unsplit network, with Lightning's own automatic optimization.
@@ -61,6 +71,8 @@ class UnsplitLightningModule(Classifier):
             made in memory.
     """
 
+    optimizer_names = ("server",)
+
     def __init__(
         self,
         network: nn.Module,
@@ -84,6 +96,7 @@ class UnsplitLightningModule(Classifier):
         piece = Piece(CLIENT, network, {"client": replicas})
         parties = Parties([piece], spill=spill)
         super().__init__(num_classes, criterion, channels_last, non_finite, parties)
+        self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
         self.network = network.to(memory_format=self.memory_format)
         self.optimizer = optimizer
         self.scheduler = scheduler

@@ -31,6 +31,7 @@ from omegaconf.errors import (
 )
 
 from split_lightning.config_keys import as_typed, did_you_mean, is_within, keys_of
+from split_lightning.typed_words import key_value, shell_line
 from split_lightning.user_code import described, place_of
 
 _FULL = "HYDRA_FULL_ERROR"
@@ -143,10 +144,8 @@ def refuse(message: str) -> None:
 
 def _print_error(message: str) -> None:
     """Prints a message in one line, without what points at a place in another."""
-    lines = [line for line in message.splitlines() if line.strip(" ^")]
-    print(
-        f"split-lightning: error: {' '.join(' '.join(lines).split())}", file=sys.stderr
-    )
+    lines = [line.strip() for line in message.splitlines() if line.strip(" ^")]
+    print(f"split-lightning: error: {' '.join(lines)}", file=sys.stderr)
 
 
 def run_hydra(main: Callable[[], Any], config_dir: str) -> None:
@@ -244,9 +243,14 @@ def _unreadable(error: OverrideParseException) -> str:
     why = why.split("See https://")[0].strip(" ^\n")
     return (
         f"Expected KEY=VALUE, but cannot read `{error.override}`"
-        f"{f' ({why})' if why else ''}. Quote a value with special characters twice: "
-        "'KEY=\"VALUE\"'."
+        f"{f' ({why})' if why else ''}. A value with special characters needs "
+        f"quotes: {_quoted(error.override)}"
     )
+
+
+def _quoted(override: str) -> str:
+    key, _, value = override.partition("=")
+    return shell_line(key_value(key or "KEY", value or "VALUE"))
 
 
 def _not_built(error: InstantiationException) -> str:

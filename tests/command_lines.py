@@ -7,6 +7,8 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from split_lightning.typed_words import key_value
+
 CONF = Path(__file__).parent.parent / "conf"
 # What is typed in place of a value, whatever the key.
 VALUES = [
@@ -23,6 +25,43 @@ TARGETS = [
     "builtins.dict", "3",
     "flwr_datasets.partitioner.DirichletPartitioner", "torch.nn..ReLU", ".", "torch:nn",
 ]  # fmt: skip
+# Of tests/own_parts.py.
+OWN = [
+    "Right",
+    "ReturnsTuple",
+    "ReturnsDict",
+    "Raises",
+    "NeedsMore",
+    "WrongShape",
+    "number",
+    "NotThere",
+    "Branches",
+    "Source",
+    "SourceWithoutClasses",
+    "SourceOfLists",
+    "SourceThatRaises",
+    "SourceOfOtherLengths",
+]
+FOLDERS = [
+    "ünï",
+    "x,y",
+    "lr=0.1",
+    "it's",
+    "p(1)",
+    "r[2]",
+    "a b",
+    'say "hi"',
+    "{b}",
+    "$x",
+    "#3",
+    "back\\slash",
+    "star*",
+    "~t",
+    "-x",
+    "tail ",
+    "/proc/nowhere",
+    "own_parts.py/x",
+]
 FLAGS = ["--cfg", "--multirun", "-m", "--info", "--resolve", "--package", "--nosuch",
          "-x", "--config-name", "--config-name=nowhere", "--config-dir=/nowhere",
          "--hydra-help=1"]  # fmt: skip
@@ -61,7 +100,7 @@ class Typist:
         makers = [
             self.value, self.value, self.value, self.target, self.near_number,
             self.misspelled, self.group, self.group, self.deleted, self.added,
-            self.broken, self.twice, self.inside, self.flag,
+            self.broken, self.twice, self.inside, self.flag, self.own, self.folder,
         ]  # fmt: skip
         typed = []
         for _ in range(count):
@@ -152,6 +191,21 @@ class Typist:
             [".a", "[0]", "[9]", ".0", ".a.b", "._target_", "[-1]"]
         )
         return f"{self.key()}{tail}={self.random.choice(VALUES)}"
+
+    def own(self):
+        """A network or a source of the user's own, most of them wrong."""
+        key = self.random.choice(["model.network", "data.source"])
+        name = self.random.choice(OWN)
+        option = self.random.choice(["", "", ",size: 3", ",nosuch: 1", ",size: abc"])
+        typed = [f"{key}={{_target_: own_parts.{name}{option}}}"]
+        return typed + self.random.choice([[], ["model.cut_layer=0"], ["data.root=x"]])
+
+    def folder(self):
+        key = self.random.choice(
+            ["hydra.run.dir", "ckpt_path", "spill_to", "data.root"]
+        )
+        name = self.random.choice(FOLDERS)
+        return self.random.choice([f"{key}={name}", key_value(key, name)])
 
     def flag(self):
         return self.random.choice(FLAGS)

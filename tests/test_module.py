@@ -474,14 +474,6 @@ def test_weight_passing_must_not_be_forgotten(tmp_path):
         fit(make_module(), make_data(), tmp_path, callbacks=[])
 
 
-def test_weight_passing_must_not_be_forgotten_with_a_bare_loader(tmp_path):
-    data, module = make_data(), make_module()
-    data.setup("fit")
-    trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, barebones=True)
-    with pytest.raises(RuntimeError, match="nothing has passed the weights on"):
-        trainer.fit(module, data.train_dataloader())
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -43,6 +43,11 @@ class ClientAveraging(WeightPassing):
         self.acts_together = True if every == "step" else None
         self.num_seats = 1 if every == "step" else None
 
+    @property
+    @override
+    def keeps_one(self) -> bool:
+        return self.every == "step"
+
     @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int

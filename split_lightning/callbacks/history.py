@@ -6,7 +6,6 @@ import csv
 import io
 import logging
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -193,14 +192,12 @@ def _write(rows: list[Row], path: Path) -> None:
     writer.writeheader()
     writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text.getvalue())
-        Path(name).chmod(0o644)
-        os.replace(name, path)
+        unfinished.write_text(text.getvalue())
+        os.replace(unfinished, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
 
 

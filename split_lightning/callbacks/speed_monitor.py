@@ -25,11 +25,37 @@ class SpeedMonitor(pl.Callback):
         self._round_images = 0
         self._round_start = 0.0
         self._round_seconds = 0.0
+        self._fit_seconds = 0.0  # before `_fit_start`
+        self._fit_start: float | None = None
+
+    @property
+    def fit_seconds(self) -> float:
+        """Seconds of the whole fit, those before a resumption included."""
+        if self._fit_start is None:
+            return self._fit_seconds
+        return self._fit_seconds + time.perf_counter() - self._fit_start
 
     @property
     def images_per_second(self) -> float:
         """Mean speed since the start of the process."""
         return self.images / self.seconds if self.seconds else 0.0
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            self._fit_seconds, self._fit_start = 0.0, time.perf_counter()
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        self._fit_seconds, self._fit_start = self.fit_seconds, None
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"fit_seconds": self.fit_seconds}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._fit_seconds = state_dict["fit_seconds"]
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -184,7 +184,8 @@ class VirtualClock(pl.Callback):
             zip(self._crossed_by_holder, before, strict=True)
         ):
             has_labels = holder == self.timeline.label_holder
-            labels = _label_bytes(next(iter(routes.values())), 0) * has_labels
+            route, *_ = routes.values()
+            labels = _label_bytes(route, 0) * has_labels
             count = sum(samples.values())
             of_holders.append(_of_a_sample(then, now, count, labels))
         self.timeline.step(samples, server, crossing, self._in_flight, of_holders)

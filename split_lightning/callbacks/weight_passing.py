@@ -36,6 +36,11 @@ class WeightPassing(pl.Callback):
     hands_in: bool = False
     num_seats: int | None = 1
 
+    @property
+    def keeps_one(self) -> bool:
+        """Whether all clients of a server train the same weights."""
+        return False
+
 
 class RoundRobinWeightPassing(WeightPassing):
     """Passes the client segment on whenever the turn goes to another client.
@@ -66,6 +71,11 @@ class RoundRobinWeightPassing(WeightPassing):
         check_rounds("average_every", average_every, "or null for never")
         self.enabled = enabled
         self.average_every = average_every
+
+    @property
+    @override
+    def keeps_one(self) -> bool:
+        return self.enabled
 
     @override
     def on_train_batch_start(

@@ -16,6 +16,8 @@ from split_lightning.comparison.plot import draw
 from split_lightning.comparison.run_folder import RunFolder
 from split_lightning.comparison.settings import short_names
 from split_lightning.comparison.table import Comparison, compared
+from split_lightning.report import print_line
+from split_lightning.typed_words import shell_line
 
 _WIDEST = 1000  # characters of a line of a file
 _STYLES = {"failed": "red", "unreadable": "red", "unfinished": "yellow"}
@@ -77,9 +79,12 @@ def compare(
         files += [output / "comparison.png", output / "comparison"]
         figure.savefig(files[2], dpi=120)
         write_board(found, files[2], files[3])
-    names = ("table:", "means:", "plot: ", "look:  tensorboard --logdir")
-    for name, file in zip(names, files, strict=False):
-        console.print(f"{name} {file}", soft_wrap=True, highlight=False)
+    for name, file in zip(("table:", "means:", "plot: "), files, strict=False):
+        print_line(console, f"{name} {file}")
+    for board in files[3:]:
+        place = board.resolve() if str(board).startswith("-") else board
+        look = shell_line("tensorboard", "--logdir", str(place))
+        print_line(console, f"look:  {look}")
     return files
 
 

@@ -12,7 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from split_lightning.paths import path_of
+from split_lightning.typed_words import key_value, shell_line
+
 NETWORKS = "networks"  # where a run keeps segments that differ between clients
+_EXPORT = ("python", "-m", "split_lightning.export")
 _LISTED = 4  # names in a message
 
 
@@ -67,12 +71,13 @@ def read_weights(weights: str | Path) -> OrderedDict[str, Tensor]:
     Raises:
         ValueError: If there is no such file, or it cannot be read.
     """
-    path = Path(weights).expanduser()
+    path = path_of(weights)
     if (path / NETWORKS).is_dir():
         raise ValueError(
             "Expected argument `weights` to have one network, but the clients of "
-            f"{path} ended with networks of their own. Write one client's with `python "
-            f"-m split_lightning.export run={path} client=ID`, and name that file."
+            f"{path} ended with networks of their own. Write one client's with "
+            f"`{shell_line(*_EXPORT, key_value('run', path), 'client=ID')}`, and name "
+            "that file."
         )
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):

@@ -112,7 +112,8 @@ class Timeline:
         at_cuts = [{self.label_holder: both} for both in crossing]
         if of_holders:
             at_cuts[0] = dict(enumerate(of_holders))
-        places = range(len(next(iter(own.values()))[0]))
+        (route, _), *_ = own.values()
+        places = range(len(route))
         sent = {k: self._first_cut(route, at_cuts) for k, (route, _) in own.items()}
         for place in places:
             rest = {
