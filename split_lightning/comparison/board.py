@@ -9,6 +9,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from split_lightning.comparison.table import Comparison
 
+_LONGEST = 200  # characters of a folder's name; file systems allow 255
 _CURVES = {"by_round": "round", "by_samples": "images", "by_bytes": "bytes"}
 
 
@@ -31,7 +32,7 @@ def write_board(compared: Comparison, plot: Path, folder: Path) -> None:
     for group, rounds in compared.rounds.groupby("group"):
         settings = ",".join(f"{key}={shown.loc[group, key]}" for key in shown)
         name = ",".join(filter(None, [names[group], settings]))
-        version = re.sub(r"[^\w.=,+-]+", "_", name)
+        version = re.sub(r"[^\w.=,+-]+", "_", name)[:_LONGEST]
         logger = TensorBoardLogger(folder, name="", version=version)
         means = rounds.groupby("round", as_index=False).mean()
         for tag, x in _CURVES.items():

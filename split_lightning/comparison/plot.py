@@ -124,7 +124,7 @@ def _labels(compared: Comparison, drawn: set[int]) -> pd.DataFrame:
         ": "
     )
     labels[last] = labels[last].where(~is_alike, named)
-    labels[last] += ended.where(status != "finished", "")
+    labels[last] = (labels[last] + ended.where(status != "finished", "")).str.strip()
     return labels.map(lambda text: textwrap.fill(text, _WIDEST))
 
 

@@ -203,3 +203,11 @@ def test_infinite_losses_are_shown_as_missing(tmp_path):
     run = a_run(tmp_path / "0", results={**results(0.9), "test_loss": math.nan})
     compare(find_runs([run]), tmp_path, Console(file=io.StringIO()))
     assert read(tmp_path / "comparison.csv")[0]["test_loss"] == ""
+
+
+def test_long_settings_are_no_folder_of_their_length(tmp_path):
+    for name in "ab":
+        cfg = config(tmp_path / name, own=name * 400)
+        a_run(tmp_path / name, cfg, results(0.9), [0.5])
+    folder = compare(find_runs([tmp_path]), tmp_path, Console(file=io.StringIO()))[-1]
+    assert len(list(folder.glob("*/events.*"))) == 2

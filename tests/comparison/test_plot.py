@@ -108,7 +108,7 @@ def test_a_run_that_failed_has_a_curve_and_says_so(tmp_path):
     a_run(tmp_path / "new", config(tmp_path / "new", protocol="fedavg"))
     figure = figure_of(tmp_path)
     assert len(lines(figure.axes[0])) == 2
-    assert " (failed)" in legend_of(figure)
+    assert "(failed)" in legend_of(figure)
     assert "fedavg" not in legend_of(figure)
 
 
