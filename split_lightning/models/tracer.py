@@ -120,10 +120,8 @@ class LayerTracer(fx.Tracer):
         if m not in self.submodule_paths:  # made in passing: `nn.ReLU()(x)`
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
-        if not self.is_leaf_module(m, path) and (
-            m._backward_hooks or m._backward_pre_hooks
-        ):
-            self.whole[path] = "it has backward hooks"
+        if not self.is_leaf_module(m, path) and any(_hooks_of(m)):
+            self.whole[path] = "it has hooks"
         if self.is_leaf_module(m, path) and path:
             return super().call_module(m, forward, args, kwargs)
         stack, calls = self.module_stack.copy(), self.num_calls.copy()
@@ -153,7 +151,7 @@ def _is_dtype(value: Any) -> bool:
     return (
         isinstance(value, fx.Node)
         and value.target is getattr
-        and value.args[1] == "dtype"
+        and str(value.args[1]) == "dtype"
     )
 
 
@@ -167,9 +165,28 @@ def _require_same(one: torch.dtype, other: torch.dtype) -> None:
 
 def _is_in_assert(frame: FrameType) -> bool:
     """Returns whether what a frame tests now is the condition of an `assert`."""
-    rest = [i for i in dis.get_instructions(frame.f_code) if i.offset > frame.f_lasti]
-    steps = [i for i in rest if i.opname not in ("CACHE", "NOT_TAKEN", "TO_BOOL")][:2]
-    return any("ASSERTION" in i.opname or i.argrepr == "AssertionError" for i in steps)
+    steps = [
+        step
+        for step in dis.get_instructions(frame.f_code)
+        if step.offset >= frame.f_lasti
+        and step.opname not in ("CACHE", "NOT_TAKEN", "TO_BOOL")
+    ]
+    fails = [
+        s for s in steps if "ASSERTION" in s.opname or s.argrepr == "AssertionError"
+    ]
+    jump = steps[0]  # over the failure, or, within `a and b`, to it
+    if "FALSE" in jump.opname:
+        return any(jump.argval == step.offset for step in fails)
+    return steps[1] in fails
+
+
+def _hooks_of(layer: nn.Module) -> tuple[Any, ...]:
+    return (
+        layer._forward_pre_hooks,
+        layer._forward_hooks,
+        layer._backward_pre_hooks,
+        layer._backward_hooks,
+    )
 
 
 def _require_true(value: Any, line: str) -> None:

@@ -272,7 +272,7 @@ class DrawsTensors(Habit):
 
 class Asserts(Habit):
     def forward(self, x):
-        assert x.shape[1] == 8, "wrong number of channels"
+        assert x.ndim == 4 and x.shape[1] == 8, "wrong number of channels"  # noqa: PT018
         return self.conv(x)
 
 

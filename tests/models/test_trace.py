@@ -42,7 +42,7 @@ class Hooked(own.Small):
         ),
         (Keyword, "takes no input by position"),
         (Unpacked, r"depends on values \(test_trace.py:\d+: `batch, \*_ = x.shape`\)"),
-        (Hooked, "it has backward hooks"),
+        (Hooked, "it has hooks"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -63,8 +63,17 @@ def test_layer_with_backward_hooks_is_one_operation():
     network[0].register_full_backward_hook(lambda *given: gradients.append(given[2]))
     assert cut_layers(network) == ["0", "1"]
     client, _ = split(network, 0)
-    client(torch.rand(2, 3, 8, 8)).sum().backward()
+    client(torch.rand(2, 3, 8, 8).requires_grad_()).sum().backward()
     assert len(gradients) == 1
+
+
+def test_layer_with_forward_hooks_is_one_operation():
+    network, outputs = nn.Sequential(own.Small(), nn.Linear(10, 10)), []
+    network[0].register_forward_hook(lambda *given: outputs.append(given[2]))
+    client, _ = split(network, 0)
+    assert not outputs
+    client(torch.rand(2, 3, 8, 8))
+    assert len(outputs) == 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
