@@ -27,41 +27,14 @@ TARGETS = [
 ]  # fmt: skip
 # Of tests/own_parts.py.
 OWN = [
-    "Right",
-    "ReturnsTuple",
-    "ReturnsDict",
-    "Raises",
-    "NeedsMore",
-    "WrongShape",
-    "number",
-    "NotThere",
-    "Branches",
-    "Source",
-    "SourceWithoutClasses",
-    "SourceOfLists",
-    "SourceThatRaises",
-    "SourceOfOtherLengths",
-]
+    "Right", "ReturnsTuple", "ReturnsDict", "Raises", "NeedsMore", "WrongShape",
+    "number", "NotThere", "Branches", "Source", "SourceWithoutClasses",
+    "SourceOfLists", "SourceThatRaises", "SourceOfOtherLengths",
+]  # fmt: skip
 FOLDERS = [
-    "ünï",
-    "x,y",
-    "lr=0.1",
-    "it's",
-    "p(1)",
-    "r[2]",
-    "a b",
-    'say "hi"',
-    "{b}",
-    "$x",
-    "#3",
-    "back\\slash",
-    "star*",
-    "~t",
-    "-x",
-    "tail ",
-    "/proc/nowhere",
-    "own_parts.py/x",
-]
+    "ünï", "x,y", "lr=0.1", "it's", "p(1)", "r[2]", "a b", 'say "hi"', "{b}", "$x",
+    "#3", "back\\slash", "star*", "~t", "-x", "tail ", "/proc/nowhere",
+]  # fmt: skip
 FLAGS = ["--cfg", "--multirun", "-m", "--info", "--resolve", "--package", "--nosuch",
          "-x", "--config-name", "--config-name=nowhere", "--config-dir=/nowhere",
          "--hydra-help=1"]  # fmt: skip

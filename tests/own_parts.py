@@ -9,10 +9,9 @@ number = 3
 
 
 class Right(nn.Sequential):
-    def __init__(self, size=10):
-        super().__init__(
-            nn.Flatten(), nn.Linear(64, size), nn.ReLU(), nn.Linear(size, 10)
-        )
+    def __init__(self, size=10, in_channels=1, num_classes=10, image_size=8):
+        first = nn.Linear(64, size)
+        super().__init__(nn.Flatten(), first, nn.ReLU(), nn.Linear(size, num_classes))
 
 
 class ReturnsTuple(Right):
@@ -36,7 +35,7 @@ class NeedsMore(Right):
 
 
 class WrongShape(nn.Sequential):
-    def __init__(self):
+    def __init__(self, in_channels=1, num_classes=10, image_size=8):
         super().__init__(nn.Flatten(), nn.Linear(63, 10), nn.Linear(10, 10))
 
 

@@ -184,7 +184,7 @@ def test_modules_of_the_working_folder_are_found(monkeypatch, tmp_path):
     parts = Path(__file__).with_name("own_parts.py").read_text()
     (tmp_path / "mine_alone.py").write_text(parts)
     monkeypatch.setattr("sys.path", [p for p in sys.path if p not in ("", ".")])
-    own = ["model.network={_target_: mine_alone.Right}", "model.cut_layer='0'"]
+    own = ["model.network={_target_: mine_alone.Right}", "model.cut_layer='1'"]
     command(monkeypatch, tmp_path, *SMALL[:3], "logger=none", *own, "hydra.run.dir=a")
     monkeypatch.setattr("sys.path", [p for p in sys.path if p != str(tmp_path)])
     sys.modules.pop("mine_alone")
