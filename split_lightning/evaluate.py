@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from split_lightning.evaluation import TRAINER_KEYS, evaluate, print_evaluation
 from split_lightning.run_command import (
+    TRAINER_KEYS,
     Command,
     compose_run,
     ending_with_one_line,
@@ -49,8 +49,10 @@ def main(words: Sequence[str] | None = None) -> None:
     words = typed_words(COMMAND) if words is None else list(words)
     with ending_with_one_line(words):
         cfg = compose_run(COMMAND, words)
+        from split_lightning.evaluation import evaluate, print_evaluation  # slow
+
         results, figures = evaluate(cfg, cfg.run, cfg.checkpoint, cfg.client)
-    print_evaluation(results, figures, Path(cfg.output_dir))
+        print_evaluation(results, figures, Path(cfg.output_dir))
 
 
 if __name__ == "__main__":

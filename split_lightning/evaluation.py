@@ -20,24 +20,10 @@ from split_lightning.callbacks.confusion_matrix import (
 )
 from split_lightning.callbacks.round_progress_bar import RoundProgressBar
 from split_lightning.report import figures_table, print_line
+from split_lightning.run_command import TRAINER_KEYS
 from split_lightning.runs import choose_network, rebuild_module, restore
 from split_lightning.support import require_one_device
 
-# What of a run's Trainer has a meaning in a test.
-TRAINER_KEYS = (
-    "accelerator",
-    "benchmark",
-    "detect_anomaly",
-    "deterministic",
-    "devices",
-    "enable_progress_bar",
-    "fast_dev_run",
-    "inference_mode",
-    "limit_test_batches",
-    "precision",
-    "profiler",
-    "strategy",
-)
 _MOST_ROWS = 20
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from split_lightning.artifacts import save_segment
 from split_lightning.classifier import Classifier
 from split_lightning.models.weights import NETWORKS, differences, listed, read_state
+from split_lightning.paths import absence
 from split_lightning.replicas import State
 
 
@@ -107,10 +108,3 @@ def require_fit(module: nn.Module, state: State, file: Path) -> None:
             f"{listed(text for _, text in wrong)}. They are of another run, or "
             "`model` was changed."
         )
-
-
-def absence(file: Path) -> str:
-    """Says what is not there: the folder, or the file in it."""
-    if file.parent.is_dir():
-        return f"{file.parent} has no {file.name}"
-    return f"there is no folder {str(file.parent)!r}"

@@ -27,3 +27,10 @@ def import_from_working_folder() -> None:
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
+
+
+def absence(file: Path) -> str:
+    """Returns what is missing, in words: the folder, or the file in it."""
+    if file.parent.is_dir():
+        return f"{file.parent} has no {file.name}"
+    return f"there is no folder {str(file.parent)!r}"

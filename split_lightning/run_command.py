@@ -19,8 +19,25 @@ from omegaconf import DictConfig, OmegaConf
 
 from split_lightning.config_keys import did_you_mean, is_within, keys_of, used_keys
 from split_lightning.paths import import_from_working_folder, path_of
+from split_lightning.run_files import read_config
 from split_lightning.signals import Interrupted, interrupted_by_signals
 from split_lightning.user_errors import one_message
+
+# Keys of the Trainer that a test uses.
+TRAINER_KEYS = (
+    "accelerator",
+    "benchmark",
+    "detect_anomaly",
+    "deterministic",
+    "devices",
+    "enable_progress_bar",
+    "fast_dev_run",
+    "inference_mode",
+    "limit_test_batches",
+    "precision",
+    "profiler",
+    "strategy",
+)
 
 
 class Command(NamedTuple):
@@ -82,8 +99,6 @@ def compose_run(command: Command, words: Sequence[str]) -> DictConfig:
     Raises:
         ValueError: If `run` is no run's folder, or a word would change nothing.
     """
-    from split_lightning.runs import read_config  # after --help
-
     typed = _values(words)
     if not isinstance(typed.get("run"), str):
         raise ValueError(

@@ -15,7 +15,8 @@ from split_lightning import DigitsImages, export, train
 from split_lightning.building import build_module
 from split_lightning.evaluate import main
 from split_lightning.models import DigitsCNN
-from split_lightning.runs import load_run, read_config, read_results
+from split_lightning.run_files import read_config, read_results
+from split_lightning.runs import load_run
 
 CONF = Path(__file__).parent.parent / "conf"
 QUICK = [

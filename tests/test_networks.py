@@ -10,7 +10,8 @@ from test_evaluate import refused, trained  # noqa: F401  # a fixture
 
 from split_lightning import DigitsImages, evaluate, export
 from split_lightning.models import DigitsCNN, load_weights
-from split_lightning.runs import load_run, read_results
+from split_lightning.run_files import read_results
+from split_lightning.runs import load_run
 
 # Few batches; of all clients.
 SHORT = ["batch_size=120", "trainer.limit_train_batches=null"]

@@ -27,10 +27,10 @@ finally:
 """
 
 
-def started(*words, **environment):
+def started(*words, probe=PROBE, **environment):
     """Starts the command line; returns its exit status and its output."""
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, *words],
+        [sys.executable, "-c", probe, *words],
         capture_output=True,
         text=True,
         env=os.environ | environment,
@@ -64,6 +64,15 @@ def test_completion_imports_nothing_slow():
     code, output = started("-sc", "query=bash", **point)
     assert code == 0
     assert "protocol=splitfed_v1 protocol=splitfed_v2 protocol=splitfed_v3" in output
+    assert "imported: []" in output
+
+
+@pytest.mark.parametrize("name", ["evaluate", "export", "compare", "cuts"])
+def test_the_other_commands_print_their_help_at_once(name):
+    probe = PROBE.replace("split_lightning.train", f"split_lightning.{name}")
+    code, output = started("--help", probe=probe)
+    assert code == 0
+    assert "usage:" in output
     assert "imported: []" in output
 
 
