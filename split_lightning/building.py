@@ -62,7 +62,7 @@ def build(cfg: DictConfig) -> Run:
     module.verify(trainer, data)
     check_network(module, data)
     set_least_batch(module, data, trainer.world_size)
-    _choose_threads(cfg, module, data)
+    choose_threads(cfg, module, data)
     return Run(data, module, trainer, speed, checkpoint)
 
 
@@ -112,7 +112,7 @@ def new_module(cfg: DictConfig, **given: Any) -> Classifier:
     return module
 
 
-def _choose_threads(cfg: DictConfig, module: Classifier, data: SplitDataModule) -> None:
+def choose_threads(cfg: DictConfig, module: Classifier, data: SplitDataModule) -> None:
     """Sets the number of threads by the size of the network, and reports it."""
     work = work_of(module.stages(), module.laid_out(data.example()))
     flops = cfg.batch_size * sum(own.forward + own.backward for own in work)

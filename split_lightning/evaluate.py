@@ -22,6 +22,7 @@ COMMAND = Command(
     folder="evaluation",
     keys={"checkpoint": None, "client": None},
     reads=(
+        "threads",
         *(f"trainer.{key}" for key in TRAINER_KEYS),
         *(f"datamodule.{key}" for key in ("source", "batch_size", "mean", "std")),
         *(f"protocol.module.{key}" for key in ("network", "cut_layer", "num_classes")),

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from split_lightning.artifacts import make_folder, save_results
+from split_lightning.building import choose_threads
 from split_lightning.callbacks.confusion_matrix import (
     ClassFigures,
     ConfusionMatrix,
@@ -59,6 +60,8 @@ def evaluate(
     restore(module, run, checkpoint)
     if client is not None:
         choose_network(module, client)
+    data.setup("test")
+    choose_threads(cfg, module, data)
     trainer.test(module, datamodule=data, verbose=False)
     assert confusion.figures is not None
     results = {

@@ -172,8 +172,8 @@ class SplitDataModule(pl.LightningDataModule):
         return label_counts(train.targets, self.parts, num_classes)
 
     def example(self) -> Tensor:
-        """Returns one training sample as the network gets it, `(1, C, ...)`."""
-        return self.normalize(self._need(self._train).inputs[:1])
+        """Returns one sample as the network gets it, `(1, C, ...)`."""
+        return self.normalize(self._need(self._train or self._test).inputs[:1])
 
     def extremes(self) -> Tensor:
         """Returns two samples as the network gets them, the largest id among them."""
