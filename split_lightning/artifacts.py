@@ -70,6 +70,9 @@ def save_tensors(
     try:
         unfinished.write_bytes(save(dict(state), metadata=dict(metadata)))
         os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import copy
+from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from split_lightning.channel import values_of
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.least_batch import LeastBatch
 from split_lightning.data.sampler import ClientBatchSampler
+from split_lightning.random_state import unchanged_random_state
 from split_lightning.user_code import described
 
 if TYPE_CHECKING:
@@ -27,11 +29,8 @@ def check_network(module: Classifier, data: SplitDataModule) -> None:
         ValueError: Says what it was given, and what it returned.
     """
     inputs, num_classes = data.extremes(), len(data.classes)
-    with _evaluating(module):
-        try:
-            logits = module(_like(module, inputs))
-        except Exception as error:  # a network raises what it likes
-            raise _unfit(inputs, error) from error
+    stages = copy.deepcopy(list(module.stages().values()))
+    logits = module.logits_of(_run(stages, module, inputs))
     if not isinstance(logits, Tensor):
         raise ValueError(
             "Expected the network (`model.network`) to return one tensor of logits, "
@@ -91,32 +90,40 @@ def _single_valued(
     """Returns the BatchNorm layers that see one value per channel for a sample."""
     found: list[nn.Module] = []
 
-    def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
+    def note(layer: nn.Module, _: nn.Module, args: tuple[Any, ...]) -> None:
         if args and args[0].numel() <= len(inputs) * args[0].shape[1]:
             found.append(layer)
 
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
     if not norms:
         return []
-    hooks = [layer.register_forward_pre_hook(note) for layer in norms]
     kinds = module.parties.kinds
     clients = {kinds.kind_of(k, num_clients): k for k in range(num_clients)}
-    try:
-        with _evaluating(module):
-            for client_id in clients.values():
-                _run(module.stages(client_id).values(), _like(module, inputs))
-    except Exception as error:
-        raise _unfit(inputs, error) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for client_id in clients.values():
+        copies: dict[int, Any] = {}
+        stages = copy.deepcopy(list(module.stages(client_id).values()), copies)
+        for layer in norms:
+            if id(layer) in copies:
+                hook = partial(note, layer)
+                copies[id(layer)].register_forward_pre_hook(hook)
+        _run(stages, module, inputs)
     return found
 
 
-def _run(stages: Iterable[nn.Module], inputs: Tensor) -> None:
-    values: tuple[Any, ...] = (inputs,)
-    for stage in stages:
-        values = values_of(stage(*values))
+def _run(stages: Iterable[nn.Module], module: Classifier, inputs: Tensor) -> Any:
+    """Returns what stages compute in eval mode; they are copies, which a pass may change.
+
+    Raises:
+        ValueError: If they do not take the inputs.
+    """
+    values: Any = _like(module, inputs)
+    try:
+        with torch.no_grad(), unchanged_random_state():
+            for stage in stages:
+                values = stage.eval()(*values_of(values))
+    except Exception as error:  # a network raises what it likes
+        raise _unfit(inputs, error) from error
+    return values
 
 
 def _require_enough(sampler: ClientBatchSampler, least: LeastBatch) -> None:
@@ -146,19 +153,6 @@ def _require_enough(sampler: ClientBatchSampler, least: LeastBatch) -> None:
             "(`min_partition_size` of `data.partitioner`), a smaller `val_share`, or "
             "GroupNorm."
         )
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Puts a module in eval mode; restores each layer's own mode and random state."""
-    modes = [(own, own.training) for own in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for own, mode in modes:
-            own.training = mode
 
 
 def _like(module: Classifier, inputs: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,3 +34,13 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *rest))
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
+
+
+@contextmanager
+def unchanged_random_state() -> Iterator[None]:
+    """Puts all random numbers back after the block, as they were before it."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)

@@ -21,7 +21,7 @@ RUN = [
     "num_clients=3",
     "batch_size=128",
     "callbacks.last.every_n_batches=2",
-    "logger.default_hp_metric=false",
+    "logger.tensorboard.default_hp_metric=false",
     "trainer.log_every_n_steps=1",
 ]
 PER_ROUND = 12  # batches: 431 samples of each client, 128 at a time

@@ -62,6 +62,7 @@ TINY = [
         for name in ("num_classes", "in_channels", "image_size")
     ),
     "data.num_classes=3",
+    "data.image_size=6",
     "data/partitioner=linear",
     "data.val_share=0.2",
     "model.cut_layer=2",

@@ -140,25 +140,6 @@ def test_frozen_batch_norm_needs_no_second_sample(tmp_path):
     assert seen.of_client(0) == [59, 1]
 
 
-def test_a_loader_without_its_data_module_shares_out_too(tmp_path):
-    from pytorch_lightning import Trainer
-
-    data, seen = uneven(), Seen()
-    data.setup("fit")
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=[RoundRobinWeightPassing(), seen],
-    )
-    trainer.fit(make_split(), data.train_dataloader())
-    assert seen.of_client(2) == [10, 10]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -476,7 +476,7 @@ def test_a_missing_data_set_names_the_remedies(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["model=resnet18"], ["images of shape (1, 8, 8)", "model"]),
+        (["model=resnet18"], ["samples of shape (1, 8, 8)", "model"]),
         (["model.network.num_classes=5"], ["10 logits", "(5,)"]),
         (["+hparams_search=learning_rates"], ["hparams_search", "-m"]),
         (["data.val_share=0.0001"], ["data.val_share", "0.0001"]),

@@ -143,7 +143,11 @@ class ResumeCheckpoint(Checkpoint):
         path = folder / LAST
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return path
-        self.metrics = {k: v.item() for k, v in trainer.callback_metrics.items()}
+        self.metrics = {
+            name: value.item()
+            for name, value in trainer.callback_metrics.items()
+            if not name.startswith("clients/")  # older for those that were absent
+        }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):  # what came before is not lost
                 logger.experiment.flush()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from split_lightning.channel import num_bytes, values_of
 from split_lightning.flops import flop_counter
+from split_lightning.random_state import unchanged_random_state
 
 
 class Work(NamedTuple):
@@ -26,6 +27,7 @@ class Work(NamedTuple):
     backward: float
 
 
+@unchanged_random_state()
 def work_of(stages: Mapping[str, nn.Module], example: Tensor) -> list[Work]:
     """Counts the work of each stage, in the order in which they run.
 
@@ -62,6 +64,7 @@ def work_of(stages: Mapping[str, nn.Module], example: Tensor) -> list[Work]:
     return found
 
 
+@unchanged_random_state()
 def crossing_of(
     stages: Mapping[str, nn.Module], example: Tensor
 ) -> list[tuple[float, float]]:

@@ -210,7 +210,7 @@ def test_it_needs_the_data_of_the_clients(tmp_path):
         default_root_dir=tmp_path,
         callbacks=[RoundRobinWeightPassing(), VirtualClock(a_system())],
     )
-    with pytest.raises(MisconfigurationException, match="needs a SplitDataModule"):
+    with pytest.raises(MisconfigurationException, match="to be a SplitDataModule"):
         trainer.fit(make_split(), data.train_dataloader())
 
 
