@@ -111,7 +111,7 @@ def _single_valued(
 
 
 def _run(stages: Iterable[nn.Module], module: Classifier, inputs: Tensor) -> Any:
-    """Returns what stages compute in eval mode; they are copies, which a pass may change.
+    """Returns what stages compute in eval mode; a pass may change these copies.
 
     Raises:
         ValueError: If they do not take the inputs.

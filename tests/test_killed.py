@@ -143,7 +143,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     assert f"{signum.name} after batch 3 of round 2" in message
     (line,) = (line for line in message.splitlines() if line.startswith("Go on with"))
     assert "split_lightning.train rounds=3" in line
-    assert line.endswith(f"hydra.run.dir={run} ckpt_path=last")
+    assert f" hydra.run.dir={run} ckpt_path=last" in line
     command(monkeypatch, tmp_path, *shlex.split(line)[6:], pictures=True)
     assert_equal(run, whole)
 
