@@ -21,6 +21,7 @@ from split_lightning.config_keys import did_you_mean, is_within, keys_of, used_k
 from split_lightning.paths import import_from_working_folder, path_of
 from split_lightning.run_files import read_config
 from split_lightning.signals import Interrupted, interrupted_by_signals
+from split_lightning.threads import wait_passively
 from split_lightning.user_errors import one_message
 
 # Keys of the Trainer that a test uses.
@@ -63,6 +64,7 @@ class Command(NamedTuple):
 def typed_words(command: Command) -> list[str]:
     """Returns the overrides on the command line; answers `--help`."""
     import_from_working_folder()
+    wait_passively()
     parser = argparse.ArgumentParser(
         prog=f"python -m split_lightning.{command.name}",
         usage=f"%(prog)s {command.usage}",
