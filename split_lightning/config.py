@@ -363,6 +363,9 @@ def _check_choices(cfg: DictConfig) -> None:
             f"Expected `metric` to be one of {METRICS}, but got {cfg.metric!r}. (The "
             "test set is never used for choosing.)"
         )
+    for key in ("ckpt_path", "model.weights", "spill_to"):
+        if OmegaConf.select(cfg, key) == "":  # such as `ckpt_path=$UNSET`
+            raise ValueError(f"Expected `{key}` to name a path, or null, but got ''.")
     _check_processes(cfg)
     precision = OmegaConf.select(cfg, "trainer.precision")
     if str(precision) in ("16", "16-mixed"):  # Lightning turns it into bf16 on a CPU

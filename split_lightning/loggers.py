@@ -9,13 +9,29 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning import loggers as lightning
+from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
+from typing_extensions import override
 
 from split_lightning.checkpoints import next_step
 
 # The extra of this package that brings what a logger needs.
 _EXTRAS = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}
+
+
+class TensorBoardLogger(lightning.TensorBoardLogger):
+    """Lightning's own, in the folder of that name.
+
+    Lightning's replaces `$NAME` in a folder's name by an environment variable.
+    """
+
+    @property
+    @override
+    def log_dir(self) -> str:
+        number = self.version
+        version = number if isinstance(number, str) else f"version_{number}"
+        return str(Path(self.root_dir, version, self.sub_dir or ""))
 
 
 def build_loggers(cfg: DictConfig, checkpoint: str | None = None) -> list[Logger]:
@@ -89,7 +105,7 @@ def end_logs(
     from torch.utils.tensorboard.summary import hparams
 
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
+        if isinstance(logger, lightning.TensorBoardLogger):
             # `log_hyperparams` with metrics would log each a second time.
             writer = logger.experiment._get_file_writer()
             metrics = dict.fromkeys(tags, 0.0)

@@ -65,6 +65,7 @@ def typed_words(command: Command) -> list[str]:
     """Returns the overrides on the command line; answers `--help`."""
     wait_passively()
     import_from_working_folder()
+    wait_passively()
     parser = argparse.ArgumentParser(
         prog=f"python -m split_lightning.{command.name}",
         usage=f"%(prog)s {command.usage}",

@@ -75,11 +75,11 @@ def one_folder_for_all_processes() -> None:
 
 def _remove(folder: Path, start: Path) -> None:
     """Removes a folder's contents, and the folders above it that are empty then."""
-    for handler in logging.root.handlers[:]:  # or its log would be opened anew
-        if isinstance(handler, logging.FileHandler):
-            if Path(handler.baseFilename).is_relative_to(folder.resolve()):
-                logging.root.removeHandler(handler)
-                handler.close()
+    files = [h for h in logging.root.handlers if isinstance(h, logging.FileHandler)]
+    for handler in files:
+        if Path(handler.baseFilename).is_relative_to(folder.resolve()):
+            logging.root.removeHandler(handler)  # it would open its file anew
+            handler.close()
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -27,20 +27,14 @@ def set_threads(threads: int | None, flops: float) -> str:
 
     Returns:
         The number and its reason, as one line.
-
-    Raises:
-        ValueError: If `threads` and `OMP_NUM_THREADS` differ.
     """
     import torch
 
     variable = os.environ.get(_VARIABLE)
     if variable:
-        if threads is not None and str(threads) != variable:
-            raise ValueError(
-                f"Expected `threads` to be {variable}, as {_VARIABLE} says, or null, "
-                f"but got {threads}. Unset {_VARIABLE} to choose here."
-            )
         reason = f"{_VARIABLE} is set"
+        if threads is not None and str(threads) != variable:
+            reason += f", and overrides threads={threads}"
     elif threads is not None:
         torch.set_num_threads(threads)
         reason = "as configured"

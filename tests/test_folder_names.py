@@ -23,6 +23,7 @@ from split_lightning import evaluate, export
 from split_lightning.callbacks import speed_monitor
 from split_lightning.checkpoints import find_checkpoint
 from split_lightning.comparison import find_runs
+from split_lightning.loggers import build_loggers
 from split_lightning.typed_words import key_value, shell_line
 
 NAMES = [
@@ -73,6 +74,15 @@ def test_a_run_in_a_folder_of_any_name(monkeypatch, tmp_path, capsys, name):
     assert [run.path for run in find_runs([name])] == [folder.resolve()]
 
 
+def test_tensorboard_writes_to_the_folder_of_that_name(tmp_path):
+    """Lightning's logger replaces variables of the environment in it."""
+    folder = f"{tmp_path}/$HOME (1)"
+    with initialize(version_base="1.3", config_path="../conf"):
+        cfg = compose("train", [key_value("output_dir", folder)])
+    (logger,) = build_loggers(cfg)
+    assert logger.log_dir == f"{folder}/tensorboard"
+
+
 @pytest.mark.parametrize("folder", ["cut[maxpool]", "cut*"])
 def test_last_is_the_runs_own(tmp_path, folder):
     """Never that of a folder that the name would match as a pattern."""
@@ -114,7 +124,8 @@ def test_the_line_after_go_on_with_can_be_pasted(monkeypatch, tmp_path, capfd, s
     runs = [folder / "0", folder / "1"] if sweep else [folder]
     for run in runs:
         assert json.loads((run / "results.json").read_text())["rounds"] == 2
-    assert "Restored all states" in done.stderr
+    assert "Restored all states" in done.stdout
+    assert done.stderr == ""
 
 
 def test_relative_paths_begin_where_the_command_was_typed(monkeypatch, tmp_path):

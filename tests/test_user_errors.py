@@ -148,6 +148,8 @@ MISTAKES = {
     f"model.gradient_clip_algorithm=x {CLIP}=1": ["algorithm", "'x'", "norm", "value"],
     "model.accumulate_grad_batches=0": [ACCUMULATE, "0", "positive"],
     "metric=val/acc": ["metric", "'val/acc'", "val/accuracy"],
+    "ckpt_path=": ["Expected `ckpt_path` to name a path, or null, but got ''"],
+    "model.weights=": ["Expected `model.weights` to name a path", "but got ''"],
     "ckpt_path=/nowhere.ckpt": ["ckpt_path", "/nowhere.ckpt", "checkpoints/last.ckpt"],
     # What Lightning refuses, or we on its behalf
     "trainer.gradient_clip_val=1": ["trainer.gradient_clip_val=1", CLIP],

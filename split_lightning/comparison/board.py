@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pytorch_lightning.loggers import TensorBoardLogger
-
 from split_lightning.comparison.table import Comparison
+from split_lightning.loggers import TensorBoardLogger
 
 _LONGEST = 200  # characters of a folder's name; file systems allow 255
 _CURVES = {"by_round": "round", "by_samples": "images", "by_bytes": "bytes"}
