@@ -233,7 +233,10 @@ NETWORK = "model.network._target_=own_code"
         (["data=digits"], "`data.num_classes` to be 4.*got 10.*data=custom"),
         (["model=resnet18"], r"shape \(1, 12, 12\).*3 channels"),
         (["data/partitioner=natural_id"], "partition_by"),
-        (["protocol=centralized", f"{NETWORK}.NetOfDicts"], "dict with the keys scores"),
+        (
+            ["protocol=centralized", f"{NETWORK}.NetOfDicts"],
+            "dict with the keys scores",
+        ),
     ],
 )
 def test_a_mistake_in_ones_own_code_gets_one_line(refused, overrides, expected):

@@ -50,8 +50,9 @@ def traced(network: nn.Module) -> Traced:
         graphs, changes = _graphs(own, found)
         if found == whole and changes:
             own = copy.deepcopy(network)
-            _graphs(own, found, by_layer=True)  # whose changes these are
-            if found == whole:  # nobody's: what changes once for all, such as a flag
+            again, _ = _graphs(own, found, by_layer=True)  # whose changes these are
+            # Nobody's: what changes once for all. A cache may, but not a switch.
+            if found == whole and _text(again) != _text(graphs):
                 found[""] = f"it changes {', '.join(dict.fromkeys(changes))}"
         if "" in found:
             raise ValueError(_message(network, found[""]))
@@ -98,6 +99,10 @@ def _graphs(
             module.training = mode
         set_random_state(state)
     return graphs, changes
+
+
+def _text(graphs: dict[bool, fx.Graph]) -> list[str]:
+    return [str(graph) for graph in graphs.values()]
 
 
 def _message(network: nn.Module, reason: str) -> str:
