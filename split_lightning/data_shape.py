@@ -20,7 +20,8 @@ _ALWAYS = ("num_classes",)
 def leave_out_shape(cfg: DictConfig) -> None:
     """Leaves keys of the shape out of the network's options if it takes no such option.
 
-    A function with `**options` gets `num_classes` alone.
+    A function with `**options` gets `num_classes` alone. An option that is null
+    (`model.network.num_classes=null`) is left out, too.
 
     Args:
         cfg: The composed configuration; changed in place.
@@ -40,8 +41,10 @@ def leave_out_shape(cfg: DictConfig) -> None:
     with open_dict(network):
         for key in SHAPE_KEYS:
             name = key.rpartition(".")[2]
-            is_passed_on = plain.get(name) == f"${{{key}}}"
-            if is_passed_on and name not in (_ALWAYS if taken is None else taken):
+            given = plain.get(name, "")
+            is_passed_on = given == f"${{{key}}}"
+            is_taken = name in (_ALWAYS if taken is None else taken)
+            if given is None or (is_passed_on and not is_taken):
                 del network[name]
 
 
@@ -76,7 +79,7 @@ def fill_in(cfg: DictConfig, data: SplitDataModule) -> None:
             raise ValueError(
                 f"Expected `data.source` to have samples whose sides are of one length,"
                 f" since `{key}` is used, but got shape {shape}. Use a network and an "
-                f"augmentation without it (`~model.network.image_size`)."
+                f"augmentation without it (`model.network.image_size=null`)."
             )
         if given is None:
             OmegaConf.update(cfg, key, value)

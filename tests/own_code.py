@@ -51,6 +51,37 @@ def made(**options):
     return OneSize(**options)
 
 
+def strict(**options):
+    """A function with options that refuses one of them in the end."""
+    if options:
+        raise TypeError(f"unexpected {options}")
+    return Fixed()
+
+
+class Pooled(nn.Sequential):
+    """Has a default for the size."""
+
+    def __init__(self, in_channels, num_classes, image_size=1):
+        super().__init__(
+            nn.Conv2d(in_channels, 2, 3),
+            nn.AdaptiveAvgPool2d(image_size),
+            nn.Flatten(),
+            nn.Linear(2, num_classes),
+        )
+
+
+class Samples(torch.utils.data.Dataset):
+    """A data set of PyTorch, which is no source."""
+
+    classes = ("a", "b")
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return torch.ones(1, 12, 12), index % 2
+
+
 class OneSize(Net):
     """Takes the number of classes alone."""
 
@@ -159,8 +190,8 @@ class NetThatFails(Net):
         raise RuntimeError("no memory for it")
 
 
-class NetOfTuples(Fixed):
-    """Returns a tuple."""
+class NetOfDicts(Fixed):
+    """Returns a dict without logits."""
 
     def forward(self, inputs):
-        return super().forward(inputs), inputs
+        return {"scores": super().forward(inputs)}

@@ -81,6 +81,18 @@ def test_network_and_data_take_one_attempt(train, network, source, cut_layer, sh
     assert shape_of(cfg) == shape
 
 
+@pytest.mark.parametrize(
+    ("network", "overrides"),
+    [
+        ("strict", ["model.network.num_classes=null"]),
+        ("Pooled", ["+data.source.shape=[1,12,14]", "model.network.image_size=null"]),
+    ],
+)
+def test_an_option_of_the_network_that_is_null_is_left_out(train, network, overrides):
+    cut = 1 if network == "strict" else 0
+    train(*words(network, "Source", cut), *overrides)
+
+
 def test_a_table_of_rows_goes_with_the_multilayer_perceptron(train):
     cfg = train("model=mlp", "data=custom", "data.source._target_=own_code.Table")
     assert shape_of(cfg) == [2, 5, 1]
@@ -208,13 +220,14 @@ NETWORK = "model.network._target_=own_code"
             r"no nowhere \(in BrokenAtOnce.__init__, own_code",
         ),
         ([f"{SOURCE}.made"], r"OneSize"),
+        ([f"{SOURCE}.Samples"], r"`data.source` to have a method `load\(train\)`"),
         ([f"{NETWORK}.NetThatFails"], r"no memory for it \(in NetThatFails.__init__"),
         ([f"{NETWORK}.Nothing"], "`model.network._target_`.*own_code.Nothing"),
         (
             ["+data.source.shape=[3,12,12]", f"{NETWORK}.Fixed"],
             r"\(3, 12, 12\).*3 chan",
         ),
-        (["+data.source.shape=[1,12,14]"], r"`data.image_size` is used.*\(1, 12, 14\)"),
+        (["+data.source.shape=[1,12,14]"], r"is used.*\(1, 12, 14\).*image_size=null"),
         (["+data.source.shape=[12,12]", f"{NETWORK}.Fixed"], r"\(12, 12\).*unsqueeze"),
         (["data.num_classes=3"], "`data.num_classes` to be 4.*got 3"),
         (["data.in_channels=3"], "`data.in_channels` to be 1.*got 3"),
@@ -223,8 +236,8 @@ NETWORK = "model.network._target_=own_code"
         (["model=resnet18"], r"shape \(1, 12, 12\).*3 channels"),
         (["data/partitioner=natural_id"], "partition_by"),
         (
-            ["protocol=centralized", f"{NETWORK}.NetOfTuples"],
-            "returned a tuple of",
+            ["protocol=centralized", f"{NETWORK}.NetOfDicts"],
+            "dict with the keys scores",
         ),
     ],
 )

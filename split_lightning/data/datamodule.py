@@ -20,7 +20,7 @@ from split_lightning.data.missing_parts import Lacking, MissingParts
 from split_lightning.data.partition import label_counts, partition
 from split_lightning.data.partitioners import new_partitioner
 from split_lightning.data.sampler import ClientBatchSampler
-from split_lightning.data.samples import check_alike, classes_of, read_samples
+from split_lightning.data.samples import check_alike, classes_of, load, read_samples
 from split_lightning.data.scaling import check_statistics, is_measured, normalized
 from split_lightning.data.schedule import RoundRobinSchedule, Schedule
 from split_lightning.data.seeding import generator
@@ -142,7 +142,7 @@ class SplitDataModule(pl.LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        self.source.load(train=False)
+        load(self.source, train=False)
 
     @override
     def setup(self, stage: str | None = None) -> None:

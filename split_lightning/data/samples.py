@@ -25,11 +25,26 @@ def classes_of(source: Any) -> tuple[str, ...]:
     """
     found = getattr(source, "classes", None)
     if found is None or isinstance(found, str) or not hasattr(found, "__iter__"):
-        _refuse("have `classes`, a tuple of the classes' names", _named(found))
+        _refuse(
+            "have `classes`, a tuple of the classes' names",
+            _named(found),
+            'Set it in the class, such as `classes = ("cat", "dog")`.',
+        )
     names = tuple(map(str, found))
     if len(names) < 2:
         _refuse("have `classes` with at least two names", names)
     return names
+
+
+def load(source: Any, train: bool) -> Any:
+    """Returns what a source loads, unchecked.
+
+    Raises:
+        ValueError: If it has no method `load(train)`.
+    """
+    if not _takes_train(getattr(source, "load", None)):
+        _refuse("have a method `load(train)`", _named(source))
+    return source.load(train=train)
 
 
 def read_samples(source: Any, train: bool) -> Images:
@@ -46,10 +61,8 @@ def read_samples(source: Any, train: bool) -> Images:
     Raises:
         ValueError: Names `data.source`, what it should return and what it did.
     """
-    if not _takes_train(getattr(source, "load", None)):
-        _refuse("have a method `load(train)`", _named(source))
     part = "training" if train else "test"
-    inputs, targets, columns = _fields(source.load(train=train), part)
+    inputs, targets, columns = _fields(load(source, train), part)
     inputs = _checked_inputs(_tensor(inputs, f"{part} inputs"), part)
     targets = _checked_targets(_tensor(targets, f"{part} labels"), part)
     if len(inputs) != len(targets):
@@ -207,6 +220,7 @@ def _check_range(targets: Tensor, num_classes: int, part: str) -> None:
             f"return {part} labels from 0 to {num_classes - 1}, since `classes` has "
             f"{num_classes} names",
             f"labels from {least} to {most}",
+            "Subtract 1 from them." if (least, most) == (1, num_classes) else "",
         )
 
 

@@ -63,25 +63,47 @@ def _places(network: nn.Module) -> Iterator[tuple[str, _Reader]]:
         yield f"the attribute `{{}}`{where}", partial(_attributes, layer)
         yield f"the buffer `{{}}`{where}", partial(dict, layer._buffers)
     classes = {type(layer): None for layer in network.modules()}
+    seen = set[FunctionType]()
     for own in dict.fromkeys(base for c in classes for base in c.__mro__):
-        if own.__module__.startswith("torch.") or own.__module__ not in sys.modules:
+        if _is_of_torch(own) or own.__module__ not in sys.modules:
             continue
         yield f"the class attribute `{own.__name__}.{{}}`", partial(_data_of, vars(own))
-        functions = [f for f in vars(own).values() if isinstance(f, FunctionType)]
-        read = partial(
-            _data_of, vars(sys.modules[own.__module__]), sorted(_names_in(functions))
-        )
-        yield f"the global variable `{{}}` that {own.__name__} uses", read
+        for function in vars(own).values():
+            if isinstance(function, FunctionType):
+                yield from _around(function, own.__name__, seen)
+
+
+def _around(
+    function: FunctionType, user: str, seen: set[FunctionType]
+) -> Iterator[tuple[str, _Reader]]:
+    """Yields what a function may change, and the functions that it uses.
+
+    These are the global variables that it names, its attributes and its defaults.
+    """
+    if function in seen or _is_of_torch(function):
+        return
+    seen.add(function)
+    names, variables = sorted(_names_in(function)), function.__globals__
+    where = f"the global variable `{{}}` that {user} uses"
+    yield where, partial(_data_of, variables, names)
+    name = function.__name__
+    yield f"the attribute `{{}}` of the function `{name}`", partial(vars, function)
+    defaults = (function.__defaults__, function.__kwdefaults__)
+    yield f"a default of the function `{name}`", lambda: {"": defaults}
+    for used in [variables.get(name) for name in names]:
+        if isinstance(used, FunctionType):
+            yield from _around(used, used.__name__, seen)
+
+
+def _is_of_torch(code: Any) -> bool:
+    return (code.__module__ or "").partition(".")[0] == "torch"
 
 
 def _attributes(layer: nn.Module) -> dict[str, Any]:
     """Returns the attributes of a layer, but for what the trace itself changes."""
     own = vars(layer).items()
-    skipped = ("_buffers", "training")
     return {
-        k: v
-        for k, v in own
-        if k not in skipped and not k.startswith("_tensor_constant")
+        k: v for k, v in own if k != "_buffers" and not k.startswith("_tensor_constant")
     }
 
 
@@ -98,9 +120,9 @@ def _data_of(
     }
 
 
-def _names_in(functions: Iterable[FunctionType]) -> set[str]:
-    """Returns the names that functions, and those inside them, may read or write."""
-    found, codes = set[str](), [function.__code__ for function in functions]
+def _names_in(function: FunctionType) -> set[str]:
+    """Returns the names that a function, and those inside it, may read or write."""
+    found, codes = set[str](), [function.__code__]
     while codes:
         code = codes.pop()
         found.update(code.co_names)
@@ -134,6 +156,8 @@ class _Key:
     def __call__(self, value: Any) -> Any:
         if value is None or isinstance(value, _PLAIN):
             return value
+        if issubclass(type(value), fx.Proxy):  # which may pass for a tensor
+            return _Same(value)
         if isinstance(value, float):
             return repr(value)  # a NaN does not equal itself
         if isinstance(value, Tensor):
@@ -142,7 +166,7 @@ class _Key:
             return value.shape, value.tobytes()
         if isinstance(value, tuple):
             return tuple(map(self, value))
-        if id(value) in self._seen or isinstance(value, nn.Module | fx.Proxy):
+        if id(value) in self._seen or isinstance(value, nn.Module):
             return _Same(value)
         self._seen[id(value)] = value
         held = _held(value)

@@ -59,6 +59,7 @@ class LayerTracer(fx.Tracer):
         self.whole = whole
         self.watch = watch
         self._modes = _modes()
+        self._seed, self._random = torch.initial_seed(), torch.get_rng_state()
         self._running: list[str] = []
 
     @override
@@ -75,6 +76,8 @@ class LayerTracer(fx.Tracer):
 
     @override
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if torch.initial_seed() != self._seed:
+            raise fx.proxy.TraceError("it changes torch's random numbers")
         if _modes() != self._modes:
             raise fx.proxy.TraceError(
                 "it computes in a torch.autograd.Function, or switches gradients, "
@@ -135,6 +138,8 @@ class LayerTracer(fx.Tracer):
                 raise
             # Goes on to find all such layers; this trace is not used.
             self.module_stack, self.num_calls = stack, calls
+            if torch.initial_seed() != self._seed:
+                torch.set_rng_state(self._random)
             return super().call_module(m, forward, args, kwargs)
         finally:
             self._note_changes()

@@ -44,22 +44,21 @@ def traced(network: nn.Module) -> Traced:
         ValueError: If the network's own `forward` is such a layer; names the line.
     """
     network = uncompiled(network)
-    state, whole = random_state(), dict[str, str]()
-    try:
-        while True:
-            found, own = dict(whole), copy.deepcopy(network)
-            watch = Watch(own)
-            graphs = _graphs(own, found)
-            if found == whole and watch.changes():
-                own = copy.deepcopy(network)
-                _graphs(own, found, Watch(own))  # whose changes these are
-            if "" in found:
-                raise ValueError(_message(network, found[""]))
-            if found == whole:
-                return Traced(own, graphs, whole)
-            whole = found
-    finally:
-        set_random_state(state)
+    whole = dict[str, str]()
+    while True:
+        found, own = dict(whole), copy.deepcopy(network)
+        graphs, changes = _graphs(own, found)
+        if found == whole and changes:
+            own = copy.deepcopy(network)
+            again, _ = _graphs(own, found, by_layer=True)  # whose changes these are
+            # Nobody's: what changes once for all. A cache may, but not a switch.
+            if found == whole and _text(again) != _text(graphs):
+                found[""] = f"it changes {', '.join(dict.fromkeys(changes))}"
+        if "" in found:
+            raise ValueError(_message(network, found[""]))
+        if found == whole:
+            return Traced(own, graphs, whole)
+        whole = found
 
 
 def uncompiled(network: nn.Module) -> nn.Module:
@@ -74,27 +73,36 @@ def uncompiled(network: nn.Module) -> nn.Module:
 
 
 def _graphs(
-    network: nn.Module, whole: dict[str, str], watch: Watch | None = None
-) -> dict[bool, fx.Graph]:
-    """Returns the operations in both modes; adds to the layers that are one operation.
+    network: nn.Module, whole: dict[str, str], by_layer: bool = False
+) -> tuple[dict[bool, fx.Graph], list[str]]:
+    """Returns the operations in both modes, and the names of what has changed.
 
-    What is returned is of use only if none was added.
+    Adds to the layers that are one operation, those that change something included if
+    this is to be found by layer. What is returned is of use only if none was added.
     """
     modes = {module: module.training for module in network.modules()}
-    graphs = {}
+    state = random_state()
+    graphs, changes, watch = dict[bool, fx.Graph](), list[str](), Watch(network)
     try:
         for training in (True, False):
             network.train(training)
-            tracer = LayerTracer(network, whole, watch)
+            watch.changes()  # the mode
+            tracer = LayerTracer(network, whole, watch if by_layer else None)
             with true_to_tensors(tracer):
                 graphs[training] = tracer.trace(network)
+            changes += watch.changes()
     except Exception as error:
         if "" not in whole:
             whole[""] = f"{type(error).__name__}: {error}"
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return graphs
+        set_random_state(state)
+    return graphs, changes
+
+
+def _text(graphs: dict[bool, fx.Graph]) -> list[str]:
+    return [str(graph) for graph in graphs.values()]
 
 
 def _message(network: nn.Module, reason: str) -> str:

@@ -147,7 +147,7 @@ WRONG = {
         r"\(N,\).*\(60, 3\).*argmax\(dim=1\)",
     ),
     "a column of labels": ((FLOATS, LABELS[:, None]), r"\(60, 1\).*squeeze\(1\)"),
-    "labels from 1": ((FLOATS, LABELS + 1), "from 0 to 2.*from 1 to 3"),
+    "labels from 1": ((FLOATS, LABELS + 1), "from 0 to 2.*from 1 to 3.*Subtract 1"),
     "negative labels": ((FLOATS, LABELS - 1), "from 0 to 2.*from -1 to 1"),
     "a short column": ((FLOATS, LABELS, {"age": [1]}), "'age'.*60 .*1"),
     "a reserved column": ((FLOATS, LABELS, {"label": [1]}), "label.*index"),
@@ -189,7 +189,7 @@ class WithoutArgument:
     [
         ((FLOATS, LABELS), r"method `load\(train\)`.*tuple"),
         (WithoutArgument(), r"method `load\(train\)`.*WithoutArgument"),
-        (Source((FLOATS, LABELS), classes=None), "`classes`.*None"),
+        (Source((FLOATS, LABELS), classes=None), "`classes`.*None.*such as"),
         (Source((FLOATS, LABELS), classes="abc"), "`classes`.*'abc'"),
         (Source((FLOATS, LABELS), classes=3), "`classes`.*3"),
         (Source((FLOATS, LABELS * 0), classes=("a",)), "at least two names"),

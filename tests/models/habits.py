@@ -108,6 +108,79 @@ class GlobalVariable(Habit):
         return self.conv(x) * (1 + CALLS % 2)
 
 
+def counted(x):
+    global CALLS
+    CALLS += 1
+    return x * (1 + CALLS % 2)
+
+
+GENERATOR = random.Random(0)
+
+
+def drawn(x, *, generator=GENERATOR):
+    drawn.calls = getattr(drawn, "calls", 0) + 1
+    return x * generator.random() / drawn.calls
+
+
+class CallsFunction(Habit):
+    """Calls a function that changes a global variable."""
+
+    def forward(self, x):
+        return counted(self.conv(x))
+
+
+class CallsFunctionWithState(Habit):
+    """Calls a function that changes its attribute and its default."""
+
+    def forward(self, x):
+        return drawn(self.conv(x))
+
+
+class Seeds(Habit):
+    """Draws the same random numbers in each pass."""
+
+    def forward(self, x):
+        torch.manual_seed(7)
+        return F.dropout(self.conv(x), 0.5, self.training)
+
+
+class SeedsInPassing(Habit):
+    def forward(self, x):
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            return F.dropout(self.conv(x), 0.5, self.training)
+
+
+class SeedsNumpy(Habit):
+    def forward(self, x):
+        np.random.seed(7)
+        return self.conv(x)
+
+
+class Freezes(Habit):
+    """Sets a layer to eval mode in its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        self.bn.eval()
+        return self.bn(self.conv(x))
+
+
+class KeepsActivations(Habit):
+    """Keeps a layer's output, as those do that look at features afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = None
+
+    def forward(self, x):
+        self.features = self.conv(x)
+        return 2 * self.features
+
+
 class Keeps(Habit):
     """Keeps a tensor of the last pass."""
 
@@ -293,6 +366,13 @@ WHOLE = {
     Iterates: "the attribute `count`",
     ClassAttribute: "the class attribute `ClassAttribute.calls`",
     GlobalVariable: "the global variable `CALLS`",
+    CallsFunction: "the global variable `CALLS` that counted uses",
+    CallsFunctionWithState: "the attribute `calls` of the function `drawn`",
+    Seeds: "torch's random numbers",
+    SeedsInPassing: "torch's random numbers",
+    SeedsNumpy: "NumPy's random numbers",
+    Freezes: "the attribute `training`",
+    KeepsActivations: "the attribute `features`",
     Keeps: "the attribute `last`",
     PlainTensor: "the attribute `count`",
     AssignsBuffer: "the buffer `mean`",

@@ -1,5 +1,7 @@
 """Networks whose own `forward` cannot be traced are refused: name, line, remedy."""
 
+import logging
+
 import own_networks as own
 import pytest
 import torch
@@ -55,6 +57,33 @@ def test_refusal_names_the_line_and_the_remedy(make, reason):
             call()
         assert "a layer of its own" in str(error.value)
         assert "\n" not in str(error.value)
+
+
+SEEN = {"sizes": set(), "first": True}
+logger = logging.getLogger(__name__)
+
+
+class Caches(own.Small):
+    """Writes down something the first time, which changes none of its operations."""
+
+    def forward(self, x):
+        logger.debug("Runs.")
+        SEEN["sizes"].add(3)
+        return super().forward(x)
+
+
+class Switches(own.Small):
+    """Does something else the first time."""
+
+    def forward(self, x):
+        first, SEEN["first"] = SEEN["first"], False
+        return super().forward(self.conv1(x)[:, :3] if first else x)
+
+
+def test_what_changes_once_for_all_is_refused_if_operations_depend_on_it():
+    assert "bn" in cut_layers(Caches())
+    with pytest.raises(ValueError, match="changes the global variable `SEEN`"):
+        split(Switches(), "bn")
 
 
 def test_layer_with_backward_hooks_is_one_operation():

@@ -36,6 +36,8 @@ def seed():
     random.seed(1)
     np.random.seed(1)
     habits.CALLS, habits.ClassAttribute.calls = 0, 0
+    habits.drawn.calls = 0
+    habits.GENERATOR.seed(0)
 
 
 def batches():
