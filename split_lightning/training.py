@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """Trains and tests what was built; returns and writes the results."""
     trainer, module = run.trainer, run.module
     log_choices(trainer.loggers, summary(cfg, typed_overrides()))
+    if run.checkpoint:  # its own folder is not empty, as it should be
+        warnings.filterwarnings("ignore", "Checkpoint directory .* is not empty")
     trainer.fit(
         module, datamodule=run.data, ckpt_path=run.checkpoint, weights_only=True
     )
