@@ -114,7 +114,7 @@ def test_the_line_after_go_on_with_can_be_pasted(monkeypatch, tmp_path, capfd, s
     runs = [folder / "0", folder / "1"] if sweep else [folder]
     for run in runs:
         assert json.loads((run / "results.json").read_text())["rounds"] == 2
-    assert "Restored all states" in done.stderr
+    assert "Restored all states" in done.stdout + done.stderr
 
 
 def test_relative_paths_begin_where_the_command_was_typed(monkeypatch, tmp_path):
