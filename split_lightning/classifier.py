@@ -217,8 +217,8 @@ class Classifier(EvaluatedClassifier):
             data = getattr(self.trainer, "datamodule", None)
             if not isinstance(data, SplitDataModule):
                 raise MisconfigurationException(
-                    "Expected the data of a fit to be a SplitDataModule, which says "
-                    "who takes turns, but got "
+                    "Expected the data of a fit to be a SplitDataModule, which plans "
+                    "the clients' turns, but got "
                     f"{'loaders' if data is None else type(data).__name__}. Pass it "
                     "as trainer.fit(module, datamodule=data)."
                 )

@@ -76,7 +76,7 @@ class CutCost(NamedTuple):
         return self.uplink_bytes + self.downlink_bytes
 
     def is_dominated(self, others: Iterable[CutCost]) -> bool:
-        """Tells whether another cut takes less of something, and more of nothing.
+        """Returns whether another cut takes less of something, and more of nothing.
 
         What counts is what the client and the link have to give: FLOPs, bytes that
         cross, activations kept, and the segment's state.

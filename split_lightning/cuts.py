@@ -23,8 +23,8 @@ COMMAND = Command(
     help="""Says what each cut of a network would cost client, server and link.
 
 model=NAME          the network, as in training; or model.network._target_=...
-data=NAME           whose images and classes; nothing is read or downloaded, but for
-                    data=custom
+data=NAME           the shape of its samples; nothing is read or downloaded, except
+                    the source of data=custom
 +experiment=NAME    both, as an experiment has them
 depth=NUMBER        layers whose paths have at most so many parts (layer1.0: two), or
                     `all`; default: the fewest that leave eight cuts to choose from

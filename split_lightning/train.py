@@ -13,6 +13,7 @@ import hydra
 from omegaconf import DictConfig
 
 import split_lightning
+from split_lightning.choices import choice_of
 from split_lightning.config import (
     check_classes,
     check_values,
@@ -77,7 +78,8 @@ def _say_what_begins(cfg: DictConfig) -> None:
             for word, number in (("client", cfg.num_clients), ("round", cfg.rounds))
         )
         version = split_lightning.__version__
-        text = f"split_lightning {version}: {cfg.name}, {', '.join(counts)}"
+        what = f"{choice_of(cfg, 'protocol')} on {choice_of(cfg, 'data')}"
+        text = f"split_lightning {version}: {what}, {', '.join(counts)}"
         print(f"{text}, seed {cfg.seed}", flush=True)
 
 

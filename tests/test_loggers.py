@@ -174,7 +174,7 @@ def test_tensorboard_shows_the_choices_once_and_with_real_metrics(
     assert choices["topology"].string_value == "none"
 
 
-def test_a_run_that_goes_on_keeps_what_loggers_had(monkeypatch, tmp_path):
+def test_a_run_that_goes_on_keeps_what_loggers_had(monkeypatch, tmp_path, recwarn):
     here = [f"hydra.run.dir={tmp_path}/runs/a", "logger=[tensorboard,csv]"]
     here += ["trainer.enable_checkpointing=null"]
     run = run_with(monkeypatch, tmp_path, *here)
@@ -183,3 +183,4 @@ def test_a_run_that_goes_on_keeps_what_loggers_had(monkeypatch, tmp_path):
         assert csv_figures(run / "csv" / part / "metrics.csv")["val/accuracy"]
     steps = [event.step for event in events(run).Scalars("val/accuracy")]
     assert steps == [3, 7]
+    assert not [w for w in recwarn if "Checkpoint directory" in str(w.message)]

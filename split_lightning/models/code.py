@@ -47,7 +47,7 @@ class Code:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # Modules are not pickled, but for their names.
+        # A module itself cannot be pickled; its name can.
         modules = {k: v for k, v in self._names.items() if isinstance(v, ModuleType)}
         return {
             "text": self.text,

@@ -44,7 +44,7 @@ class LayerTracer(fx.Tracer):
         network: The network.
         whole: The layers that are one operation: path and reason. Those that are found
             are added; `""` is the network itself.
-        watch: Says whether a layer has changed something; `None`: nobody asks.
+        watch: Says whether a layer has changed something; `None`: it is not checked.
     """
 
     proxy_buffer_attributes = True
