@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from split_lightning.artifacts import save_tensors
 from split_lightning.channel import values_of
 from split_lightning.client_network import ClientSegment
+from split_lightning.models.logits import logits_in
 from split_lightning.models.segment import Segment, Stretches
 
 # The largest difference from the logits of the run, in units of the largest logit
@@ -201,7 +202,7 @@ def _run(runners: Sequence[Runner], images: Tensor) -> Tensor:
     """Returns the logits of segments that run one after the other."""
     values: tuple[Any, ...] = (images,)
     for runner in runners:
-        values = values_of(runner(*values))
+        values = values_of(logits_in(runner(*values)))
     logits: Tensor = values[0]
     return logits
 

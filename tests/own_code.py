@@ -190,6 +190,13 @@ class NetThatFails(Net):
         raise RuntimeError("no memory for it")
 
 
+class NetOfLogits(Fixed):
+    """Returns a dict as Hugging Face's networks do."""
+
+    def forward(self, inputs):
+        return {"loss": None, "logits": super().forward(inputs)}
+
+
 class NetOfDicts(Fixed):
     """Returns a dict without logits."""
 

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from omegaconf import OmegaConf
-from own_code import Net, Source, Text
+from own_code import Fixed, Net, Source, Text
 
 from split_lightning import cuts, evaluate, export
 from split_lightning.runs import load_run
@@ -116,6 +116,7 @@ def test_own_data_go_with_other_networks_and_shapes(train, overrides):
     ("network", "source", "cut_layer", "made", "inputs"),
     [
         ("Net", "Source", 1, lambda: Net(1, 12, 4), Source().load(False).inputs / 255),
+        ("NetOfLogits", "Source", 1, Fixed, Source().load(False).inputs / 255),
         ("Text", "Ids", "embedding", lambda: Text(2), torch.arange(28).view(4, 7)),
     ],
 )
