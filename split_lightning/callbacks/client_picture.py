@@ -112,8 +112,10 @@ def draw_clients(rows: Mapping[int, Mapping[str, Tensor]]) -> Figure:
             cmap=kind,
             extent=(rounds[0] - 0.5, rounds[-1] + 0.5, num_clients - 0.5, -0.5),
         )
+        if name == "accuracy" and image.norm.vmin == image.norm.vmax:
+            image.set_clim(0, 1)  # matplotlib's own range could begin below 0
         figure.colorbar(image)
         axes.set(xlabel="round", ylabel="client", title=f"Clients: {_TITLES[name]}")
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+            axis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
     return figure

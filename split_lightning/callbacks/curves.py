@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _BYTES = {
-    "uplink_bytes": "up: smashed data, labels",
-    "downlink_bytes": "down: gradients",
+    "uplink_bytes": "up: to the server",
+    "downlink_bytes": "down: to the clients",
     "handoff_bytes": "handed over: client segments",
     "averaging_bytes": "for averaging: client segments",
     "server_averaging_bytes": "between servers: their segments",

@@ -64,3 +64,15 @@ def test_a_client_that_took_no_part_has_no_value(clients, rounds):
     for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
         texts = [text.get_text() for text in axis.get_ticklabels()]
         assert all(text.lstrip("\N{MINUS SIGN}").isdigit() for text in texts), texts
+
+
+def test_one_round_of_equal_clients_has_true_axes():
+    rows = {1: {"loss": torch.ones(3), "accuracy": torch.zeros(3)}}
+    figure = draw_clients(rows)
+    figure.draw_without_rendering()
+    charts = [axes for axes in figure.axes if axes.get_xlabel() == "round"]
+    for axes in charts:
+        first, last = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if first <= tick <= last]
+        assert ticks == [1]
+    assert charts[1].images[0].get_clim() == (0, 1)
