@@ -149,9 +149,12 @@ def _within(path: Path) -> Path:
     for candidate in (path / FOLDER / LAST, path / LAST):
         if candidate.is_file():
             return candidate
+    others = (_newest_whole(place) for place in (path / FOLDER, path))
+    other = next(filter(None, others), None)
+    remedy = f" There is: {shell_line(key_value('ckpt_path', other))}" if other else ""
     raise ValueError(
         "Expected `ckpt_path` to be a checkpoint, a run's folder that holds "
-        f"{FOLDER}/{LAST}, or the word last, but got {str(path)!r}."
+        f"{FOLDER}/{LAST}, or the word last, but got {str(path)!r}.{remedy}"
     )
 
 

@@ -29,7 +29,13 @@ from split_lightning.monitors import require_known_monitors
 from split_lightning.parties import Parties
 from split_lightning.processes import all_agree, gathered, processes_of, summed
 from split_lightning.random_state import random_state, set_random_state
-from split_lightning.resumed_options import Options, StateFitter, describe, go_on
+from split_lightning.resumed_options import (
+    Options,
+    StateFitter,
+    describe,
+    go_on,
+    require_rounds,
+)
 from split_lightning.round_losses import RoundLosses
 from split_lightning.route import Party
 from split_lightning.support import WEIGHT_PASSING_REMEDY, require_one_network
@@ -419,6 +425,7 @@ class Classifier(EvaluatedClassifier):
             )
         self._resumed = checkpoint["round"]
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            require_rounds(checkpoint, self._trainer.max_epochs)
             self._checkpoint = checkpoint
         self.parties.load_state_dict(checkpoint["parties"])
         if self.has_totals:

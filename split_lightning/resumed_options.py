@@ -105,6 +105,21 @@ def go_on(
     return _differences(before, options)
 
 
+def require_rounds(checkpoint: Mapping[str, Any], max_epochs: int | None) -> None:
+    """Stops where a run would end before the round of its checkpoint.
+
+    Raises:
+        ValueError: Names the least number of rounds.
+    """
+    begun = int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"])
+    if max_epochs not in (None, -1) and begun > max_epochs:
+        raise ValueError(
+            "Expected `max_epochs` of the Trainer (`rounds` in a configuration) to be "
+            f"at least {begun}, as many rounds as the run of `ckpt_path` has begun, "
+            f"but got {max_epochs}."
+        )
+
+
 def _require_same_kinds(before: Options, now: Options) -> None:
     for key, kind in now.items():
         party, _, name = key.partition(" ")

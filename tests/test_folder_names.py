@@ -155,10 +155,24 @@ def test_files_have_the_permissions_that_the_user_wants(monkeypatch, tmp_path):
         assert {file.stat().st_mode & 0o777 for file in files} == {expected}
 
 
+def test_a_folder_without_the_last_checkpoint_names_another(tmp_path):
+    best = tmp_path / "a b" / "checkpoints" / "best.ckpt"
+    best.parent.mkdir(parents=True)
+    torch.save({"state_dict": {}}, best)
+    with pytest.raises(ValueError, match="or the word last") as refused:
+        find_checkpoint(str(tmp_path / "a b"), tmp_path)
+    assert f"There is: 'ckpt_path={best}'" in str(refused.value)
+
+
 def test_a_run_that_is_refused_leaves_the_configuration(monkeypatch, tmp_path, capsys):
     """What was not used is not written to the folder of the run that it would go on."""
     command(monkeypatch, tmp_path, *SMALL, "hydra.run.dir=a")
     before = (tmp_path / "a" / "config.yaml").read_text()
+    command(monkeypatch, tmp_path, *SMALL[1:], "rounds=2", "hydra.run.dir=b",
+            "ckpt_path=a")  # fmt: skip
+    with pytest.raises(SystemExit):
+        command(monkeypatch, tmp_path, *SMALL, "ckpt_path=b")
+    assert "(`rounds` in a configuration) to be at least 2" in capsys.readouterr().err
     for typed in ("optimizer=adam", "seed=1"):
         with pytest.raises(SystemExit) as stopped:
             command(
