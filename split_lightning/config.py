@@ -250,7 +250,9 @@ def _check_values(
         elif key in ignored:
             continue
         elif spec.default == MISSING and value in (None, MISSING):
-            raise ValueError(f"Expected `{key}` to have a value, but got null.")
+            raise ValueError(
+                f"Expected `{key}` to have a value, but got null. Add {key}=VALUE."
+            )
         elif hint is Any and not (spec.metadata or _can_be_built(value)):
             raise ValueError(
                 f"Expected `{key}` to be an object with a `_target_`, but got "
@@ -292,6 +294,12 @@ def _check_targets(node: Any, path: str = "") -> None:
     if not isinstance(node, dict):
         return
     target = str(node.get("_target_", "${"))
+    missing = [f"{path}{key}" for key, value in node.items() if value == MISSING]
+    if missing and "_target_" in node:
+        raise ValueError(
+            f"Expected `{missing[0]}` to have a value, but got null. Add "
+            f"{missing[0]}=VALUE."
+        )
     try:
         options = None if "${" in target else options_of(target)
     except (AttributeError, ImportError, ValueError) as error:

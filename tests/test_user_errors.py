@@ -63,6 +63,11 @@ MISTAKES = {
     "data.partitioner=dirichlet": ["'dirichlet'", "data/partitioner=OPTION"],
     "trainer=null": ["trainer", "null", "default"],
     "data=null": ["data", "null", "cifar10, cifar100, custom, digits"],
+    # A value that an option of a group asks for
+    "data/partitioner=natural_id": ["data.partitioner.partition_by=VALUE"],
+    "data/partitioner=id_to_size": ["partition_id_to_size_fn.path=VALUE"],
+    "model=custom": ["model.cut_layer=VALUE"],
+    "model=custom model.cut_layer=x": ["model.network._target_=VALUE"],
     # A value of the wrong type
     "num_clients=ten": ["num_clients", "'ten'", "int"],
     "num_clients=2.5": ["num_clients", "2.5", "int"],

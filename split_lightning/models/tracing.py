@@ -41,9 +41,15 @@ def traced(network: nn.Module) -> Traced:
     one: then the first is the input.
 
     Raises:
-        ValueError: If the network's own `forward` is such a layer; names the line.
+        ValueError: If the network has no layers, or its own `forward` is such a layer;
+            names the line.
     """
     network = uncompiled(network)
+    if not any(True for _ in network.children()):
+        raise ValueError(
+            "Expected argument `network` to have layers, to be cut between them, but "
+            f"got {type(network).__name__}, which is one layer."
+        )
     whole = dict[str, str]()
     while True:
         found, own = dict(whole), copy.deepcopy(network)

@@ -137,3 +137,8 @@ def test_buffer_that_changes_stays_on_one_side(writes_first):
     assert "conv2" not in cut_layers(Shared())
     with pytest.raises(ValueError, match="would put `passes` on both sides"):
         split(Shared(), "conv2")
+
+
+def test_a_single_layer_is_refused():
+    with pytest.raises(ValueError, match=r"to have layers.*got Linear"):
+        split(nn.Linear(3, 4), "maxpool")
