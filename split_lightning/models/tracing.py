@@ -41,11 +41,12 @@ def traced(network: nn.Module) -> Traced:
     one: then the first is the input.
 
     Raises:
-        ValueError: If the network has no layers, or its own `forward` is such a layer;
-            names the line.
+        ValueError: If the network is one layer of torch, or its own `forward` is such a
+            layer; names the line.
     """
     network = uncompiled(network)
-    if not any(True for _ in network.children()):
+    is_of_torch = type(network).__module__.startswith("torch.nn.")
+    if is_of_torch and not any(True for _ in network.children()):
         raise ValueError(
             "Expected argument `network` to have layers, to be cut between them, but "
             f"got {type(network).__name__}, which is one layer."
