@@ -17,6 +17,16 @@ from torch import Tensor, fx, nn
 # Values that are compared as they are.
 _PLAIN = (bool, int, str, bytes, type, ModuleType, torch.dtype, torch.device)
 _CODE = (ModuleType, property, classmethod, staticmethod)
+# Names of what gives something else each time, without a state that could be watched.
+_DRAWN_ANEW = {
+    "SystemRandom",
+    "default_rng",
+    "monotonic",
+    "perf_counter",
+    "perf_counter_ns",
+    "time_ns",
+    "urandom",
+}
 # Returns what is there now, by name.
 _Reader = Callable[[], Mapping[str, Any]]
 
@@ -93,6 +103,28 @@ def _around(
     for used in [variables.get(name) for name in names]:
         if isinstance(used, FunctionType):
             yield from _around(used, used.__name__, seen)
+
+
+def drawn_anew(layer: nn.Module) -> list[str]:
+    """Returns the names of what a layer's forward draws anew each time, if anything.
+
+    Such as the time, or a generator of random numbers that it makes for itself.
+    """
+    classes = type(layer).__mro__
+    left: list[Any] = [type(layer).forward]
+    seen, names = set[Any](), set[str]()
+    while left:
+        function = left.pop()
+        if not isinstance(function, FunctionType) or function in seen:
+            continue
+        if _is_of_torch(function):
+            continue
+        seen.add(function)
+        used = _names_in(function)
+        names |= used
+        left += [function.__globals__.get(name) for name in used]
+        left += [vars(own)[name] for own in classes for name in used & vars(own).keys()]
+    return sorted(_DRAWN_ANEW & names)
 
 
 def _is_of_torch(code: Any) -> bool:

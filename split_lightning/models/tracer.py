@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from split_lightning.models.logits import logits_in
 from split_lightning.models.proxies import MAKERS, InPlaceProxy
-from split_lightning.models.side_effects import Watch
+from split_lightning.models.side_effects import Watch, drawn_anew
 
 # Files whose lines say nothing of the network.
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
@@ -125,6 +125,9 @@ class LayerTracer(fx.Tracer):
         path = self.path_of_module(m)
         if not self.is_leaf_module(m, path) and any(_hooks_of(m)):
             self.whole[path] = "it has hooks"
+        drawn = [] if self.is_leaf_module(m, path) else drawn_anew(m)
+        if drawn:
+            self.whole[path] = f"it draws something else each time ({drawn[0]})"
         if self.is_leaf_module(m, path) and path:
             return super().call_module(m, forward, args, kwargs)
         stack, calls = self.module_stack.copy(), self.num_calls.copy()

@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import own_networks as own
 import pytest
 import torch
@@ -142,3 +143,27 @@ def test_buffer_that_changes_stays_on_one_side(writes_first):
 def test_a_single_layer_is_refused():
     with pytest.raises(ValueError, match=r"to have layers.*got Linear"):
         split(nn.Linear(3, 4), "maxpool")
+
+
+class FreshNoise(nn.Module):
+    """Draws from a generator of NumPy that it makes in each pass."""
+
+    def forward(self, x):
+        return self.doubled(x) if _coin() else x
+
+    def doubled(self, x):
+        return 2 * x
+
+
+def _coin():
+    return np.random.default_rng().random() < 0.5
+
+
+def test_a_layer_with_a_fresh_generator_is_one_operation():
+    network = nn.Sequential(nn.Linear(3, 4), FreshNoise(), nn.Linear(4, 2))
+    client, _ = split(network, 1)
+    inputs = torch.ones(1, 3)
+    drawn = {tuple(client(inputs).flatten().tolist()) for _ in range(40)}
+    assert len(drawn) == 2
+    with pytest.raises(ValueError, match="default_rng"):
+        cut_layers(FreshNoise())
