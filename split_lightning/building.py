@@ -114,7 +114,7 @@ def new_module(cfg: DictConfig, **given: Any) -> Classifier:
 
 def choose_threads(cfg: DictConfig, module: Classifier, data: SplitDataModule) -> None:
     """Sets the number of threads by the size of the network, and reports it."""
-    work = work_of(module.stages(), module.laid_out(data.example()))
+    work = work_of(module.stages(), module.fed(data.example()))
     flops = cfg.batch_size * sum(own.forward + own.backward for own in work)
     rank_zero_info(set_threads(cfg.threads, flops))
 

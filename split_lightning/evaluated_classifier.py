@@ -180,6 +180,12 @@ class EvaluatedClassifier(pl.LightningModule):
             return inputs
         return inputs.contiguous(memory_format=self.memory_format)
 
+    def fed(self, inputs: Tensor) -> Tensor:
+        """Returns inputs on the device, in the precision and layout of the weights."""
+        weights = next((p for p in self.parameters() if p.is_floating_point()), inputs)
+        dtype = weights.dtype if inputs.is_floating_point() else inputs.dtype
+        return self.laid_out(inputs.to(weights.device, dtype))
+
     def _log_by_client(self, name: str, values: Mapping[int, Tensor | float]) -> None:
         # Past `self.log`, which would look at each client's metric in each batch.
         metrics = {client_metric(k, name): float(v) for k, v in values.items()}

@@ -116,7 +116,7 @@ def _run(stages: Iterable[nn.Module], module: Classifier, inputs: Tensor) -> Any
     Raises:
         ValueError: If they do not take the inputs.
     """
-    values: Any = _like(module, inputs)
+    values: Any = module.fed(inputs)
     try:
         with torch.no_grad(), unchanged_random_state():
             for stage in stages:
@@ -153,13 +153,6 @@ def _require_enough(sampler: ClientBatchSampler, least: LeastBatch) -> None:
             "(`min_partition_size` of `data.partitioner`), a smaller `val_share`, or "
             "GroupNorm."
         )
-
-
-def _like(module: Classifier, inputs: Tensor) -> Tensor:
-    """Returns inputs where the weights are; floats in their precision."""
-    weights = next((p for p in module.parameters() if p.is_floating_point()), inputs)
-    dtype = weights.dtype if inputs.is_floating_point() else inputs.dtype
-    return module.laid_out(inputs.to(weights.device, dtype))
 
 
 def _unfit(inputs: Tensor, error: Exception) -> ValueError:

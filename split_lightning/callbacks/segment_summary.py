@@ -50,7 +50,7 @@ class SegmentSummary(RichModelSummary):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         data, example = getattr(trainer, "datamodule", None), None
         if isinstance(data, SplitDataModule):
-            example = pl_module.laid_out(data.example().to(pl_module.device))
+            example = pl_module.fed(data.example())
         rows = segment_rows(pl_module.stages(), example)
         if trainer.is_global_zero:
             Console().print(segment_table(rows))

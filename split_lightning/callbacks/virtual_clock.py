@@ -82,7 +82,7 @@ class VirtualClock(pl.Callback):
                 f"a SplitDataModule (`datamodule=...`), but got {data!r}."
             )
         self._pooled = isinstance(data.schedule, PooledSchedule)
-        self._example = pl_module.laid_out(data.example().to(pl_module.device))
+        self._example = pl_module.fed(data.example())
         self._itineraries.clear()
         self.timeline = Timeline(
             self.system,

@@ -1,6 +1,5 @@
 """`SegmentSummary`: known answers, in a Trainer with nothing configured."""
 
-import pytest
 import torch
 from pytorch_lightning import Trainer
 from torch import nn
@@ -84,7 +83,8 @@ def test_it_changes_no_weights_statistics_or_gradients(capsys):
         assert torch.equal(tensor, trained[1][name]), name
 
 
-@pytest.mark.parametrize("width", [80])
-def test_the_table_fits_a_terminal(capsys, monkeypatch, width):
-    monkeypatch.setenv("COLUMNS", str(width))
-    assert len(printed(capsys, make_module(), make_data())) == 2
+def test_the_table_fits_a_terminal_in_any_precision(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for precision in ("64-true", "bf16-mixed"):
+        rows = printed(capsys, make_module(), make_data(), precision=precision)
+        assert len(rows) == 2
