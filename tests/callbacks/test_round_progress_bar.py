@@ -38,7 +38,7 @@ def shown(tmp_path, width, module=None, data=None, **options):
     [
         (50, r"loss: \d\.\d+ val: 0\.\d+"),
         (60, r"loss: \d\.\d+ val: 0\.\d+ 0:00:00 left"),
-        (80, r"loss: \d\.\d+ val: 0\.\d+ [\d,]+ img/s 0:00:00 left"),
+        (80, r"loss: \d\.\d+ val: 0\.\d+ [\d,]+ img/s (\d+\.\d kB )?0:00:00 left"),
         (
             140,
             r"9/9 loss: \d\.\d+ val: 0\.\d+ [\d,]+ img/s \d+\.\d kB 0:00:00 left",

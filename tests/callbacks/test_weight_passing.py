@@ -149,7 +149,9 @@ def test_clients_that_never_share_validate_their_own_weights(tmp_path, passing):
                 if owner == client_id
             ]
         expected = torch.cat(right).float().mean().item()
-        assert logger.metrics[f"client_{client_id}/accuracy"] == pytest.approx(expected)
+        assert logger.metrics[f"clients/accuracy/{client_id}"] == pytest.approx(
+            expected
+        )
 
 
 def test_an_own_callback_may_hand_over_first_and_switch_later(tmp_path):
