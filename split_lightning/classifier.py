@@ -232,8 +232,9 @@ class Classifier(EvaluatedClassifier):
             require_one_network(self.trainer, data, self.parties)
             require_known_monitors(self.trainer, self, data, client_metric)
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(callback, ModelSummary) for callback in callbacks):
-            return [SegmentSummary()]  # replaces Lightning's
+        summaries = [c for c in callbacks if isinstance(c, ModelSummary)]
+        if any(summary._max_depth == 1 for summary in summaries):  # Lightning's own
+            return [SegmentSummary()]
         return []
 
     @override

@@ -2,6 +2,7 @@
 
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import RichModelSummary
 from torch import nn
 from watching import SGD, make_centralized, make_data, make_module
 
@@ -10,9 +11,9 @@ from split_lightning import RoundRobinWeightPassing, SplitLightningModule
 
 def printed(capsys, module, data, **options):
     """Returns the rows of the table that the start of a fit prints, as words."""
-    callbacks = [RoundRobinWeightPassing()]
-    if not isinstance(module, SplitLightningModule):
-        callbacks = []
+    callbacks = list(options.pop("callbacks", []))
+    if isinstance(module, SplitLightningModule):
+        callbacks.append(RoundRobinWeightPassing())
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -70,6 +71,13 @@ def test_an_unsplit_network_is_one_row(capsys):
 
 def test_the_switch_of_lightning_turns_it_off(capsys):
     assert printed(capsys, make_module(), make_data(), enable_model_summary=False) == []
+
+
+def test_a_summary_that_a_user_asks_for_stays(capsys):
+    deep = RichModelSummary(max_depth=2)
+    rows = printed(capsys, make_module(), make_data(), callbacks=[deep])
+    assert any("client" in row for row in rows)
+    assert len(rows) > 2
 
 
 def test_it_changes_no_weights_statistics_or_gradients(capsys):
