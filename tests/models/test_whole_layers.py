@@ -57,14 +57,11 @@ def plain(layer):
     return {k: repr(v) for k, v in vars(layer).items() if not k.startswith("_")}
 
 
-# Each place with a cut of its own: all nine pairs take three times as long.
-@pytest.mark.parametrize(
-    ("place", "cut"), [("once", "habit"), ("twice", "bn"), ("inner", "habit.1")]
-)
+@pytest.mark.parametrize("place", ["once", "twice", "inner"])
 @pytest.mark.parametrize(
     "make", [*habits.WHOLE, *habits.TRACED], ids=lambda m: m.__name__
 )
-def test_layer_trains_as_if_unsplit(make, place, cut):
+def test_layer_trains_as_if_unsplit(make, place):
     seed()
     network = Network(make(), place)
     reference = copy.deepcopy(network)
@@ -72,23 +69,24 @@ def test_layer_trains_as_if_unsplit(make, place, cut):
     train_unsplit(reference, batches())
     calls = habits.CALLS, habits.ClassAttribute.calls
     path = "habit.1" if place == "inner" else "habit"
-    client, server = pickle.loads(pickle.dumps(split(network, cut)))
-    seed()
-    train_split(client, server, batches())
-    assert (habits.CALLS, habits.ClassAttribute.calls) == calls
-    merged = merge(client, server)
-    assert merged.keys() == reference.state_dict().keys()
-    for key, value in reference.state_dict().items():
-        assert torch.equal(merged[key], value), (cut, key)
-    if make in habits.WHOLE:
-        holder = server if cut == "bn" else client
-        own, expected = (n.get_submodule(path) for n in (holder, reference))
-        if make not in (
-            habits.TorchGenerator,
-            habits.OwnGenerator,
-            habits.OwnRandom,
-        ):
-            assert plain(own) == plain(expected)
+    for cut in ("bn", path, "conv2"):
+        client, server = pickle.loads(pickle.dumps(split(network, cut)))
+        seed()
+        train_split(client, server, batches())
+        assert (habits.CALLS, habits.ClassAttribute.calls) == calls
+        merged = merge(client, server)
+        assert merged.keys() == reference.state_dict().keys()
+        for key, value in reference.state_dict().items():
+            assert torch.equal(merged[key], value), (cut, key)
+        if make in habits.WHOLE:
+            holder = server if cut == "bn" else client
+            own, expected = (n.get_submodule(path) for n in (holder, reference))
+            if make not in (
+                habits.TorchGenerator,
+                habits.OwnGenerator,
+                habits.OwnRandom,
+            ):
+                assert plain(own) == plain(expected)
 
 
 @pytest.mark.parametrize("make", habits.WHOLE, ids=lambda m: m.__name__)
