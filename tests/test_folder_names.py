@@ -54,7 +54,7 @@ def test_hydra_gets_the_name(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["it's p(1) ünï,y", '[b] lr=0.1 #3*$HOME "{b}"\\', " a  ", "~t", "-x"],
+    ["it's p(1) ünï,y", '[b] lr=0.1 *$HOME "{b}"\\', "#3  a ", "~t", "-x"],
 )
 def test_a_run_in_a_folder_of_any_name(monkeypatch, tmp_path, capsys, name):
     """It trains, goes on, and is tested, exported and compared again."""
