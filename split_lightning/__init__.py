@@ -11,47 +11,57 @@ from typing import TYPE_CHECKING, Any
 from split_lightning.quiet import silence_known_messages
 
 if TYPE_CHECKING:
-    from split_lightning.asynchronous import (
-        AsynchronousSplitLightningModule as AsynchronousSplitLightningModule,
-    )
-    from split_lightning.callbacks import ClientAveraging as ClientAveraging
-    from split_lightning.callbacks import (
-        RoundRobinWeightPassing as RoundRobinWeightPassing,
-    )
-    from split_lightning.callbacks import ServerAveraging as ServerAveraging
-    from split_lightning.client_network import ClientNetwork as ClientNetwork
+    from split_lightning.channel import Channel as Channel
     from split_lightning.cut_cost import CutCost as CutCost
     from split_lightning.cut_cost import cut_costs as cut_costs
-    from split_lightning.cycle import (
-        CycleSplitLightningModule as CycleSplitLightningModule,
-    )
     from split_lightning.data import DigitsImages as DigitsImages
     from split_lightning.data import SplitDataModule as SplitDataModule
     from split_lightning.data import TorchvisionImages as TorchvisionImages
+    from split_lightning.engines import LocalEngine as LocalEngine
+    from split_lightning.message import Message as Message
     from split_lightning.models import cut_layers as cut_layers
     from split_lightning.models import load_weights as load_weights
     from split_lightning.models import merge as merge
     from split_lightning.models import split as split
     from split_lightning.module import SplitLightningModule as SplitLightningModule
-    from split_lightning.server_map import ServerMap as ServerMap
-    from split_lightning.unsplit import (
-        UnsplitLightningModule as UnsplitLightningModule,
-    )
+    from split_lightning.protocols import AsynchronousWeightPassing as AsynchronousWeightPassing
+    from split_lightning.protocols import Centralized as Centralized
+    from split_lightning.protocols import CycleSL as CycleSL
+    from split_lightning.protocols import FedAvg as FedAvg
+    from split_lightning.protocols import GPSL as GPSL
+    from split_lightning.protocols import Local as Local
+    from split_lightning.protocols import MultiServer as MultiServer
+    from split_lightning.protocols import ParallelSplitLearning as ParallelSplitLearning
+    from split_lightning.protocols import Protocol as Protocol
+    from split_lightning.protocols import RoundRobinWeightPassing as RoundRobinWeightPassing
+    from split_lightning.protocols import SplitFedV1 as SplitFedV1
+    from split_lightning.protocols import SplitFedV2 as SplitFedV2
+    from split_lightning.protocols import SplitFedV3 as SplitFedV3
+    from split_lightning.topologies import ClientNetwork as ClientNetwork
 
 _HOMES = {  # of each public name
-    "AsynchronousSplitLightningModule": "asynchronous",
-    "ClientAveraging": "callbacks",
-    "ClientNetwork": "client_network",
+    "AsynchronousWeightPassing": "protocols",
+    "Centralized": "protocols",
+    "Channel": "channel",
+    "ClientNetwork": "topologies",
     "CutCost": "cut_cost",
-    "CycleSplitLightningModule": "cycle",
+    "CycleSL": "protocols",
     "DigitsImages": "data",
-    "RoundRobinWeightPassing": "callbacks",
-    "ServerAveraging": "callbacks",
-    "ServerMap": "server_map",
+    "FedAvg": "protocols",
+    "GPSL": "protocols",
+    "Local": "protocols",
+    "LocalEngine": "engines",
+    "Message": "message",
+    "MultiServer": "protocols",
+    "ParallelSplitLearning": "protocols",
+    "Protocol": "protocols",
+    "RoundRobinWeightPassing": "protocols",
     "SplitDataModule": "data",
+    "SplitFedV1": "protocols",
+    "SplitFedV2": "protocols",
+    "SplitFedV3": "protocols",
     "SplitLightningModule": "module",
     "TorchvisionImages": "data",
-    "UnsplitLightningModule": "unsplit",
     "cut_costs": "cut_cost",
     "cut_layers": "models",
     "load_weights": "models",

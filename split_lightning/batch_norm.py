@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,12 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from split_lightning.models.vertical import Bottom
+from split_lightning.running_mean import RunningMean
 
-# Whose samples are normalised together.
-Normalisation: TypeAlias = Literal["own", "joint"]
+# What layers see where several clients meet: their samples as one batch (`joint`), each
+# client's by themselves in BatchNorm (`by_client`), or in all layers (`apart`).
+Normalisation: TypeAlias = Literal["joint", "by_client", "apart"]
+T = TypeVar("T")
 
 _KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -78,6 +81,37 @@ class BatchNormByClient(TorchFunctionMode):
         return (weights @ values.to(wide)) / sum(self.sizes)
 
 
+def with_mean_buffers(
+    segment: nn.Module, runs: Iterable[Callable[[], T]], sizes: Sequence[int]
+) -> list[T]:
+    """Computes for clients that share a segment, one after the other.
+
+    Each begins with the same buffers (BatchNorm's statistics); they end with the mean
+    of them all, weighted by samples.
+
+    Args:
+        segment: The segment.
+        runs: What computes with it, for each client.
+        sizes: Number of samples of each client.
+    """
+    buffers = dict(segment.named_buffers())
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    mean, found = RunningMean(), []
+    for size, run in zip(sizes, runs, strict=True):
+        _copy(before, buffers)
+        found.append(run())
+        mean.add(buffers, size)
+    _copy(mean.state(), buffers)
+    return found
+
+
+def _copy(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+    for name, buffer in buffers.items():
+        # Past autograd, which would refuse to go back through BatchNorm: in training
+        # its backward has no use for the statistics that change here.
+        buffer.data.copy_(state[name])
+
+
 def is_only_mixer(segment: nn.Module) -> bool:
     """Tells whether a segment's samples meet in layers of BatchNorm alone.
 
@@ -91,12 +125,13 @@ def is_only_mixer(segment: nn.Module) -> bool:
     return not lacks and all(type(layer) in _KINDS for layer in layers)
 
 
-def statistics_bytes(segment: nn.Module) -> int:
-    """Returns the bytes of a mean and a variance for each channel that is normalised.
+def statistics(segment: nn.Module) -> tuple[Tensor, ...]:
+    """Returns tensors of the size of what a client sends for joint statistics.
 
-    So many a client sends up, and gets back, in a forward by joint statistics, and as
-    many again in the backward: the sums over its samples of the gradient, and of its
-    product with what was normalised.
+    A mean and a variance for each channel that is normalised, in the forward pass, and
+    as many again in the backward pass: the sums over its samples of the gradient, and
+    of its product with what was normalised (as in torch's SyncBatchNorm). In one
+    process they are computed together, so that only their size counts here.
     """
-    layers = [m for m in segment.modules() if isinstance(m, _KINDS)]
-    return sum(2 * 4 * layer.num_features for layer in layers if layer.training)
+    layers = [m for m in segment.modules() if isinstance(m, _KINDS) and m.training]
+    return tuple(torch.empty(2, layer.num_features) for layer in layers)

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from split_lightning.artifacts import save_tensors
 from split_lightning.channel import values_of
-from split_lightning.client_network import ClientSegment
+from split_lightning.topologies.client_network import ClientSegment
 from split_lightning.models.logits import logits_in
 from split_lightning.models.segment import Segment, Stretches
 

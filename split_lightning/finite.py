@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from split_lightning.message import Computed, Message, role_of
+from split_lightning.processes import all_agree
+from split_lightning.protocols.plan import Step
+from split_lightning.step import StepLosses
+
+if TYPE_CHECKING:
+    from split_lightning.module import SplitLightningModule
+
 NonFinitePolicy: TypeAlias = Literal["stop", "skip"]
+_logger = logging.getLogger(__name__)
 
 
 class NonFiniteError(RuntimeError):
     """A number of training is not finite; no weights were changed by it."""
+
+
+class NotFinite(Exception):
+    """What a step computed is not finite; the message names it."""
 
 
 def are_finite(values: Iterable[Any]) -> bool:
@@ -30,3 +44,96 @@ def are_finite(values: Iterable[Any]) -> bool:
     return any(
         bool(torch.isfinite(get_total_norm(real, norm))) for norm in (2.0, float("inf"))
     )
+
+
+class FiniteCheck:
+    """Looks at what a training step computed, before any optimizer steps.
+
+    It observes messages, to say where a number that is not finite was met first.
+
+    Args:
+        policy: Whether such a batch stops the run, or is left out.
+    """
+
+    def __init__(self, policy: NonFinitePolicy) -> None:
+        self.policy = policy
+        self._messages: list[Message] = []
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, event: Message | Computed) -> None:
+        """Keeps a message of the step."""
+        if isinstance(event, Message) and event.kind in ("smashed", "gradient"):
+            self._messages.append(event)
+
+    def begin(self, module: SplitLightningModule) -> None:
+        """A step begins."""
+        if self.policy == "skip":
+            self._buffers = [(b, b.clone()) for b in module.buffers()]
+
+    def accepts(
+        self,
+        module: SplitLightningModule,
+        step: Step,
+        batch_idx: int,
+        losses: StepLosses | NotFinite,
+    ) -> bool:
+        """Returns whether a step's numbers are finite; if not, it is undone.
+
+        Args:
+            module: The module.
+            step: The step.
+            batch_idx: Its place in the round.
+            losses: The losses, or what was met that is not finite.
+
+        Raises:
+            NonFiniteError: Names what is not finite and where, if a run is to stop.
+        """
+        messages, self._messages = self._messages, []
+        gradients = [p.grad for p in module.parameters()]
+        is_sound = isinstance(losses, StepLosses) and are_finite(
+            [losses.total, *losses.own, *gradients]
+        )
+        if all_agree(module.trainer, is_sound):
+            return True
+        what = str(losses)
+        if isinstance(losses, StepLosses):
+            what = _first_unsound(module, losses, messages)
+        clients = ", ".join(map(str, step.client_ids))
+        where = (
+            f"round {module.trainer.current_epoch + 1}, client {clients}, "
+            f"batch {batch_idx + 1} of the round"
+        )
+        if self.policy == "stop":
+            raise NonFiniteError(
+                f"Not finite in {where}: {what}. Lower the learning rate, limit the "
+                "gradient (`gradient_clip_val`), look at the client's data, or skip "
+                "such batches (`non_finite=skip`; `model.` before both in a "
+                "configuration)."
+            )
+        _logger.warning("Skipped %s: %s is not finite.", where, what)
+        for buffer, kept in self._buffers:
+            buffer.copy_(kept)
+        module.engine.discard()
+        return False
+
+
+def _first_unsound(
+    module: SplitLightningModule, losses: StepLosses, messages: list[Message]
+) -> str:
+    """Names what is not finite, in the order of a step."""
+    sent: dict[str, list[Any]] = {"smashed": [], "gradient": []}
+    for message in messages:
+        sent[message.kind] += message.payload
+    gradients: dict[str, list[Any]] = {"client": [], "server": []}
+    for party in module.engine.parties():
+        gradients[role_of(party.name)] += [p.grad for p in party.parameters()]
+    is_split = module.topology.is_split
+    named = {
+        "the smashed data": sent["smashed"],
+        "the loss": [losses.total, *losses.own],
+        "the gradient of the smashed data": sent["gradient"],
+        "the server's gradient" if is_split else "the gradient": gradients["server"],
+        "the client's gradient" if is_split else "the gradient ": gradients["client"],
+    }
+    found = (name for name, values in named.items() if not are_finite(values))
+    return next(found, "what another process computed").strip()

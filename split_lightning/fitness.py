@@ -11,18 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from split_lightning.channel import values_of
 from split_lightning.data.datamodule import SplitDataModule
-from split_lightning.data.least_batch import LeastBatch
-from split_lightning.data.sampler import ClientBatchSampler
+from split_lightning.protocols.least_batch import LeastBatch
+from split_lightning.message import as_values
 from split_lightning.random_state import unchanged_random_state
 from split_lightning.user_code import described
 
 if TYPE_CHECKING:
-    from split_lightning.classifier import Classifier
+    from split_lightning.module import SplitLightningModule
 
 
-def check_network(module: Classifier, data: SplitDataModule) -> None:
+def check_network(module: SplitLightningModule, data: SplitDataModule) -> None:
     """Stops where the network does not take the data, or returns other than logits.
 
     Raises:
@@ -30,7 +29,7 @@ def check_network(module: Classifier, data: SplitDataModule) -> None:
     """
     inputs, num_classes = data.extremes(), len(data.classes)
     stages = copy.deepcopy(list(module.stages().values()))
-    logits = module.logits_of(_run(stages, module, inputs))
+    logits = module.task.logits(_run(stages, module, inputs))
     if not isinstance(logits, Tensor):
         raise ValueError(
             "Expected the network (`model.network`) to return one tensor of logits, "
@@ -44,7 +43,7 @@ def check_network(module: Classifier, data: SplitDataModule) -> None:
 
 
 def set_least_batch(
-    module: Classifier, data: SplitDataModule, world_size: int
+    module: SplitLightningModule, data: SplitDataModule, world_size: int
 ) -> LeastBatch:
     """Tells a data module how small a batch of the network may be.
 
@@ -56,37 +55,36 @@ def set_least_batch(
     Raises:
         ValueError: If a client has too few samples, or `batch_size` is too small.
     """
-    module.parties.num_clients = data.num_clients
-    data.least = _least_batch(module, data.extremes(), data.num_clients, world_size)
-    _require_enough(data.train_dataloader().sampler, data.least)
+    data.least = _least_batch(module, data.extremes(), world_size)
+    _require_enough(data)
     return data.least
 
 
 def _least_batch(
-    module: Classifier, inputs: Tensor, num_clients: int, world_size: int
+    module: SplitLightningModule, inputs: Tensor, world_size: int
 ) -> LeastBatch:
     """Returns how many samples BatchNorm needs to see more than one value."""
-    single = _single_valued(module, inputs, num_clients)
+    single = _single_valued(module, inputs)
     if not single:
         return LeastBatch()
     needed = 2 * world_size
-    held_apart = [
+    engine = module.engine
+    at_clients = [
         layer
-        for piece in module.parties.pieces.values()
-        for layer in (m for own in piece.live.get("client", []) for m in own.modules())
+        for store in engine.stores
+        for seat in store.seats
+        if "client" in seat.roles
+        for layer in seat.module.modules()
         if layer in single
     ]
-    is_joint = getattr(module, "batch_norm", "own") == "joint"
-    own = needed if held_apart and not is_joint else 1
-    layer = (held_apart or single)[0]
+    own = needed if at_clients and not engine.joint_norm else 1
+    layer = (at_clients or single)[0]
     names = {id(own): name for name, own in module.named_modules()}
-    path = names.get(id(layer), "").partition(".")[2]
+    path = names.get(id(layer), "").partition(".")[2].partition(".")[2]
     return LeastBatch(needed, own, path or type(layer).__name__)
 
 
-def _single_valued(
-    module: Classifier, inputs: Tensor, num_clients: int
-) -> list[nn.Module]:
+def _single_valued(module: SplitLightningModule, inputs: Tensor) -> list[nn.Module]:
     """Returns the BatchNorm layers that see one value per channel for a sample."""
     found: list[nn.Module] = []
 
@@ -97,8 +95,8 @@ def _single_valued(
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
     if not norms:
         return []
-    kinds = module.parties.kinds
-    clients = {kinds.kind_of(k, num_clients): k for k in range(num_clients)}
+    placement = module.engine.placement
+    clients = {placement.kind_of(k): k for k in range(placement.num_clients)}
     for client_id in clients.values():
         copies: dict[int, Any] = {}
         stages = copy.deepcopy(list(module.stages(client_id).values()), copies)
@@ -110,7 +108,7 @@ def _single_valued(
     return found
 
 
-def _run(stages: Iterable[nn.Module], module: Classifier, inputs: Tensor) -> Any:
+def _run(stages: Iterable[nn.Module], module: SplitLightningModule, inputs: Tensor) -> Any:
     """Returns what stages compute in eval mode; a pass may change these copies.
 
     Raises:
@@ -120,24 +118,24 @@ def _run(stages: Iterable[nn.Module], module: Classifier, inputs: Tensor) -> Any
     try:
         with torch.no_grad(), unchanged_random_state():
             for stage in stages:
-                values = stage.eval()(*values_of(values))
+                values = stage.eval()(*as_values(values))
     except Exception as error:  # a network raises what it likes
         raise _unfit(inputs, error) from error
     return values
 
 
-def _require_enough(sampler: ClientBatchSampler, least: LeastBatch) -> None:
+def _require_enough(data: SplitDataModule) -> None:
     """Stops where no sharing out makes batches large enough."""
+    least, protocol, batch_size = data.least, data.protocol, data.batch_size
     if least.is_trivial:
         return
-    schedule, batch_size = sampler.schedule, sampler.batch_size
-    sizes = [len(part) for part in sampler.partition]
+    sizes = [len(part) for part in data.partition()]
     why = (
         f"BatchNorm (`{least.layer}`) normalises one value per channel of a sample, "
         "and cannot train on one alone"
     )
-    are_drawn = schedule.load_of(3 * batch_size, batch_size) != 3
-    for_each = not schedule.acts_together or least.own > 1
+    are_drawn = protocol.draws_samples
+    for_each = not protocol.together or least.own > 1
     if (for_each or are_drawn) and batch_size < least.total:
         raise ValueError(
             f"Expected argument `batch_size` to be at least {least.total}, since "

@@ -1,64 +1,49 @@
-"""`SplitLightningModule`: a network that a client and a server train together."""
+"""`SplitLightningModule`: a network that several parties train together."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import ModelSummary
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from typing_extensions import override
+from typing_extensions import Self, override
 
-from split_lightning import joint_step
-from split_lightning.batch_norm import Normalisation
-from split_lightning.callbacks.averaging import ServerAveraging
-from split_lightning.callbacks.weight_passing import WeightPassing
-from split_lightning.channel import CutLayerChannel, values_of
-from split_lightning.client_groups import grouped
-from split_lightning.client_network import ClientNetwork
+from split_lightning.callbacks.segment_summary import SegmentSummary
+from split_lightning.channel import Channel
+from split_lightning.client_metrics import ClientMetrics, client_metric
 from split_lightning.data.datamodule import SplitDataModule
-from split_lightning.data.loader import StepBatch
-from split_lightning.finite import NonFinitePolicy
-from split_lightning.flow import Crossed
-from split_lightning.holders import (
-    fan_in_of,
-    require_parts,
-    stretches_of_holders,
-)
-from split_lightning.kinds import (
-    CLIENT,
-    SERVER,
-    CutLayers,
-    kinds_of,
-    named,
-    stages_of,
-)
-from split_lightning.manual_optimization import no_closure
-from split_lightning.models.segment import Stretches
-from split_lightning.models.vertical import holders_of
+from split_lightning.data.loader import ClientBatch, TrainLoader
+from split_lightning.engines.local import LocalEngine
+from split_lightning.finite import FiniteCheck, NonFinitePolicy, NotFinite
+from split_lightning.fitness import set_least_batch
+from split_lightning.loading import missing_arguments
+from split_lightning.models.stage import stage_of
+from split_lightning.monitors import require_known_monitors
+from split_lightning.observers.traffic import Traffic
 from split_lightning.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
+    Uncounted,
+    clipping,
+    make_optimizer,
+    make_scheduler,
 )
-from split_lightning.parties import Parties
-from split_lightning.piece import Piece
 from split_lightning.processes import summed
-from split_lightning.replicas import Buffers, OptimizerState, Replicas
-from split_lightning.route import Party
-from split_lightning.server_map import ServerMap
-from split_lightning.spill import SpillFolder
-from split_lightning.split_step import SplitStep
-from split_lightning.support import (
-    refuse_unsupported,
-    require_like_clients,
-    require_one_process,
-    require_weight_passing,
-)
+from split_lightning.protocols.plan import Step
+from split_lightning.protocols.protocol import Protocol
+from split_lightning.resumption import Resumption
+from split_lightning.step import StepLosses
+from split_lightning.support import find_protocol, require_fit
+from split_lightning.task import Task
+from split_lightning.topologies.client_network import ClientNetwork
+from split_lightning.topologies.topology import CutLayers, Labels, place
 
 # Kept in checkpoints: plain values, so that `weights_only=True` loads them.
 _HYPERPARAMETERS = (
@@ -67,104 +52,75 @@ _HYPERPARAMETERS = (
     "label_holder",
     "num_classes",
     "scheduler_interval",
-    "optimizer_state",
     "gradient_clip_val",
     "gradient_clip_algorithm",
     "accumulate_grad_batches",
     "channels_last",
     "non_finite",
-    "server_optimizer_state",
-    "buffers",
-    "cut_gradient",
-    "batch_norm",
-    "server_lr_exponent",
-    "average_cut_gradients",
 )
+_logger = logging.getLogger(__name__)
 
 
-class SplitLightningModule(SplitStep):
-    """Trains a network in two segments, which meet only at the cut.
+class SplitLightningModule(pl.LightningModule):
+    """Trains a network whose segments are at different parties.
 
-    The protocol of Gupta and Raskar 2018 (https://arxiv.org/abs/1810.06060): the client
-    sends its activations at the cut and the labels up; the server runs the rest of the
-    network and the loss, and sends the gradient at the cut back. Both step after both
-    backward passes. The numbers are those of the unsplit network, bit for bit.
+    The client sends its activations at the cut and the labels to the server; the server
+    runs the rest of the network and the loss, and sends the gradient at the cut back
+    (Gupta and Raskar 2018, https://arxiv.org/abs/1810.06060). All step after both stages
+    of the backward pass. The numbers are those of the unsplit network, bit for bit.
 
-    A step is that of one client (`ClientBatch`), or of several together
-    (`JointBatch`), whose smashed data the server sees as one batch (Jeon and Kim 2020):
-    it takes one step on their mean loss, and each gets its slice of the gradient.
-
-    Live are the segments of those who act. Who passes weights on to whom is the
-    business of a callback, such as `RoundRobinWeightPassing`.
+    The module is composed of a task (the loss), segments of the network that a
+    placement assigns to parties, a channel that delivers their messages, and an engine
+    that computes. A protocol (a callback such as `RoundRobinWeightPassing`) says who
+    trains when, and how weights flow.
 
     Args:
-        network: The unsplit network: images `(B, C, H, W)` to logits `(B, K)`.
+        network: The unsplit network: inputs `(B, C, H, W)` to logits `(B, K)`.
         cut_layer: The layer after which to cut it, or several in order (see `split`).
-            The client computes up to the first, a server from each to the next. In the
-            place of the first a list deals out cuts to clients: client `k` cuts after
+            The client computes up to the first, a server from each to the next. Instead
+            of the first, a list gives clients different cuts: client `k` cuts after
             entry `k * entries // clients`, as in `[["layer1", "layer2"], "avgpool"]`.
-        client_optimizer: Makes the optimizer of the client segment's parameters.
-        server_optimizer: Makes the optimizer of the server segment's parameters.
+            `None`: the network is not cut, for the baselines.
+        client_optimizer: Makes the optimizer of the clients' parameters. `None`: that of
+            the servers is for all, where the network is not cut.
+        server_optimizer: Makes the optimizer of the servers' parameters.
         num_classes: Number of classes.
-        client_scheduler: Makes the learning-rate scheduler of the client's optimizer.
-        server_scheduler: Makes the learning-rate scheduler of the server's optimizer.
+        client_scheduler: Makes the learning-rate scheduler of the clients' optimizer.
+        server_scheduler: Makes the learning-rate scheduler of the servers' optimizer.
         scheduler_interval: When schedulers step: after each `batch` that stepped the
             optimizers, or each `round`.
-        optimizer_state: What becomes of the client's optimizer state at a hand-off:
-            `keep` (each client has its own), `travel` or `reset`.
         criterion: The loss; `None`: cross-entropy.
-        gradient_clip_val: Limit for each segment's gradient, by itself (no party sees
-            the other's); `None`: no limit.
+        gradient_clip_val: Limit for each party's gradient, by itself: no party sees
+            another's; `None`: no limit.
         gradient_clip_algorithm: Whether the limit is for the `norm` or each `value`.
         accumulate_grad_batches: Number of batches whose gradients make a step, each
             divided by this number. A turn's last step may have fewer (and be smaller,
             as in Lightning); nothing is carried into the next turn.
         channels_last: Whether images and weights are laid out channels-last.
-        non_finite: Whether a batch whose loss, smashed data or gradients are not
-            finite is to `stop` the run, or to be left out (`skip`).
-        server_map: Which server serves which client; `None`: one for all.
-        server_optimizer_state: The same for several servers.
-        buffers: Whether averaging takes buffers (BatchNorm's statistics) along
-            (`average`), or each party has its own (`keep`).
-        cut_gradient: Of which mean loss the gradient at the cut is where several
-            clients take part in a step: of the `joint` batch of B samples, so that
-            each client's is a slice of one gradient; or of the client's `own` b
-            samples, which is B / b times as large. With clients that are averaged at
-            each step `own` is what makes them the unsplit network: the mean of their
-            gradients, weighted by b / B, is then the sum of the slices.
-        batch_norm: Whose samples BatchNorm of the client segment sees where clients act
-            on the same weights together: each client's by themselves (`own`), or those
-            of the step (`joint`), for which clients exchange sums over their samples,
-            in the forward and in the backward, as torch's SyncBatchNorm does.
-        server_lr_exponent: The server's learning rate is multiplied by K to this power,
-            where K clients take part in a step (SGLR, Pal et al. 2021,
-            https://arxiv.org/abs/2112.05929).
-        average_cut_gradients: So many clients of a step, the first, get the mean of
-            their gradients at the cut in the place of their own, position by position
-            in their batches (SGLR; there the subset is drawn). Batches of different
-            sizes are left as they are. `None`: none.
-        spill_to: A folder in whose files what clients that wait must remember (weights,
-            buffers, optimizer states) is kept in the place of memory; all of it is
-            removed in the end. `None`: in memory. A checkpoint holds all of it, and is
-            made in memory.
+        non_finite: Whether a batch whose loss or gradients are not finite stops the run
+            (`stop`), or is left out (`skip`).
         labels: Who has the labels in training, and with them the loss: the `server`
             behind the last cut, to which clients send them; or the `client`, which then
             computes what is behind the last cut, too (a U-shape, Vepakomma et al. 2018,
-            https://arxiv.org/abs/1812.00564), and to which no label is ever asked for.
-        client_networks: Networks of clients' own, dealt out to them: client `k` has
-            entry `k * entries // clients`, the lower layers of that network in the
-            place of those of `network`; `None` among them: those of `network`. Weights
-            are handed over and averaged within groups of equal entries.
-        image_shape: The shape of an image, `(C, H, W)`, which `client_networks` need.
+            https://arxiv.org/abs/1812.00564).
         label_holder: Where the network is a `VerticalNetwork`, so that a client is a
             group of holders that each have a part of its samples: which of them has the
             labels, from 0.
+        client_networks: Networks of clients' own, dealt out to them: client `k` has
+            entry `k * entries // clients`, whose lower layers replace those of
+            `network`; `None` among them: those of `network`. Weights are passed on and
+            averaged among clients with equal entries.
+        image_shape: The shape of an image, `(C, H, W)`, which `client_networks` need.
+        channel: Delivers what parties send each other; `None`: a plain one.
+        engine: Computes; `None`: all parties in this process.
 
     Attributes:
-        server_work: How often the server computes a batch in a step.
-        client: The live client segment, the first where there are several.
-        server: The live server segment.
-        channel: What carries all that crosses the cut.
+        task: Loss and metrics.
+        topology: The segments, and who has them.
+        channel: Delivers messages. Its `observers` see all of them.
+        engine: Computes.
+        traffic: Counts bytes.
+        skipped_batches: Number of batches that were left out since the run's start.
 
     Raises:
         ValueError: If an argument is out of range, or the network cannot be cut there.
@@ -182,327 +138,466 @@ class SplitLightningModule(SplitStep):
         trainer.fit(module, datamodule=data)
     """
 
-    server_work = 1
+    # How the command line built it, in plain containers; `None`: it did not.
+    configuration: dict[str, Any] | None = None
 
     def __init__(
         self,
         network: nn.Module,
         cut_layer: CutLayers,
-        client_optimizer: OptimizerFactory,
+        client_optimizer: OptimizerFactory | None,
         server_optimizer: OptimizerFactory,
         num_classes: int,
         client_scheduler: SchedulerFactory | None = None,
         server_scheduler: SchedulerFactory | None = None,
         scheduler_interval: Literal["batch", "round"] = "round",
-        optimizer_state: OptimizerState = "keep",
         criterion: nn.Module | None = None,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
         accumulate_grad_batches: int = 1,
         channels_last: bool = False,
         non_finite: NonFinitePolicy = "stop",
-        server_map: ServerMap | None = None,
-        server_optimizer_state: OptimizerState = "keep",
-        buffers: Buffers = "average",
-        cut_gradient: Literal["joint", "own"] = "joint",
-        batch_norm: Normalisation = "own",
-        server_lr_exponent: float = 0.0,
-        average_cut_gradients: int | None = None,
-        spill_to: str | Path | None = None,
-        labels: Party = "server",
+        labels: Labels = "server",
+        label_holder: int = 0,
         client_networks: Sequence[ClientNetwork | None] | None = None,
         image_shape: Sequence[int] | None = None,
-        label_holder: int = 0,
+        channel: Channel | None = None,
+        engine: LocalEngine | None = None,
     ) -> None:
-        policies = get_args(OptimizerState)
+        super().__init__()
         for name, value, choices in (
             ("scheduler_interval", scheduler_interval, ("batch", "round")),
             ("gradient_clip_algorithm", gradient_clip_algorithm, ("norm", "value")),
-            ("labels", labels, get_args(Party)),
-            ("cut_gradient", cut_gradient, ("joint", "own")),
-            ("batch_norm", batch_norm, get_args(Normalisation)),
-            ("optimizer_state", optimizer_state, policies),
-            ("server_optimizer_state", server_optimizer_state, policies),
+            ("non_finite", non_finite, get_args(NonFinitePolicy)),
         ):
             if value not in choices:
                 raise ValueError(
                     f"Expected argument `{name}` to be one of {choices}, but got "
                     f"{value!r}."
                 )
-        kept = holders_of(network)
-        if not 0 <= label_holder < kept.number:
+        if accumulate_grad_batches < 1:
             raise ValueError(
-                "Expected argument `label_holder` to be one of a client's holders, "
-                f"from 0 to {kept.number - 1}, but got {label_holder}."
+                "Expected argument `accumulate_grad_batches` to be a positive integer, "
+                f"but got {accumulate_grad_batches}."
             )
-        cut, kinds = kinds_of(network, cut_layer, labels, kept.number)
-        segments: dict[str, nn.Module] = {**cut}
-        if client_networks is not None:
-            segments, kinds = grouped(
-                segments, kinds, client_networks, image_shape, labels
+        if client_optimizer is None and cut_layer is not None:
+            raise ValueError(
+                "Expected argument `client_optimizer` to make an optimizer where the "
+                "network is cut, but got None."
             )
-        spill = None if spill_to is None else SpillFolder(spill_to)
-        store = dict if spill is None else spill.store
-        make: dict[Party, Callable[[nn.Module], Replicas]] = {
-            "client": lambda own: Replicas(own, optimizer_state, buffers, store),
-            "server": lambda own: Replicas(own, server_optimizer_state, buffers, store),
-        }
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        pieces = [
-            Piece(
-                name,
-                segment.to(memory_format=layout),
-                {party: make[party] for party in kinds.holders_of(name)},
-            )
-            for name, segment in segments.items()
-        ]
-        parties = Parties(pieces, kinds, server_map, spill)
-        super().__init__(
-            num_classes,
-            criterion,
-            channels_last,
-            non_finite,
-            parties,
-            client_optimizer=client_optimizer,
-            server_optimizer=server_optimizer,
-            client_scheduler=client_scheduler,
-            server_scheduler=server_scheduler,
-            scheduler_interval=scheduler_interval,
-            gradient_clip_val=gradient_clip_val,
-            gradient_clip_algorithm=gradient_clip_algorithm,
-            accumulate_grad_batches=accumulate_grad_batches,
-            server_lr_exponent=server_lr_exponent,
-        )
+        self.automatic_optimization = False
         self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
-        cut_apart = any(piece.is_between for piece in pieces)
-        if cut_apart and average_cut_gradients is not None:
-            raise ValueError(
-                "Expected argument `average_cut_gradients` to be null where clients "
-                "cut after different layers, since their gradients differ in shape, "
-                f"but got {average_cut_gradients}."
-            )
-        if average_cut_gradients is not None and average_cut_gradients < 2:
-            raise ValueError(
-                "Expected argument `average_cut_gradients` to be at least 2 clients, "
-                f"or null for none, but got {average_cut_gradients}."
-            )
-        given = {"client_networks": client_networks, "server_map": server_map}
+        self.client_optimizer, self.server_optimizer = client_optimizer, server_optimizer
+        self.client_scheduler, self.server_scheduler = client_scheduler, server_scheduler
+        self.scheduler_interval = scheduler_interval
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.memory_format = (
+            torch.channels_last if channels_last else torch.contiguous_format
+        )
+        given = {"criterion": criterion, "client_networks": client_networks}
+        given |= {"channel": channel, "engine": engine}
         own = (name for name, value in given.items() if value is not None)
-        self.objects = (*self.objects, *own)
-        self.client, self.server = segments[CLIENT], segments[SERVER]
-        others = [piece for piece in pieces if piece.name not in (CLIENT, SERVER)]
-        self.other_segments = nn.ModuleList(
-            live for piece in others for own in piece.live.values() for live in own
+        self.objects = ("network", *own)  # arguments that are no plain options
+
+        self.task = Task(num_classes, criterion)
+        self.topology = place(
+            network, cut_layer, labels, label_holder, client_networks, image_shape
         )
-        self.cut_gradient = cut_gradient
-        self.batch_norm = batch_norm
-        self.average_cut_gradients = average_cut_gradients
-        route = kinds.routes[0]
-        self.holders = kept
-        self.label_holder = label_holder
-        self.stretches_of_holders = stretches_of_holders(route, label_holder)
-        self.channel = CutLayerChannel(
-            self.traffic,
-            [stop.party for stop in route],
-            fan_in_of(kept),
-            label_holder,
+        modules = self.topology.modules
+        self.first_copies = nn.ModuleList(
+            module.to(memory_format=self.memory_format) for module in modules
         )
+        self.channel = channel or Channel()
+        self.traffic = Traffic()
+        self.channel.observers.append(self.traffic)
+        self.engine = engine or LocalEngine()
+        self.engine.build(
+            modules,
+            self.topology.places,
+            self.topology.placement,
+            self.channel,
+            self.task,
+        )
+        self.engine.clip = clipping(gradient_clip_val, gradient_clip_algorithm)
+        self.more_copies = self.engine.copies
+        self.finite = FiniteCheck(non_finite)
+        self.channel.observers.append(self.finite)
+        self.clients = ClientMetrics()
+        self.resumption = Resumption()
+        self.skipped_batches = 0
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.task.num_classes
+
+    # The network
 
     @override
     def forward(self, inputs: Tensor) -> Tensor:
-        """Returns the logits `(B, K)` of images `(B, C, H, W)`.
+        """Returns the logits `(B, K)` of inputs `(B, C, H, W)`.
 
-        The client segment is that of the client that trained last.
+        The network is that of the client that trained last.
         """
-        values: Any = self.laid_out(inputs)
-        for stop in self.parties.route_shown():
-            segment = self.parties.shown(self.parties.pieces[stop.piece])
-            values = segment(*values_of(values), stretch=stop.stretches)
-        return self.logits_of(values)
+        logits: Tensor = self.engine.predict(self.last_client, self.laid_out(inputs))
+        return logits
+
+    @property
+    def last_client(self) -> int:
+        """The client that trained last; 0 before training."""
+        return self.engine.last_client
+
+    @property
+    def client(self) -> nn.Module:
+        """The live client segment."""
+        return self.segments()["client"]
+
+    @property
+    def server(self) -> nn.Module:
+        """The live server segment."""
+        return self.segments()["server"]
+
+    def segments(self, client_id: int | None = None) -> dict[str, nn.Module]:
+        """Returns the layers of the network, by the role of the parties that have them.
+
+        Args:
+            client_id: The client whose network it is; `None`: that trained last.
+        """
+        client = self.last_client if client_id is None else client_id
+        modules = list(self.first_copies)
+        for number, _, module in self.engine.segments_of(client):
+            modules[number] = module
+        return self.topology.layers(modules)
+
+    def stages(self, client_id: int | None = None) -> dict[str, nn.Module]:
+        """Returns what computes one after the other, from inputs to logits.
+
+        Args:
+            client_id: The client whose network it is; `None`: that trained last.
+
+        Returns:
+            From cut to cut a module, by role: `client`, `server`, `client_2`.
+        """
+        client = self.last_client if client_id is None else client_id
+        stages: list[tuple[list[str], list[list[nn.Module]]]] = []
+        last = -1
+        for number, name, module in self.engine.segments_of(client):
+            place_of = self.topology.places[number]
+            if place_of == last:  # side by side
+                stages[-1][0].append(name)
+                stages[-1][1][-1].append(module)
+            elif stages and stages[-1][0] == [name]:
+                stages[-1][1].append([module])
+            else:
+                stages.append(([name], [[module]]))
+            last = place_of
+        found: dict[str, nn.Module] = {}
+        for names, places in stages:
+            role = names[0].partition("/")[0] if self.topology.is_split else "network"
+            number = sum(key.partition("_")[0] == role for key in found) + 1
+            found[role if number == 1 else f"{role}_{number}"] = stage_of(places)
+        return found
+
+    def laid_out(self, inputs: Tensor) -> Tensor:
+        """Returns images `(B, C, H, W)` in the memory layout of the weights."""
+        if inputs.ndim != 4:  # only images have channels to put last
+            return inputs
+        return inputs.contiguous(memory_format=self.memory_format)
+
+    def fed(self, inputs: Tensor) -> Tensor:
+        """Returns inputs on the device, in the precision and layout of the weights."""
+        weights = next((p for p in self.parameters() if p.is_floating_point()), inputs)
+        dtype = weights.dtype if inputs.is_floating_point() else inputs.dtype
+        return self.laid_out(inputs.to(weights.device, dtype))
+
+    # Training
 
     @override
-    def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
-        self.check_turn(batch)
-        self.channel.is_counting = batch.share > 0
-
-        # Forward, from stretch to stretch: what crosses a cut is detached.
-        flow, crossed = self._inputs_of(batch), list[Crossed]()
-        for place in range(self.num_places):
-            flow = self._compute(place, batch, flow)
-            flow, sent = self._send(place, batch, flow)
-            crossed += sent
-        logits = [self.logits_of(bundle.values) for bundle in flow]
-        targets = self._sent_targets(batch)
-        losses, loss = self._loss_of(batch, logits, targets)
-
-        # Back to the last cut, and on from cut to cut. Gradients of several processes
-        # are averaged.
-        weight = batch.share * self.trainer.world_size
-        self.manual_backward(loss * weight / self.accumulate_grad_batches)
-        gradients: list[Tensor | None] = []
-        for crossing in reversed(crossed):
-            returned = self._returned(batch, crossing)
-            outputs, slopes = joint_step.with_gradients(crossing.activations, returned)
-            if slopes:  # unless nothing trains before the cut
-                torch.autograd.backward(outputs, slopes)
-            gradients += returned
-        self._gather(batch)
-
-        clients, servers = self._of_clients(batch), self._of_servers(batch)
-        computed = {
-            "the smashed data": [
-                value for c in crossed for own in c.smashed for value in values_of(own)
-            ],
-            "the loss": losses,
-            "the gradient of the smashed data": gradients,
-            "the server's gradient": [p.grad for own in servers for p in own],
-            "the client's gradient": [p.grad for own in clients for p in own],
-        }
-        if not self.accepts(batch, batch_idx, computed):
-            self._accumulated = 0
-            return loss.detach()
-        self._accumulated += 1
+    def training_step(self, step: Step, batch_idx: int) -> Tensor:
+        self.traffic.counts_samples = step.share > 0
+        # Gradients of several processes are averaged.
+        scale = step.share * self.trainer.world_size / self.accumulate_grad_batches
+        parts = [part._replace(inputs=self.laid_out(part.inputs)) for part in step.parts]
+        self.finite.begin(self)
+        losses = self._compute(parts, scale)
+        if not self.finite.accepts(self, step, batch_idx, losses):
+            self.skipped_batches += 1
+            self._mark_trained(batch_idx)
+            return torch.zeros((), device=self.device)
+        assert isinstance(losses, StepLosses)
         if self.scheduler_interval == "batch":
             self._log_learning_rates(on_step=True)
-        if self._is_time_to_step(batch.ends_turn):
-            client_optimizer, server_optimizer = self._both_optimizers()
-            self._clip(*clients, *servers)
-            # Only the server's step ticks `trainer.global_step`: one tick a step, so
-            # that `max_steps` counts steps as it does for an unsplit network.
-            client_step = self.trainer.strategy.optimizer_step
-            client_step(client_optimizer.optimizer, no_closure)
-            server_optimizer.step()
-            client_optimizer.optimizer.zero_grad()
-            server_optimizer.zero_grad()
-            self._after_step()
-        self.end_of_step(batch, [own.detach() for own in losses], batch_idx)
-        return loss.detach()
+        full = self.engine.accumulated == self.accumulate_grad_batches
+        if full or step.ends_turn or self.trainer.is_last_batch:
+            self.engine.step()
+            if self.scheduler_interval == "batch":
+                self._step_schedulers()
+        self._mark_trained(batch_idx)
+        self.clients.add_losses(step.parts, losses.own)
+        self.engine.trained({p.client_id: p.num_samples_of_all for p in step.parts})
+        self.clients.log_batch(self, step, losses.total)
+        return losses.total
+
+    def _compute(
+        self, parts: Sequence[ClientBatch], scale: float
+    ) -> StepLosses | NotFinite:
+        try:
+            return self.engine.compute(parts, scale)
+        except NotFinite as found:
+            return found
+
+    def _mark_trained(self, batch_idx: int) -> None:
+        loader = self.trainer.train_dataloader
+        if isinstance(loader, TrainLoader):
+            loader.mark_trained(batch_idx + 1)
 
     @override
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        if self.trainer.ckpt_path is None:
-            self.channel.forget()
+    def on_train_epoch_end(self) -> None:
+        self.log("train/loss", self.round_loss())
+        loader = self.trainer.train_dataloader
+        if isinstance(loader, TrainLoader):
+            loader.mark_round_done()
+        self.clients.end_round(self)
+        if self.scheduler_interval == "round":
+            self._log_learning_rates(on_step=False)
+            self._step_schedulers()
 
-    @override
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        self.parties.kinds.check(self.parties.num_clients)
-        if stage == "fit":
-            passing = _passing_of(self.trainer)
-            self.parties.set_pools(not passing or any(c.enabled for c in passing))
-            self.parties.servers_are_remote = any(
-                callback.remote
-                for callback in self.trainer.callbacks  # type: ignore[attr-defined]
-                if isinstance(callback, ServerAveraging)
-            )
-            self.make_room(self._num_seats())
+    def round_loss(self) -> Tensor | float:
+        """Returns the mean training loss over the samples of the round so far."""
+        return self.clients.losses.mean(self.trainer)
 
-    def _num_seats(self) -> int:
-        """Returns how many client segments must be live at once."""
-        together = self._num_together()
-        passing = _passing_of(self.trainer)
-        return min([together, *(c.num_seats or together for c in passing)])
+    def client_losses(self) -> dict[int, float]:
+        """Returns each client's mean training loss in the round so far."""
+        losses = self.clients.losses.by_client(self.trainer)
+        return {client_id: float(loss) for client_id, loss in losses.items()}
+
+    @property
+    def client_accuracies(self) -> dict[int, float]:
+        """The accuracy of each client on its own samples, in the last validation."""
+        return self.clients.accuracies
+
+    def totals(self) -> dict[str, int]:
+        """Returns the bytes, by kind, since the start of the run."""
+        counts = self.traffic.counts
+        if self.trainer.world_size == 1:
+            return dict(counts)
+        of_all = summed(self.trainer, torch.tensor(list(counts.values())))
+        return dict(zip(counts, of_all.tolist(), strict=True))
+
+    def is_accumulating(self) -> bool:
+        """Returns whether gradients wait for the rest of a step's batches."""
+        return self.engine.accumulated > 0
+
+    # Optimizers
+
+    @property
+    def optimizer_names(self) -> tuple[str, ...]:
+        """The roles of the optimizers, in order."""
+        return ("client", "server") if self.topology.is_split else ("server",)
 
     @override
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
-        made, schedulers = super().configure_optimizers()
-        travels = self.clients.optimizer_state == "travel"
-        moves = any(piece.is_between for piece in self.parties.pieces.values())
-        if travels and moves and type(made[0]) is not type(made[1]):
+        factories = {"client": self.client_optimizer, "server": self.server_optimizer}
+        makers = {"client": self.client_scheduler, "server": self.server_scheduler}
+        optimizers, schedulers = [], []
+        for role in self.optimizer_names:
+            factory = factories[role]
+            assert factory is not None
+            optimizers.append(make_optimizer(role, factory, self.engine.parameters(role)))
+            make = makers[role]
+            if make is not None:
+                scheduler = make_scheduler(make, optimizers[-1])
+                schedulers.append({"scheduler": scheduler, "name": f"lr/{role}"})
+        return optimizers, schedulers
+
+    def _step_schedulers(self) -> None:
+        for config in self.trainer.lr_scheduler_configs:
+            config.scheduler.step()  # type: ignore[call-arg]  # needs no metric
+
+    def _log_learning_rates(self, on_step: bool) -> None:
+        for role, optimizer in zip(
+            self.optimizer_names, self.trainer.optimizers, strict=True
+        ):
+            lr = optimizer.param_groups[0]["lr"]
+            self.log(f"lr/{role}", lr, on_step=on_step, on_epoch=not on_step)
+
+    # Evaluation
+
+    @override
+    def validation_step(self, batch: ClientBatch, batch_idx: int) -> Tensor | None:
+        if not isinstance(batch, ClientBatch):
             raise ValueError(
-                "Expected argument `optimizer_state` to be 'keep' or 'reset' where "
-                "layers go between clients and servers whose optimizers are of "
-                "different kinds, but got 'travel', and the client's is "
-                f"{type(made[0]).__name__}, the server's {type(made[1]).__name__}."
+                "Expected batches of a SplitDataModule to validate on, which say whose "
+                f"they are, but got {type(batch).__name__}. Pass datamodule=data."
             )
-        return made, schedulers
+        logits = self._evaluate("val", batch.client_id, batch.inputs, batch.targets)
+        self.clients.add_logits(batch, logits)
+        return logits  # for callbacks
 
     @override
-    def segments(self) -> dict[str, nn.Module]:
-        pieces = self.parties.pieces
-        return {name: self.parties.shown(piece) for name, piece in pieces.items()}
+    def on_validation_epoch_end(self) -> None:
+        self.clients.end_validation(self)
 
     @override
-    def stages(self, client_id: int | None = None) -> dict[str, nn.Module]:
-        route = self.parties.route_shown()
-        if client_id is not None:
-            route = self.parties.route_of(client_id)
-        passed = Counter(stop.piece for stop in route for _ in stop.stretches)
-        found: dict[str, nn.Module] = {}
-        for stage, stops in zip(named(route), stages_of(route), strict=True):
-            held = [self.parties.pieces[s.piece].of(s.party).live for s in stops]
-            is_whole = len(stops) == 1 and passed[stops[0].piece] == 1
-            whole = Stretches(held, [stop.stretches for stop in stops])
-            found[stage.name] = held[0] if is_whole else whole
-        return found
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
+        """Tests the network; where clients differ each one's, for the mean over them.
 
-    @override
-    def places(self, client_id: int) -> list[nn.Module]:
-        pieces = self.parties.pieces
-        return [
-            Stretches([pieces[stop.piece].of(stop.party).live], [stop.stretches])
-            for stop in self.parties.route_of(client_id)
-        ]
+        Returns:
+            The logits of each network in turn, `(networks * B, K)`.
+        """
+        clients = self.engine.representatives() or [self.last_client]
+        found = [self._evaluate("test", client, *batch) for client in clients]
+        logits = [own for own in found if own is not None]
+        return torch.cat(logits) if logits else None
 
-    @override
-    def verify(self, trainer: pl.Trainer, data: pl.LightningDataModule | None) -> None:
-        refuse_unsupported(trainer)
-        require_one_process(trainer, data)
-        require_weight_passing(trainer, data, self.clients.optimizer_state)
-        require_parts(self.holders, trainer, data, self.batch_norm)
-        if self.parties.kinds.are_several:
-            require_like_clients(
-                trainer, data, self.parties.kinds, _passing_of(trainer)
+    def _evaluate(
+        self, part: str, client_id: int, inputs: Tensor, targets: Tensor
+    ) -> Tensor | None:
+        """Returns the logits; `None` where this process has no share of the batch."""
+        metrics: Any = self.task.metrics[part]
+        logits: Tensor | None = None
+        if len(targets):
+            logits = self.engine.predict(client_id, self.laid_out(inputs))
+            metrics["accuracy"].update(logits, targets)
+            metrics["loss"].update(self.task.loss(logits, targets), len(targets))
+        for name, metric in metrics.items():
+            self.log(
+                f"{part}/{name}",
+                metric,
+                batch_size=len(targets),
+                prog_bar=part == "val" or name == "accuracy",
             )
-        if self.batch_norm == "joint" and not _act_on_the_same_weights(trainer, data):
-            raise MisconfigurationException(
-                "Expected argument `batch_norm` to be 'own' where clients do not act "
-                "on the same weights together, but got 'joint', which is for "
-                "ParallelSchedule with clients averaged at each step "
-                '(`ClientAveraging(every="step")`; in a configuration protocol=gpsl, '
-                "or protocol=parallel "
-                "protocol.callbacks.weight_passing.every=step)."
-            )
+        return logits
+
+    @override
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+        probabilities: Tensor = self(inputs).softmax(dim=1)
+        return probabilities
+
+    # The Trainer
+
+    @override
+    def configure_callbacks(self) -> list[pl.Callback]:
+        # The first hook that knows the Trainer: before Lightning's own checks, whose
+        # messages cannot name our arguments.
+        added: list[pl.Callback] = []
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            data = getattr(self.trainer, "datamodule", None)
+            protocol, added = find_protocol(self.trainer, data)
+            self.verify(self.trainer, data, protocol)
+            require_known_monitors(self.trainer, self, data, client_metric)
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        summaries = [c for c in callbacks if isinstance(c, ModelSummary)]
+        if any(summary._max_depth == 1 for summary in summaries):  # Lightning's own
+            added.append(SegmentSummary())
+        return added
+
+    def verify(
+        self, trainer: pl.Trainer, data: SplitDataModule, protocol: Protocol
+    ) -> None:
+        """Stops where this module cannot train with a Trainer, data and a protocol.
+
+        Raises:
+            MisconfigurationException: Says what to change.
+        """
+        self.follow(protocol, data.num_clients)
+        data.protocol = protocol
+        require_fit(self, trainer, data, protocol)
+
+    def follow(self, protocol: Protocol, num_clients: int) -> None:
+        """Prepares the engine for a protocol and a number of clients."""
+        self.engine.follow(
+            1 if protocol.pools_samples else num_clients,
+            protocol.num_servers,
+            protocol.unsplit_at,
+            protocol.cohort,
+            protocol.joint_norm,
+            protocol.serve,
+        )
+        together = protocol.num_together(num_clients)
+        self.engine.make_room(1 if protocol.cohort else together)
+
+    @override
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        self.traffic.counts_weights = self.trainer.is_global_zero
+        if stage == "fit":
+            self.engine.open()
+            if isinstance(data, SplitDataModule):
+                least = set_least_batch(self, data, self.trainer.world_size)
+                self.engine.least_samples = least.total
+
+    @override
+    def on_fit_start(self) -> None:
+        if self.trainer.ckpt_path is None:  # a run of its own, not the last one's rest
+            self.engine.forget()
+            self.traffic.forget()
+            self.clients = ClientMetrics()
+            self.skipped_batches = 0
+        wrapped = self.optimizers()
+        counted = wrapped[-1] if isinstance(wrapped, list) else wrapped
+        raw = dict(zip(self.optimizer_names, self.trainer.optimizers, strict=True))
+        # Only one optimizer's step ticks `trainer.global_step`: one tick a step, so
+        # that `max_steps` counts steps as it does for an unsplit network.
+        steps: dict[str, Any] = {
+            role: Uncounted(self.trainer.strategy, own) for role, own in raw.items()
+        }
+        self.engine.use(raw, {**steps, "server": counted})
+        self.engine.backward_pass = self.manual_backward
+        self.resumption.take_over_optimizers(self, raw)
+
+    @override
+    def on_train_start(self) -> None:
+        self.resumption.restore(self)
+
+    # Checkpoints
+
+    @classmethod
+    @override
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Returns the module of a checkpoint.
+
+        One that the command line wrote needs no further arguments: it names the classes
+        that build the module, so load none that you do not trust. For others give
+        `network`, and what else is no plain option (`criterion`); to train on, the
+        optimizers too. Nothing is unpickled.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: Where its tensors go.
+            hparams_file: See Lightning.
+            strict: Whether all weights must fit.
+            weights_only: Whether nothing may be unpickled.
+            kwargs: Arguments of the module, instead of those of the checkpoint.
+
+        Raises:
+            ValueError: If an argument must be given.
+        """
+        missing, configuration = missing_arguments(cls, checkpoint_path, kwargs)
+        module: Self = super().load_from_checkpoint(
+            checkpoint_path,
+            map_location=map_location,
+            hparams_file=hparams_file,
+            strict=strict,
+            weights_only=weights_only,
+            **{**missing, **kwargs},
+        )
+        module.configuration = configuration
+        return module
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        counts = torch.tensor([*self.channel.by_cut, *self.channel.by_holder])
-        of_all = summed(self.trainer, counts).tolist()
-        cuts = len(self.channel.by_cut)
-        checkpoint["by_cut"], checkpoint["by_holder"] = of_all[:cuts], of_all[cuts:]
-        checkpoint["kinds"] = list(self.parties.kinds.entries)
+        self.resumption.save(self, checkpoint)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        if checkpoint["state_dict"].keys() != self.state_dict().keys():
-            raise ValueError(
-                "Expected `ckpt_path` to be a checkpoint of the same network, cut "
-                f"after the same layer ({self.hparams['cut_layer']!r}), but its "
-                "layers differ."
-            )
-        entries = list(self.parties.kinds.entries)
-        if checkpoint["kinds"] != entries:
-            raise ValueError(
-                "Expected `ckpt_path` to be a checkpoint of a run with the same "
-                f"entries of `{self.parties.kinds.argument}` for its clients, but by "
-                f"kind they were {checkpoint['kinds']}, and now are {entries}."
-            )
-        if self.has_totals:
-            self.channel.by_cut = checkpoint["by_cut"]
-            self.channel.by_holder = checkpoint.get("by_holder", [])
-
-
-def _passing_of(trainer: pl.Trainer) -> list[WeightPassing]:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, WeightPassing)]
-
-
-def _act_on_the_same_weights(
-    trainer: pl.Trainer, data: pl.LightningDataModule | None
-) -> bool:
-    """Tells whether clients of a step act together, and share their weights."""
-    together = isinstance(data, SplitDataModule) and data.schedule.acts_together
-    return together and any(c.num_seats == 1 for c in _passing_of(trainer))
+        self.resumption.load(self, checkpoint)

@@ -49,12 +49,11 @@ def require_known_monitors(
     if data.val_share > 0 and trainer.limit_val_batches != 0:
         known += ["val/loss", "val/accuracy"]
         known += [client_metric(k, "accuracy") for k in range(data.num_clients)]
-    every = data.schedule.clients_per_round is None and data.availability.is_trivial
+    every = data.protocol.clients_per_round is None and data.availability.is_trivial
     if every:
-        parties = data.schedule.num_parties(data.num_clients)
+        parties = 1 if data.protocol.pools_samples else data.num_clients
         known += [client_metric(k, "loss") for k in range(parties)]
     patterns = [_BY_CALLBACK.get(type(own).__name__, "(?!)") for own in callbacks]
-    patterns += ["skipping/[ABC]"] if hasattr(module, "skipping") else []
     strangers = [o for o in (module, *callbacks) if not _is_ours(o)]
     for callback in callbacks:
         name = getattr(callback, "monitor", None)

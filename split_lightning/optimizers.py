@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
+from pytorch_lightning.strategies import Strategy
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -14,7 +16,7 @@ SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 
 def make_optimizer(
-    party: str, factory: OptimizerFactory, segment: nn.Module
+    party: str, factory: OptimizerFactory, parameters: Iterable[nn.Parameter]
 ) -> Optimizer:
     """Returns the optimizer of a party's parameters.
 
@@ -22,7 +24,7 @@ def make_optimizer(
         ValueError: If its options are out of range, or not its own.
     """
     try:
-        return factory(segment.parameters())
+        return factory(parameters)
     except (TypeError, ValueError) as error:
         options = getattr(factory, "keywords", {})
         raise ValueError(
@@ -44,3 +46,52 @@ def make_scheduler(factory: SchedulerFactory, optimizer: Optimizer) -> LRSchedul
             "ReduceLROnPlateau."
         )
     return scheduler
+
+
+class Uncounted:
+    """An optimizer whose steps do not tick `trainer.global_step`.
+
+    Args:
+        strategy: Steps with the Trainer's precision and hooks.
+        optimizer: The optimizer.
+    """
+
+    def __init__(self, strategy: Strategy, optimizer: Optimizer) -> None:
+        self.strategy = strategy
+        self.optimizer = optimizer
+
+    def step(self) -> Any:
+        """Steps the parameters that have a gradient."""
+        return self.strategy.optimizer_step(self.optimizer, _no_closure)
+
+    def zero_grad(self) -> None:
+        """Clears the gradients."""
+        self.optimizer.zero_grad()
+
+
+def _no_closure() -> None:
+    """Does nothing: gradients are there before an optimizer steps."""
+
+
+def clipping(
+    limit: float | None, algorithm: str
+) -> Callable[[list[nn.Parameter]], Any]:
+    """Returns what limits the gradient of a party.
+
+    Args:
+        limit: The limit; `None`: there is none.
+        algorithm: Whether it is for the `norm` or each `value`.
+
+    Raises:
+        ValueError: If the limit is not positive.
+    """
+    if limit is None:
+        return lambda parameters: None
+    if limit <= 0:
+        raise ValueError(
+            "Expected argument `gradient_clip_val` to be positive, or null for no "
+            f"limit, but got {limit}."
+        )
+    if algorithm == "norm":
+        return partial(nn.utils.clip_grad_norm_, max_norm=limit)
+    return partial(nn.utils.clip_grad_value_, clip_value=limit)

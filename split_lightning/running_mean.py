@@ -84,3 +84,32 @@ def mixed(
     mean.add({name: other[name] for name in both}, share)
     alone = {**one, **(other if share else {})}
     return mean.state() | {k: t.clone() for k, t in alone.items() if k not in both}
+
+
+class StateMean:
+    """The mean of the states of several parties, weighted by samples.
+
+    Attributes:
+        weights: The mean of parameters and buffers.
+        optimizer: The mean of optimizer states, where these travel.
+        members: The parties whose states are in it.
+    """
+
+    def __init__(self) -> None:
+        self.weights = RunningMean()
+        self.optimizer = RunningMean()
+        self.members: list[str] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the sums, in plain containers."""
+        return {
+            "weights": self.weights.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "members": list(self.members),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Continues from what `state_dict` returned."""
+        self.weights.load_state_dict(state["weights"], device)
+        self.optimizer.load_state_dict(state["optimizer"], device)
+        self.members = list(state["members"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import (
@@ -14,19 +14,17 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from split_lightning.callbacks.weight_passing import WeightPassing
 from split_lightning.data.datamodule import SplitDataModule
-from split_lightning.kinds import ClientKinds
-from split_lightning.parties import Parties
+from split_lightning.protocols.asynchronous import AsynchronousWeightPassing
+from split_lightning.protocols.cyclesl import CycleSL
+from split_lightning.protocols.protocol import Protocol
+from split_lightning.protocols.round_robin import RoundRobinWeightPassing
+
+if TYPE_CHECKING:
+    from split_lightning.module import SplitLightningModule
 
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
 _CALLBACKS = (BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging)
-
-WEIGHT_PASSING_REMEDY = (
-    "Add RoundRobinWeightPassing() to the Trainer's callbacks, or "
-    "RoundRobinWeightPassing(enabled=False) for clients that never share weights."
-)
-
 
 def refuse_unsupported(trainer: pl.Trainer) -> None:
     """Stops where the Trainer is told what would be ignored or train wrongly.
@@ -85,99 +83,174 @@ def require_processes(trainer: pl.Trainer) -> None:
         )
 
 
-def require_one_process(
-    trainer: pl.Trainer, data: pl.LightningDataModule | None
-) -> None:
-    """Stops where several processes would share out steps of several clients.
+def find_protocol(
+    trainer: pl.Trainer, data: Any
+) -> tuple[Protocol, list[pl.Callback]]:
+    """Returns the protocol among a Trainer's callbacks.
+
+    Returns:
+        The protocol, and the callbacks to add: a round robin for a single client that
+        has none.
 
     Raises:
-        MisconfigurationException: Says what to set.
+        MisconfigurationException: If there is none, or more than one, or no data module.
     """
-    together = isinstance(data, SplitDataModule) and data.schedule.acts_together
-    if together and trainer.world_size > 1:
+    if not isinstance(data, SplitDataModule):
+        raise MisconfigurationException(
+            "Expected the data of a fit to be a SplitDataModule, which plans the "
+            "clients' turns, but got "
+            f"{'loaders' if data is None else type(data).__name__}. Pass it as "
+            "trainer.fit(module, datamodule=data)."
+        )
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    found = [callback for callback in callbacks if isinstance(callback, Protocol)]
+    if len(found) > 1:
+        names = ", ".join(type(own).__name__ for own in found)
+        raise MisconfigurationException(
+            f"Expected one protocol among the Trainer's callbacks, but got {names}. "
+            "Leave all but one out."
+        )
+    if found:
+        return found[0], []
+    if data.num_clients > 1:
+        raise MisconfigurationException(
+            f"{data.num_clients} clients take turns, and nothing passes the weights "
+            "on. Add RoundRobinWeightPassing() to the Trainer's callbacks, or another "
+            "protocol; RoundRobinWeightPassing(enabled=False) is for clients that never "
+            "share weights."
+        )
+    protocol = RoundRobinWeightPassing()
+    return protocol, [protocol]
+
+
+def require_fit(
+    module: SplitLightningModule,
+    trainer: pl.Trainer,
+    data: SplitDataModule,
+    protocol: Protocol,
+) -> None:
+    """Stops where a module, a Trainer, data and a protocol do not go together.
+
+    Raises:
+        MisconfigurationException: Says what to change.
+        ValueError: If an argument has to be another.
+    """
+    refuse_unsupported(trainer)
+    _require_cut(module, protocol)
+    _require_one_device(module, trainer, protocol)
+    _require_like_clients(module, trainer, protocol)
+    _require_one_network(module, trainer, data, protocol)
+    _require_parts(module, trainer, data, protocol)
+    if data.availability.is_trivial is False and protocol.pools_samples:
+        raise MisconfigurationException(
+            "Expected argument `availability` to be null, or probabilities of 0, where "
+            f"one party has all clients' samples ({type(protocol).__name__}): no client "
+            f"trains that could be away. Got {data.availability}."
+        )
+
+
+def _require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
+    """Stops where a protocol needs a network that is cut, or one that is not."""
+    name, cuts = type(protocol).__name__, len(set(module.topology.places)) - 1
+    if protocol.unsplit_at is None and not module.topology.is_split:
+        raise MisconfigurationException(
+            f"Expected argument `cut_layer` to name a layer, since {name} trains a "
+            "network that is split, but got None."
+        )
+    if protocol.unsplit_at is not None and module.topology.is_split:
+        raise MisconfigurationException(
+            f"Expected argument `cut_layer` to be None, since with {name} one party "
+            f"trains the whole network, but got {module.hparams['cut_layer']!r}. (In a "
+            "configuration leave `topology` out.)"
+        )
+    if isinstance(protocol, CycleSL):
+        if cuts > 1:
+            raise ValueError(
+                "Expected argument `cut_layer` to be one layer where the server trains "
+                f"first, on what clients sent, but got {cuts}: behind another cut it "
+                "would have no loss of its own, and what clients send at different "
+                "depths is no batch that it could draw from."
+            )
+        if module.accumulate_grad_batches != 1:
+            raise ValueError(
+                "Expected argument `accumulate_grad_batches` to be 1 where the server "
+                "trains first, in steps of its own, but got "
+                f"{module.accumulate_grad_batches}."
+            )
+
+
+def _require_one_device(
+    module: SplitLightningModule, trainer: pl.Trainer, protocol: Protocol
+) -> None:
+    """Stops where several processes cannot share out a step."""
+    name = type(protocol).__name__
+    if protocol.together and trainer.world_size > 1:
         raise MisconfigurationException(
             f"{trainer.world_size} processes share out the batches of clients that "
-            "act one at a time, and here several take part in a step. Use one device: "
+            f"train one at a time, and with {name} several take part in a step. Use one "
+            "device: Trainer(devices=1, strategy='auto')."
+        )
+    if (isinstance(protocol, CycleSL) or protocol.in_flight > 1) and not isinstance(
+        trainer.strategy, SingleDeviceStrategy
+    ):
+        raise MisconfigurationException(
+            f"{type(trainer.strategy).__name__} is for several processes, and {name} is "
+            "for one. Use one device: Trainer(devices=1, strategy='auto')."
+        )
+    if module.engine.placement.differ and trainer.world_size > 1:
+        raise MisconfigurationException(
+            f"{trainer.world_size} processes train the same layers in each step, and "
+            "here clients differ in the layers that they have. Use one device: "
             "Trainer(devices=1, strategy='auto')."
         )
 
 
-def require_one_device(trainer: pl.Trainer) -> None:
-    """Stops where something is for one process alone.
-
-    Raises:
-        MisconfigurationException: Names the strategy, and what to use instead.
-    """
-    if not isinstance(trainer.strategy, SingleDeviceStrategy):
-        raise MisconfigurationException(
-            f"{type(trainer.strategy).__name__} is for several processes. Use one "
-            "device: Trainer(devices=1, strategy='auto')."
-        )
-
-
-def require_weight_passing(
-    trainer: pl.Trainer, data: pl.LightningDataModule | None, optimizer_state: str
+def _require_like_clients(
+    module: SplitLightningModule, trainer: pl.Trainer, protocol: Protocol
 ) -> None:
-    """Stops where several clients would take turns and nothing passes the weights on.
-
-    Raises:
-        MisconfigurationException: Says what to add, or which policy would do nothing.
-    """
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    passing = [c for c in callbacks if isinstance(c, WeightPassing)]
-    parties = 1
-    if isinstance(data, SplitDataModule):
-        parties = data.schedule.num_parties(data.num_clients)
-    if not passing and parties > 1:
+    """Stops where clients that differ would have to be alike."""
+    differ, name = module.engine.placement.differ, type(protocol).__name__
+    if differ and protocol.cohort is not None:
         raise MisconfigurationException(
-            f"{parties} clients take turns, and nothing passes the weights "
-            f"on. {WEIGHT_PASSING_REMEDY}"
+            f"With {name} clients train one state together, and here they differ in "
+            "the layers that they have. Average them after rounds "
+            "(ParallelSplitLearning(every=1); in a configuration protocol=parallel "
+            "protocol.every=1), or let all cut after the same layer."
         )
-    together = isinstance(data, SplitDataModule) and data.schedule.acts_together
-    for callback in passing:
-        if callback.acts_together not in (None, together):
-            act = "Several clients act" if together else "One client acts"
-            raise MisconfigurationException(
-                f"{act} in each step, and {type(callback).__name__} is for "
-                f"{'one' if together else 'several'}. Use another schedule "
-                "(ParallelSchedule is for several), or another callback "
-                "(ClientAveraging is for both, with every='step' for several)."
-            )
-    hands_in = isinstance(data, SplitDataModule) and data.schedule.hands_in
-    for callback in passing:
-        if hands_in and not callback.hands_in:
-            raise MisconfigurationException(
-                "The clients' turns run at the same time, and "
-                f"{type(callback).__name__} is for turns that follow each other. Use "
-                "AsynchronousWeightPassing()."
-            )
-    if optimizer_state != "keep" and not all(callback.enabled for callback in passing):
+    if differ and isinstance(protocol, AsynchronousWeightPassing):
         raise MisconfigurationException(
-            f"`optimizer_state={optimizer_state}` is a policy for weights that come "
-            "from elsewhere, and with RoundRobinWeightPassing(enabled=False) or "
-            "ClientAveraging(every=None) none do. Leave it at `keep`."
+            f"With {name} all clients mix their weights into the same ones, and here "
+            "they differ in the layers that they have. Let all cut after the same "
+            "layer, without networks of their own."
+        )
+    if protocol.joint_norm:
+        module.engine.require_joint_norm()
+    travels = getattr(protocol, "optimizer_state", "keep") == "travel"
+    moves = any(len(store.roles) > 1 for store in module.engine.stores)
+    kinds = [
+        getattr(make, "func", make)
+        for make in (module.client_optimizer, module.server_optimizer)
+    ]
+    if travels and moves and kinds[0] is not kinds[1]:
+        names = [getattr(kind, "__name__", str(kind)) for kind in kinds]
+        raise ValueError(
+            "Expected argument `optimizer_state` to be 'keep' or 'reset' where layers "
+            "go between clients and servers whose optimizers are of different kinds, "
+            f"but got 'travel', and the client's is {names[0]}, the server's {names[1]}."
         )
 
 
-def require_one_network(
-    trainer: pl.Trainer, data: pl.LightningDataModule | None, parties: Parties
+def _require_one_network(
+    module: SplitLightningModule,
+    trainer: pl.Trainer,
+    data: SplitDataModule,
+    protocol: Protocol,
 ) -> None:
-    """Stops where Lightning would average the weights of different clients over time.
-
-    Raises:
-        MisconfigurationException: Says what to leave out.
-    """
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    passing = [c for c in callbacks if isinstance(c, WeightPassing)]
-    pieces = parties.pieces.values()
-    is_one = parties.server_map.is_single and not parties.kinds.are_several
-    is_one = is_one and not any(piece.is_between for piece in pieces)
-    number = 1
-    if isinstance(data, SplitDataModule):
-        number = data.schedule.num_parties(data.num_clients)
-    if number == 1 or (is_one and all(callback.keeps_one for callback in passing)):
+    """Stops where Lightning would average the weights of different clients over time."""
+    is_one = protocol.trains_one_network and protocol.num_servers == 1
+    if data.num_clients == 1 or (is_one and not module.engine.placement.differ):
         return
-    for callback in callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging | StochasticWeightAveraging):
             raise MisconfigurationException(
                 f"{type(callback).__name__} averages one network over time, and here "
@@ -187,31 +260,43 @@ def require_one_network(
             )
 
 
-def require_like_clients(
+def _require_parts(
+    module: SplitLightningModule,
     trainer: pl.Trainer,
-    data: pl.LightningDataModule | None,
-    kinds: ClientKinds,
-    passing: Sequence[WeightPassing],
+    data: SplitDataModule,
+    protocol: Protocol,
 ) -> None:
-    """Stops where clients that hold different layers would have to hold the same.
-
-    Raises:
-        ValueError: If there are more kinds to deal out than clients.
-        MisconfigurationException: Says what needs clients that are alike.
-    """
-    if isinstance(data, SplitDataModule):
-        kinds.check(data.num_clients)
+    """Stops where something does not go with a network for holders of parts."""
+    parts, missing = module.topology.parts, module.topology.missing
+    if missing is not None and protocol.joint_norm:
+        raise MisconfigurationException(
+            "Expected argument `joint_norm` to be False where holders lack samples "
+            f"(missing={missing!r}): those of a client are not there with the same "
+            "samples. Got True (in a configuration `protocol.joint_norm`)."
+        )
+    lacking = data.missing_parts
+    if parts is not None and data.augmentation is not None:
+        raise MisconfigurationException(
+            f"{type(data.augmentation).__name__} changes whole images, and here nobody "
+            "has one: it would move pixels from one holder to another. Leave the "
+            "augmentation out (`data/augmentation=none`)."
+        )
+    if lacking.is_trivial:
+        return
+    if missing is None:
+        raise MisconfigurationException(
+            f"With {lacking!r} holders lack samples, and the network has no rule for "
+            "that. Give `VerticalNetwork` or `vertical_network` one (`missing='zeros'` "
+            "or 'skip'; in a configuration `topology.missing`), or leave it out."
+        )
+    if repr(lacking.parts) != repr(parts):
+        raise MisconfigurationException(
+            f"Holders lack samples by {lacking.parts!r}, and the network is one for "
+            f"{parts!r}. Give both the same `parts`."
+        )
     if trainer.world_size > 1:
         raise MisconfigurationException(
-            f"{trainer.world_size} processes train the same layers in each step, and "
-            "here clients differ in the layers that they hold. Use one device: "
-            "Trainer(devices=1, strategy='auto')."
-        )
-    if any(callback.acts_together and callback.num_seats == 1 for callback in passing):
-        raise MisconfigurationException(
-            "Clients that are averaged at each step act on the same weights, and here "
-            "they differ in the layers that they hold. Average them at the ends of "
-            "rounds (ClientAveraging(every=1); in a configuration protocol=parallel "
-            "protocol.callbacks.weight_passing.every=1), or let all cut after the same "
-            "layer."
+            f"{trainer.world_size} processes share out each batch, and a holder that "
+            "lacks all of one process's samples would have no gradient there. Use one "
+            "device: Trainer(devices=1, strategy='auto')."
         )

@@ -24,7 +24,7 @@ from split_lightning.data import (
     PooledSchedule,
     RoundRobinSchedule,
 )
-from split_lightning.data.least_batch import LeastBatch
+from split_lightning.protocols.least_batch import LeastBatch
 from split_lightning.data.sampler import ClientBatchSampler
 
 SHALLOW, DEEP = 2, 6  # the layer with one value per channel: server's, clients'

@@ -1,8 +1,6 @@
-"""Callbacks: weight passing, monitors, pictures, progress."""
+"""Callbacks: monitors, pictures, progress and checkpoints."""
 
-from split_lightning.callbacks.asynchronous_passing import AsynchronousWeightPassing
 from split_lightning.callbacks.availability_monitor import AvailabilityMonitor
-from split_lightning.callbacks.averaging import ClientAveraging, ServerAveraging
 from split_lightning.callbacks.best_checkpoint import BestCheckpoint
 from split_lightning.callbacks.client_picture import ClientPicture
 from split_lightning.callbacks.communication_monitor import CommunicationMonitor
@@ -27,16 +25,10 @@ from split_lightning.callbacks.segment_summary import SegmentSummary
 from split_lightning.callbacks.speed_monitor import SpeedMonitor
 from split_lightning.callbacks.tensorboard_layout import TensorBoardLayout
 from split_lightning.callbacks.virtual_clock import VirtualClock
-from split_lightning.callbacks.weight_passing import (
-    RoundRobinWeightPassing,
-    WeightPassing,
-)
 
 __all__ = [
-    "AsynchronousWeightPassing",
     "AvailabilityMonitor",
     "BestCheckpoint",
-    "ClientAveraging",
     "ClientPicture",
     "CommunicationMonitor",
     "ConfusionMatrix",
@@ -49,13 +41,10 @@ __all__ = [
     "PartitionPicture",
     "ResumeCheckpoint",
     "RoundProgressBar",
-    "RoundRobinWeightPassing",
     "SegmentSummary",
-    "ServerAveraging",
     "SpeedMonitor",
     "TensorBoardLayout",
     "VirtualClock",
-    "WeightPassing",
     "draw_confusion",
     "draw_curves",
     "draw_label_counts",

@@ -9,8 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from typing_extensions import override
 
-from split_lightning.data.loader import ClientLoader
-from split_lightning.data.sampler import ClientBatchSampler
+from split_lightning.data.loader import TrainLoader
 
 _logger = logging.getLogger(__name__)
 
@@ -27,29 +26,37 @@ class AvailabilityMonitor(pl.Callback):
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        sampler = _sampler_of(trainer)
-        if sampler is None or not trainer.is_global_zero:
-            return
-        absent, dropped = sampler.absentees()
-        if absent or dropped:
-            _logger.info(_line(trainer.current_epoch + 1, absent, dropped))
+        found = _missing(trainer)
+        if found is not None and any(found) and trainer.is_global_zero:
+            _logger.info(_line(trainer.current_epoch + 1, *found))
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        sampler = _sampler_of(trainer)
-        if sampler is None:
-            return
-        absent, dropped = sampler.absentees()
-        pl_module.log("system/absent", float(len(absent)))
-        pl_module.log("system/dropped", float(len(dropped)))
+        found = _missing(trainer)
+        if found is not None:
+            absent, dropped = found
+            pl_module.log("system/absent", float(len(absent)))
+            pl_module.log("system/dropped", float(len(dropped)))
 
 
-def _sampler_of(trainer: pl.Trainer) -> ClientBatchSampler | None:
-    """Returns what plans the rounds, where a client may be absent or drop out."""
+def _missing(
+    trainer: pl.Trainer,
+) -> tuple[list[int], dict[int, tuple[int, int]]] | None:
+    """Returns the clients of the round that are absent, and those that drop out.
+
+    Returns:
+        The absent clients; and for each that drops out the numbers of batches that it
+        makes and that were planned. `None`: all clients are always there.
+    """
     loader = trainer.train_dataloader
-    if not isinstance(loader, ClientLoader) or loader.sampler.availability.is_trivial:
+    if not isinstance(loader, TrainLoader):
         return None
-    return loader.sampler
+    round = loader.round()
+    if round.availability.is_trivial:
+        return None
+    for _ in loader.protocol.steps(round):  # planning finds out
+        pass
+    return round.absent, round.dropped
 
 
 def _line(

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from split_lightning.callbacks.logs import log_metrics
 from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.protocols.asynchronous import AsynchronousWeightPassing
 
 # By the parameters' places in their optimizer; those without a gradient have none.
 Gradients: TypeAlias = dict[int, Tensor]
@@ -57,11 +58,13 @@ class DriftMonitor(pl.Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
-        if isinstance(data, SplitDataModule) and data.schedule.hands_in:
+        if not isinstance(data, SplitDataModule):
+            return
+        if isinstance(data.protocol, AsynchronousWeightPassing):
             raise MisconfigurationException(
                 "DriftMonitor compares turns that follow each other, and those of "
-                f"{type(data.schedule).__name__} run at the same time. Leave it out, "
-                "or let clients take turns (RoundRobinSchedule)."
+                f"{type(data.protocol).__name__} run at the same time. Leave it out, "
+                "or let clients take turns (RoundRobinWeightPassing)."
             )
 
     @override

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from split_lightning.callbacks.logs import tensorboard_writers
-from split_lightning.channel import Crossing
+from split_lightning.message import Computed, Message, role_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -43,8 +43,7 @@ class Histograms(pl.Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._trainer = trainer
-        for channel in _channels(pl_module):
-            channel.observers.append(self._observe)
+        pl_module.channel.observers.append(self._observe)
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -60,21 +59,18 @@ class Histograms(pl.Callback):
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        for channel in _channels(pl_module):
-            if self._observe in channel.observers:
-                channel.observers.remove(self._observe)
+        if self._observe in pl_module.channel.observers:
+            pl_module.channel.observers.remove(self._observe)
         self._trainer = None
 
-    def _observe(self, crossing: Crossing, values: tuple[Any, ...]) -> None:
+    def _observe(self, event: Message | Computed) -> None:
         # Kept from the round's last batch alone: else it would hold on to memory.
-        is_wanted = crossing.content == "smashed data" and crossing.sender == "client"
+        if not isinstance(event, Message) or event.kind != "smashed":
+            return
+        is_wanted = role_of(event.sender) == "client"
         if is_wanted and self._trainer and self._trainer.is_last_batch:
-            self._smashed = tuple(v.detach() for v in values if isinstance(v, Tensor))
-
-
-def _channels(pl_module: Any) -> list[Any]:
-    channel = getattr(pl_module, "channel", None)  # an unsplit network has none
-    return [] if channel is None else [channel]
+            sent = (v.detach() for v in event.payload if isinstance(v, Tensor))
+            self._smashed = tuple(sent)
 
 
 def _write(writer: SummaryWriter, tag: str, tensor: Tensor, step: int) -> None:

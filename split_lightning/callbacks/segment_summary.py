@@ -13,8 +13,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from typing_extensions import override
 
-from split_lightning.channel import num_bytes
 from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.message import num_bytes
 from split_lightning.system.work import crossing_of, work_of
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,35 +9,26 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import override
 
-from split_lightning.channel import num_bytes
-from split_lightning.data.asynchronous_schedule import AsynchronousSchedule
+from split_lightning.channel import Channel
 from split_lightning.data.datamodule import SplitDataModule
-from split_lightning.data.schedule import PooledSchedule
-from split_lightning.data.seconds import EqualSeconds
-from split_lightning.kinds import places_of
-from split_lightning.models.segment import Stretches
-from split_lightning.route import Party, Stage
-from split_lightning.system import (
-    Holder,
-    System,
-    SystemSeconds,
-    Timeline,
-    Work,
-    crossing_of,
-    work_of,
-)
-from split_lightning.system.timeline import Itinerary
-
-_BYTES_PER_LABEL = 8
+from split_lightning.engines.dry_run import dry_step, measure_segments
+from split_lightning.message import num_bytes
+from split_lightning.observers.clock import Clock
+from split_lightning.observers.system_seconds import SystemSeconds
+from split_lightning.protocols.asynchronous import AsynchronousWeightPassing
+from split_lightning.protocols.protocol import Protocol
+from split_lightning.store import tensors_in
+from split_lightning.system.seconds import EqualSeconds
+from split_lightning.system.system import System
 
 
 class VirtualClock(pl.Callback):
     """Keeps the time of a run on the devices and links of a system.
 
-    Each step, hand-off and averaging takes its time on a `Timeline`, from the counted
-    operations of each party's layers and from the bytes that cross; so whatever waits
-    for each other does so, and all else goes on at the same time. Nothing waits in
-    truth. Not in it: optimizer steps, validation, tests, and what memory allows.
+    Each computation and each message takes its time on a `Clock`: from the counted
+    operations of each party's segments, and from the bytes that are sent. Parties that
+    wait for each other do so, and all others go on at the same time. Nothing waits in
+    reality. Not counted: optimizer steps, validation, tests, and the limits of memory.
 
     `system/virtual_seconds` is logged at the end of each round: the time when all of it
     is done.
@@ -49,59 +39,44 @@ class VirtualClock(pl.Callback):
 
     def __init__(self, system: System) -> None:
         self.system = system
-        self.timeline: Timeline | None = None
-        self._state: dict[str, Any] | None = None  # waits for the fit's start
-        self._module: Any = None
-        self._crossed: list[list[int]] = []
-        self._crossed_by_holder: list[list[int]] = []
-        self._itineraries: dict[int, Itinerary] = {}  # by kind of client
-        self._in_flight = 1
-        self._schedule: AsynchronousSchedule | None = None
+        self.clock: Clock | None = None
+        self._state: dict[str, Any] | None = None  # until the fit starts
+        self._data: SplitDataModule | None = None
 
     @property
     def seconds(self) -> float:
         """Virtual seconds since the start of the run."""
-        return 0.0 if self.timeline is None else self.timeline.now
+        return 0.0 if self.clock is None else self.clock.now
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if trainer.world_size > 1:
             raise MisconfigurationException(
-                "A virtual clock is for one process, which sees all that crosses; but "
-                f"there are {trainer.world_size}. Use trainer.devices=1, or leave the "
-                "clock out (system=none)."
+                "A virtual clock is for one process, which sees all messages; but there "
+                f"are {trainer.world_size}. Use trainer.devices=1, or leave the clock "
+                "out (system=none)."
             )
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._module = pl_module
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, SplitDataModule):
             raise MisconfigurationException(
                 "A virtual clock counts the work of an image of the data, and needs "
                 f"a SplitDataModule (`datamodule=...`), but got {data!r}."
             )
-        self._pooled = isinstance(data.schedule, PooledSchedule)
-        self._example = pl_module.fed(data.example())
-        self._itineraries.clear()
-        self.timeline = Timeline(
-            self.system,
-            *self._of_client(0),
-            self._of_client,
-            _holders_of(pl_module, self._example),
-            getattr(pl_module, "label_holder", 0),
+        self.clock, seconds = new_clock(
+            self.system, pl_module, data.protocol, pl_module.fed(data.example())
         )
+        if seconds is not None:
+            self._data, data.seconds = data, seconds
         if trainer.ckpt_path is not None:
-            self.timeline.load_state_dict(self._state_to_go_on())
+            self.clock.load_state_dict(self._state_to_continue())
         self._state = None
-        self._in_flight = data.schedule.in_flight
-        if isinstance(data.schedule, AsynchronousSchedule):
-            self._tell(data.schedule, trainer, pl_module)
-        if self not in pl_module.parties.listeners:
-            pl_module.parties.listeners.append(self)
+        pl_module.channel.observers.append(self.clock)
 
-    def _state_to_go_on(self) -> dict[str, Any]:
-        """Returns the times of the run that goes on.
+    def _state_to_continue(self) -> dict[str, Any]:
+        """Returns the times of the run that continues.
 
         Raises:
             ValueError: If it had no clock, or one of another system.
@@ -121,164 +96,81 @@ class VirtualClock(pl.Callback):
             )
         return self._state
 
-    def _of_client(self, client_id: int) -> Itinerary:
-        """Returns who computes what for a client, and what that takes."""
-        parties = self._module.parties
-        kind = parties.kinds.kind_of(client_id, parties.num_clients)
-        if kind not in self._itineraries:
-            route = places_of(parties.route_of(client_id))
-            if self._pooled:  # one network, with all samples
-                route = [Stage("server", 0)]
-            places = self._module.places(client_id)
-            work = work_of({str(i): own for i, own in enumerate(places)}, self._example)
-            times = getattr(self._module, "server_work", 1)
-            scaled = [
-                Work(times * own.forward, times * own.backward)
-                if stage.party == "server"
-                else own
-                for stage, own in zip(route, work, strict=True)
-            ]
-            self._itineraries[kind] = (route, scaled)
-        return self._itineraries[kind]
-
-    def _tell(
-        self, schedule: AsynchronousSchedule, trainer: pl.Trainer, module: Any
-    ) -> None:
-        """Tells a schedule that plans by time how long things take."""
-        if module.holders.number > 1:
-            raise MisconfigurationException(
-                "AsynchronousSchedule plans by the times of clients that are a device "
-                "each, and here each is a group of holders. Leave the clock out "
-                "(system=none), or let clients take turns."
-            )
-        route, work = self._of_client(0)
-        with trainer.precision_plugin.train_step_context():
-            crossing = crossing_of(module.stages(), self._example)
-        forth, back = crossing[0]
-        crossing[0] = (forth + _label_bytes(route, 0), back)
-        weight_bytes = module.parties.clients.weight_bytes
-        schedule.seconds = SystemSeconds(
-            self.system, route, work, crossing, weight_bytes
-        )
-        self._schedule = schedule
-
-    @override
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        # The module has set its counts by now.
-        self._crossed, self._crossed_by_holder = self._by_cut(), self._by_holder()
-
-    def stepped(self, samples: Mapping[int, int], server: int) -> None:
-        """Clients made a step on some samples each, with a server."""
-        assert self.timeline is not None
-        before, self._crossed = self._crossed, self._by_cut()
-        routes = {k: self._of_client(k)[0] for k in samples}
-        crossing = []
-        for place, (now, then) in enumerate(zip(self._crossed, before, strict=True)):
-            through = [k for k, route in routes.items() if route[place].is_cut]
-            count = sum(samples[k] for k in through) or 1
-            labels = max((_label_bytes(routes[k], place) for k in through), default=0)
-            crossing.append(_of_a_sample(then, now, count, labels))
-        before, self._crossed_by_holder = self._crossed_by_holder, self._by_holder()
-        of_holders = []
-        for holder, (now, then) in enumerate(
-            zip(self._crossed_by_holder, before, strict=True)
-        ):
-            has_labels = holder == self.timeline.label_holder
-            route, *_ = routes.values()
-            labels = _label_bytes(route, 0) * has_labels
-            count = sum(samples.values())
-            of_holders.append(_of_a_sample(then, now, count, labels))
-        self.timeline.step(samples, server, crossing, self._in_flight, of_holders)
-
-    def handed_over(
-        self, sender: int | None, receiver: int | None, num_bytes: int, server: int
-    ) -> None:
-        """A client took weights over from another; `None` is its server."""
-        assert self.timeline is not None
-        self.timeline.hand_over(sender, receiver, num_bytes, server)
-
-    def began_turn(self, client_id: int, num_bytes: int) -> None:
-        """A client began a turn from the newest weights, of so many bytes."""
-        assert self.timeline is not None
-        self.timeline.begin_turn(client_id, num_bytes)
-
-    def handed_in(self, client_id: int, num_bytes: int) -> None:
-        """A client that is done with its turn handed in so many bytes of weights."""
-        assert self.timeline is not None
-        self.timeline.hand_in(client_id, num_bytes)
-
-    def averaged(self, party: Party, sent: Mapping[int, int]) -> None:
-        """Parties sent so many bytes of weights each, and got the mean back."""
-        assert self.timeline is not None
-        if party == "client":
-            self.timeline.average_clients(sent)
-        else:
-            self.timeline.average_servers(sent)
-
-    def exchanged(self, sent: Mapping[int, int]) -> None:
-        """Clients sent so many bytes of something else each, and got a mean back."""
-        assert self.timeline is not None
-        self.timeline.exchange(sent)
-
-    def _by_cut(self) -> list[list[int]]:
-        channel = getattr(self._module, "channel", None)
-        return [] if channel is None else [list(own) for own in channel.by_cut]
-
-    def _by_holder(self) -> list[list[int]]:
-        channel = getattr(self._module, "channel", None)
-        return [] if channel is None else [list(own) for own in channel.by_holder]
-
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.log("system/virtual_seconds", self.seconds)
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        if stage == "fit" and self in pl_module.parties.listeners:
-            pl_module.parties.listeners.remove(self)
-        if self._schedule is not None:
-            self._schedule.seconds, self._schedule = EqualSeconds(), None
+        if stage == "fit" and self.clock in pl_module.channel.observers:
+            pl_module.channel.observers.remove(self.clock)
+        if self._data is not None:
+            self._data.seconds, self._data = EqualSeconds(), None
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        if self.timeline is None:
+        if self.clock is None:
             return {}
-        return {"system": repr(self.system), **self.timeline.state_dict()}
+        return {"system": repr(self.system), **self.clock.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = dict(state_dict) or None
 
 
-def _holders_of(module: Any, example: Tensor) -> list[Holder]:
-    """Returns what each of a client's holders has to do; none where it is one."""
-    stretches = getattr(module, "stretches_of_holders", [[0]])
-    if len(stretches) == 1:
-        return []
-    sizes = [num_bytes(module.client.state_of(*own).values()) for own in stretches]
-    works = [
-        work_of({"holder": Stretches([module.client], [own[0]])}, example)[0]
-        for own in stretches
-    ]
-    pairs = zip(works, sizes, strict=True)
-    return [Holder(work, size / sum(sizes)) for work, size in pairs]
+def new_clock(
+    system: System, module: Any, protocol: Protocol, example: Tensor
+) -> tuple[Clock, SystemSeconds | None]:
+    """Returns a clock for a module and a protocol.
 
+    Returns:
+        The clock, and how long things take, for a protocol that plans by time.
 
-def _of_a_sample(
-    before: Sequence[int], now: Sequence[int], count: int, labels: int
-) -> tuple[float, float]:
-    """Returns the bytes, forth and back, by which counts have grown, for a sample.
-
-    Labels go along with what is sent, if anything is.
+    Raises:
+        MisconfigurationException: If such a protocol has clients that are groups of
+            holders.
     """
-    forth, back = (n - b for n, b in zip(now, before, strict=True))
-    return (forth / count + labels if forth else 0.0), back / count
+    engine = module.engine
+    measured = measure_segments(engine, example)
+    holders = 1 if module.topology.parts is None else len(module.topology.parts)
+    plans_by_time = isinstance(protocol, AsynchronousWeightPassing)
 
+    def clock() -> Clock:
+        return Clock(
+            system,
+            lambda segment: measured[segment].work,
+            holders,
+            protocol.server_work,
+            protocol.in_flight,
+            shares_means=not plans_by_time,
+        )
 
-def _label_bytes(route: Sequence[Stage], place: int) -> int:
-    """Returns the bytes of a label at a cut: at the first, if a server has the loss."""
-    is_first = place == [stage.is_cut for stage in route].index(True)
-    return _BYTES_PER_LABEL if is_first and route[-1].party == "server" else 0
+    if not plans_by_time:
+        return clock(), None
+    if holders > 1:
+        raise MisconfigurationException(
+            f"{type(protocol).__name__} plans by the times of clients that are a device "
+            "each, and here each is a group of holders. Leave the clock out "
+            "(system=none), or let clients take turns."
+        )
+    parts = ("parameters",) if protocol.buffers == "keep" else ("parameters", "buffers")
+    weights = [
+        tensor
+        for store, name in engine.homes(0, "client")
+        for part in parts
+        for tensor in tensors_in(store.peek(name, part))
+    ]
+
+    def run_step(client_id: int, num_samples: int, channel: Channel) -> None:
+        dry_step(engine, measured, {client_id: num_samples}, channel)
+
+    def one_in_flight() -> Clock:
+        own = clock()
+        own.in_flight = 1
+        return own
+
+    seconds = SystemSeconds(system, one_in_flight, run_step, num_bytes(weights))
+    return clock(), seconds
 
 
 def virtual_seconds(trainer: pl.Trainer) -> float | None:

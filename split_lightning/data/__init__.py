@@ -1,26 +1,14 @@
-"""Data: data sets as tensors, partitions, schedules, loaders."""
+"""Data: data sets as tensors, partitions, loaders."""
 
-from split_lightning.data.asynchronous_schedule import AsynchronousSchedule
-from split_lightning.data.availability import Availability
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import (
     ClientBatch,
-    ClientLoader,
     EvaluationLoader,
-    JointBatch,
-    StepBatch,
+    TrainLoader,
     ValidationLoader,
 )
 from split_lightning.data.missing_parts import MissingParts
 from split_lightning.data.partition import label_counts, partition
-from split_lightning.data.sampler import BatchPlan, ClientBatchSampler
-from split_lightning.data.schedule import (
-    Draw,
-    ParallelSchedule,
-    PooledSchedule,
-    RoundRobinSchedule,
-    Schedule,
-)
 from split_lightning.data.sources import (
     DigitsImages,
     Images,
@@ -30,27 +18,16 @@ from split_lightning.data.sources import (
 from split_lightning.data.tables import SklearnTable
 
 __all__ = [
-    "AsynchronousSchedule",
-    "Availability",
-    "BatchPlan",
     "ClientBatch",
-    "ClientBatchSampler",
-    "ClientLoader",
     "DigitsImages",
-    "Draw",
     "EvaluationLoader",
     "ImageSource",
     "Images",
-    "JointBatch",
     "MissingParts",
-    "ParallelSchedule",
-    "PooledSchedule",
-    "RoundRobinSchedule",
-    "Schedule",
     "SklearnTable",
     "SplitDataModule",
-    "StepBatch",
     "TorchvisionImages",
+    "TrainLoader",
     "ValidationLoader",
     "label_counts",
     "partition",

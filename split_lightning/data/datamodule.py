@@ -13,20 +13,27 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from typing_extensions import override
 
-from split_lightning.data.availability import Availability
-from split_lightning.data.least_batch import LeastBatch
-from split_lightning.data.loader import ClientLoader, EvaluationLoader, ValidationLoader
+from split_lightning.protocols.least_batch import LeastBatch
+from split_lightning.data.loader import (
+    ClientBatch,
+    EvaluationLoader,
+    TrainLoader,
+    ValidationLoader,
+)
 from split_lightning.data.missing_parts import Lacking, MissingParts
 from split_lightning.data.partition import label_counts, partition
 from split_lightning.data.partitioners import new_partitioner
-from split_lightning.data.sampler import ClientBatchSampler
 from split_lightning.data.samples import check_alike, classes_of, load, read_samples
 from split_lightning.data.scaling import check_statistics, is_measured, normalized
-from split_lightning.data.schedule import RoundRobinSchedule, Schedule
-from split_lightning.data.seeding import generator
+from split_lightning.seeding import generator
 from split_lightning.data.sources import Images, ImageSource
 from split_lightning.processes import processes_of
-from split_lightning.server_map import ServerMap
+from split_lightning.protocols.plan import Step
+from split_lightning.protocols.protocol import Protocol
+from split_lightning.protocols.round import Round
+from split_lightning.protocols.round_robin import RoundRobinWeightPassing
+from split_lightning.system.availability import Availability
+from split_lightning.system.seconds import EqualSeconds, Seconds
 
 if TYPE_CHECKING:
     from split_lightning.data.partitioners import PartitionerLike
@@ -47,8 +54,6 @@ class SplitDataModule(pl.LightningDataModule):
             instance, or a partial such as
             `partial(DirichletPartitioner, partition_by="label", alpha=0.5)`. It divides
             by `label` or a column of the source; `None`: IID.
-        schedule: Who takes part in a round, in which order, in which steps; `None`:
-            a round robin.
         batch_size: Number of samples in a batch.
         local_epochs: Number of passes over its partition in a client's turn.
         val_share: Share of its samples that each client keeps for validation, in
@@ -59,12 +64,15 @@ class SplitDataModule(pl.LightningDataModule):
         augmentation: Changes normalised training images at random, each sample by
             itself, such as one of `kornia.augmentation`; drawn anew for each batch.
         seed: The run's seed.
-        servers: Which server serves which client; `None`: one for all.
         availability: Which clients are there in a round, and how far they come;
             `None`: all, to the end. Who is absent still validates.
         missing_parts: Which holders of parts lack which samples; `None`: none.
 
     Attributes:
+        protocol: Plans the rounds: that of the Trainer's callbacks, once it fits;
+            before, a round robin.
+        seconds: How long things take, for protocols that plan by time; a
+            `VirtualClock` knows.
         parts: For each client the positions in the training set of the samples that
             it trains on; from `setup` on.
         val_parts: For each client the positions of those that it validates on.
@@ -79,8 +87,9 @@ class SplitDataModule(pl.LightningDataModule):
 
         data = SplitDataModule(DigitsImages(), num_clients=10, batch_size=32)
         data.setup("fit")
-        for batch in data.train_dataloader():
-            print(batch.client_id, batch.inputs.shape, batch.targets)
+        for step in data.train_dataloader():
+            for batch in step.parts:
+                print(batch.client_id, batch.inputs.shape, batch.targets)
     """
 
     def __init__(
@@ -88,7 +97,6 @@ class SplitDataModule(pl.LightningDataModule):
         source: ImageSource,
         num_clients: int,
         partitioner: PartitionerLike | None = None,
-        schedule: Schedule | None = None,
         batch_size: int = 128,
         local_epochs: int = 1,
         val_share: float = 0.1,
@@ -96,7 +104,6 @@ class SplitDataModule(pl.LightningDataModule):
         std: Sequence[float] = (0.5,),
         augmentation: nn.Module | None = None,
         seed: int = 0,
-        servers: ServerMap | None = None,
         availability: Availability | None = None,
         missing_parts: MissingParts | None = None,
     ) -> None:
@@ -123,20 +130,21 @@ class SplitDataModule(pl.LightningDataModule):
         self.source = source
         self.num_clients = num_clients
         self.partitioner = partitioner
-        self.schedule = schedule or RoundRobinSchedule()
+        self.protocol: Protocol = RoundRobinWeightPassing()
+        self.seconds: Seconds = EqualSeconds()
         self.batch_size = batch_size
         self.local_epochs = local_epochs
         self.val_share = val_share
         self.normalize = partial(normalized, mean=list(mean), std=list(std))
         self.augmentation = augmentation
         self.seed = seed
-        self.servers = servers or ServerMap()
         self.availability = availability or Availability()
-        self.availability.check(num_clients, self.schedule)
+        self.availability.check(num_clients)
         self.missing_parts = missing_parts or MissingParts()
         self.parts: list[Tensor] = []
         self.val_parts: list[Tensor] = []
         self.least = LeastBatch()
+        self._counted: tuple[bool, list[int]] | None = None
         self._train: Images | None = None
         self._test: Images | None = None
 
@@ -184,31 +192,56 @@ class SplitDataModule(pl.LightningDataModule):
         largest = max((ids[ids.amax(dim=1).argmax()] for ids in sets), key=torch.max)
         return self.normalize(torch.cat([first, largest[None]]))
 
-    @override
-    def train_dataloader(self) -> ClientLoader:
-        sampler = ClientBatchSampler(
-            self.schedule.regroup(self.parts),
-            self.schedule,
+    def partition(self) -> list[Tensor]:
+        """Returns the samples of each party that trains: the clients, or one for all."""
+        return [torch.cat(self.parts)] if self.protocol.pools_samples else self.parts
+
+    def new_round(self, number: int) -> Round:
+        """Returns what the plan of a round is made from."""
+        repeats = getattr(self.trainer, "overfit_batches", 0) > 0
+        return Round(
+            number,
+            self._sizes(),
             self.batch_size,
             self.local_epochs,
             self.seed,
-            repeat_round=getattr(self.trainer, "overfit_batches", 0) > 0,
-            servers=self.servers,
-            availability=self.availability,
-            least=self.least,
+            self.availability,
+            self.least,
+            self.seconds,
+            drawn_as=0 if repeats else None,
         )
-        if self.trainer is not None:  # Lightning may fetch before it sets the round
-            progress: Any = self.trainer.fit_loop.epoch_progress.current
-            sampler.set_epoch(progress.processed)
-        train = self._need(self._train)
-        return ClientLoader(
-            train,
-            sampler,
+
+    def _sizes(self) -> list[int]:
+        key = self.protocol.pools_samples
+        if self._counted is None or self._counted[0] != key:
+            self._counted = key, [len(part) for part in self.partition()]
+        return self._counted[1]
+
+    @override
+    def train_dataloader(self) -> TrainLoader:
+        loader = TrainLoader(
+            self._need(self._train),
+            self.partition(),
+            self.protocol,
+            self.new_round,
             self.normalize,
+            self.seed,
             self.augmentation,
             processes_of(self.trainer),
             self._lacking(train=True),
         )
+        if self.trainer is not None:  # Lightning may fetch before it sets the round
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            loader.set_epoch(progress.processed)
+        return loader
+
+    @override
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        if isinstance(batch, Step | ClientBatch):
+            return batch if device.type == "cpu" else batch.to(device)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     @override
     def val_dataloader(self) -> ValidationLoader | list[ValidationLoader]:
@@ -270,7 +303,7 @@ class SplitDataModule(pl.LightningDataModule):
                 "Expected argument `val_share` to keep a sample of a client's "
                 f"{max(map(len, owned))}, or to be 0, but got {self.val_share}."
             )
-        self.parts, self.val_parts = [], []
+        self.parts, self.val_parts, self._counted = [], [], None
         for client_id, (samples, num) in enumerate(zip(owned, num_val, strict=True)):
             # Drawn: partitioners leave each class of a client in an order of theirs.
             order = torch.randperm(
@@ -291,8 +324,7 @@ class SplitDataModule(pl.LightningDataModule):
             "batch_size": self.batch_size,
             "local_epochs": self.local_epochs,
             "partition": zlib.crc32(dealt_out),
-            "schedule": _described(self.schedule),
-            "servers": _described(self.servers),
+            "protocol": _described(self.protocol),
             "availability": repr(self.availability),
             "missing_parts": repr(self.missing_parts),
         }
@@ -307,11 +339,6 @@ class SplitDataModule(pl.LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         own = self.state_dict()
-        earlier = {
-            "availability": repr(Availability()),
-            "missing_parts": repr(MissingParts()),
-        }
-        state_dict = earlier | state_dict
         differs = [name for name in own if own[name] != state_dict.get(name)]
         if differs:
             before = ", ".join(f"{name}={state_dict.get(name)}" for name in differs)
@@ -335,6 +362,8 @@ class SplitDataModule(pl.LightningDataModule):
 def _described(part: object) -> str:
     """Returns the class of a part and its plain options, in words."""
     plain = (bool, int, float, str, type(None))
-    options = {k: v for k, v in vars(part).items() if isinstance(v, plain)}
+    options = {
+        k: v for k, v in vars(part).items() if isinstance(v, plain) and k[0] != "_"
+    }
     listed = ", ".join(f"{name}={value!r}" for name, value in sorted(options.items()))
     return f"{type(part).__name__}({listed})"

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from split_lightning.data.missing_parts import Lacking
-from split_lightning.data.sampler import BatchPlan, ClientBatchSampler
-from split_lightning.data.service import Service
+from split_lightning.seeding import derive_seed, generator
 from split_lightning.data.sources import Images
 from split_lightning.processes import ONE_PROCESS, Processes
+from split_lightning.protocols.plan import Step
+from split_lightning.protocols.protocol import Protocol
+from split_lightning.protocols.round import Planned, Round
 
 
 class ClientBatch(NamedTuple):
     """A batch of one client, or this process's share of it.
 
     Attributes:
-        client_id: The client that owns the samples.
-        inputs: Normalised images, float32 of shape `(B, C, H, W)`.
+        client_id: The client that has the samples.
+        inputs: Normalised samples, float32 of shape `(B, C, H, W)`.
         targets: Labels, int64 of shape `(B,)`.
-        ends_turn: Whether this is the last batch of the client's turn: in turn, other
-            clients act in the next step.
+        ends_turn: Whether this is the last batch of the client's turn.
         share: The part of the client's batch that this process has: 1 for one process.
             0 where there are fewer samples than processes: then the samples are
             another's, to compute with and not to count.
-        ends_round: Whether this is the last batch that the client makes in the round.
         size: Number of samples of the client's whole batch; `None`: those that are
             here.
-        service: What happens around the step, where clients train at the same time.
     """
 
     client_id: int
@@ -39,14 +38,7 @@ class ClientBatch(NamedTuple):
     targets: Tensor
     ends_turn: bool
     share: float = 1.0
-    ends_round: bool = True
     size: int | None = None
-    service: Service = Service()
-
-    @property
-    def parts(self) -> tuple[ClientBatch, ...]:
-        """The batches of the clients that take part in the step: this one alone."""
-        return (self,)
 
     @property
     def num_samples(self) -> int:
@@ -58,60 +50,31 @@ class ClientBatch(NamedTuple):
         """Number of samples of the whole batch, of all processes."""
         return len(self.targets) if self.size is None else self.size
 
-
-class JointBatch(NamedTuple):
-    """The batches of several clients that take part in a step together.
-
-    Attributes:
-        parts: One batch of each client.
-    """
-
-    parts: tuple[ClientBatch, ...]
-
-    @property
-    def targets(self) -> Tensor:
-        """Labels of all parts, int64 of shape `(B,)`."""
-        return torch.cat([part.targets for part in self.parts])
-
-    @property
-    def ends_turn(self) -> bool:
-        """Whether other clients act in the next step."""
-        return self.parts[0].ends_turn
-
-    @property
-    def share(self) -> float:
-        """The part of the batch that this process has: all of it."""
-        return 1.0
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples of all parts."""
-        return sum(part.num_samples for part in self.parts)
-
-    @property
-    def num_samples_of_all(self) -> int:
-        """Number of samples of all parts."""
-        return self.num_samples
+    def to(self, device: Any) -> ClientBatch:
+        """Returns the batch on a device."""
+        inputs = self.inputs.to(device, non_blocking=True)
+        return self._replace(
+            inputs=inputs, targets=self.targets.to(device, non_blocking=True)
+        )
 
 
-# What a training step gets: both have `parts`, and the sums over them.
-StepBatch: TypeAlias = ClientBatch | JointBatch
+class TrainLoader:
+    """Loads the training steps of a protocol's plan, round by round.
 
-
-class ClientLoader:
-    """Loads the batches of a round, step by step; each carries the client that owns it.
-
-    Its whole state is a position (round, batches given out), so that a run that resumes
-    in mid-round goes on with the next batch.
+    Its whole state is a position (the round, and the steps of it that are done), so
+    that a run that resumes in mid-round continues with the next step.
 
     NOTE a loader has a length only where every round has the same one. Lightning asks
     for the length once; without one it finds the end of each round by itself.
 
     Args:
-        images: All training images; the sampler chooses among them.
-        sampler: Plans the batches of a round.
-        normalize: Turns uint8 pixels into the network's inputs.
-        augmentation: Changes normalised images at random, each sample by itself.
+        images: All training samples.
+        partition: For each client the positions of its samples.
+        protocol: Plans each round.
+        new_round: Returns what a round's plan is made from.
+        normalize: Turns stored samples into the network's inputs.
+        seed: The run's seed.
+        augmentation: Changes normalised samples at random, each sample by itself.
         processes: Among which processes each batch is shared out.
         lacking: Which samples holders of parts lack; `None`: none.
     """
@@ -119,118 +82,172 @@ class ClientLoader:
     def __init__(
         self,
         images: Images,
-        sampler: ClientBatchSampler,
+        partition: Sequence[Tensor],
+        protocol: Protocol,
+        new_round: Callable[[int], Round],
         normalize: Callable[[Tensor], Tensor],
+        seed: int = 0,
         augmentation: nn.Module | None = None,
         processes: Processes = ONE_PROCESS,
         lacking: Lacking | None = None,
     ) -> None:
         self.images = images
-        self.sampler = sampler
+        self.partition = partition
+        self.protocol = protocol
+        self.new_round = new_round
         self.normalize = normalize
+        self.seed = seed
         self.augmentation = augmentation
         self.processes = processes
         self.lacking = lacking
-        self._epoch = 0  # the round of the position, and the batches given out in it
-        self._batches = 0
+        self.epoch = 0  # the round
+        self._done = 0  # steps of it that were given out
         self._resumes = False
-        self._done: int | None = None  # the round that was marked as done
+        self._is_over = False  # whether the round ended, however many steps it had
+        self._orders: dict[tuple[int, int], Tensor] = {}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the round; Lightning and plain loops call this before each."""
+        if epoch != self.epoch:
+            self.epoch, self._done, self._resumes = epoch, 0, False
+            self._is_over = False
+
+    @property
+    def sampler(self) -> TrainLoader:
+        """The loader itself: Lightning calls `set_epoch` of a loader's sampler."""
+        return self
+
+    def round(self) -> Round:
+        """Returns what the plan of the current round is made from."""
+        return self.new_round(self.epoch)
+
+    def planned(self) -> Iterator[Step]:
+        """Yields the training steps of the current round, without samples."""
+        return self.protocol.steps(self.round())
 
     def __len__(self) -> int:
-        """Returns the number of batches in a round.
+        """Returns the number of training steps in a round.
 
         Raises:
             TypeError: If it differs from round to round.
         """
-        if not self.sampler.rounds_are_equal:
-            raise TypeError("The number of batches differs from round to round.")
-        return len(self.sampler)
+        if not self._rounds_are_equal():
+            raise TypeError("The number of steps differs from round to round.")
+        return sum(1 for _ in self.planned())
 
-    def __iter__(self) -> Iterator[StepBatch]:
-        """Yields what each step of the sampler's round gets."""
+    def _rounds_are_equal(self) -> bool:
+        round = self.round()
+        if round.repeats:
+            return True
+        needed = max(round.least.own, round.least.total)
+        draws = self.protocol.draws_samples
+        may_merge = needed > 1 and (draws or round.batch_size < 2 * needed - 1)
+        if not round.availability.is_trivial or may_merge:
+            return False
+        if self.protocol.clients_per_round in (None, len(round.sizes)):
+            return True
+        if self.protocol.num_servers != 1:
+            return False
+        loads = {n if draws else -(-n // round.batch_size) for n in round.sizes}
+        return len(loads) == 1
+
+    def __iter__(self) -> Iterator[Step]:
+        """Yields the training steps of the round."""
         if not self._resumes:
-            self._batches = 0
+            self._done = 0
         return self._generate()
 
-    def _generate(self) -> Iterator[StepBatch]:
-        # Runs at the first batch: Lightning chooses the round after it calls `iter`.
-        if not (self._resumes and self._epoch == self.sampler.epoch):
-            self._epoch, self._batches = self.sampler.epoch, 0
-        self._resumes, self._done = False, None
-        first = self._batches
-        steps = islice(self.sampler.plans(), first, None)
-        for number, step in enumerate(steps, first + 1):
-            parts = tuple(self._load(step))
-            self._batches = number
-            yield parts[0] if len(parts) == 1 else JointBatch(parts)
+    def _generate(self) -> Iterator[Step]:
+        # Runs at the first step: Lightning chooses the round after it calls `iter`.
+        self._resumes = self._is_over = False
+        self._orders.clear()
+        first = self._done
+        for number, step in enumerate(islice(self.planned(), first, None), first + 1):
+            loaded = step._replace(parts=tuple(self._load(step.parts)))
+            self._done = number
+            yield loaded
 
-    def _load(self, step: list[BatchPlan]) -> Iterator[ClientBatch]:
-        """Yields the batches of a step; images are fetched and normalised at once."""
-        indices = torch.cat([plan.indices for plan in step])
-        sizes = [len(plan.indices) for plan in step]
-        found = _inputs_of(self.images, indices, self.normalize, self.lacking)
-        inputs = torch.split(found, sizes)
-        targets = torch.split(self.images.targets[indices], sizes)
-        yield from map(self._batch, step, inputs, targets)
+    def _load(self, planned: Sequence[Planned]) -> Iterator[ClientBatch]:
+        """Yields the batches of a step; samples are fetched and normalised at once."""
+        found = [self._positions(batch) for batch in planned]
+        positions = found[0] if len(found) == 1 else torch.cat(found)
+        inputs = _inputs_of(self.images, positions, self.normalize, self.lacking)
+        targets = self.images.targets[positions]
+        sizes = [len(own) for own in found]
+        parts = zip(planned, inputs.split(sizes), targets.split(sizes), strict=True)
+        for batch, own, labels in parts:
+            if self.augmentation is not None:
+                own = self._augmented(batch, own)
+            mine, share = self.processes.share_of(len(labels))
+            yield ClientBatch(
+                batch.client_id,
+                own[mine],
+                labels[mine],
+                batch.ends_turn,
+                share,
+                len(labels),
+            )
 
-    def _batch(self, plan: BatchPlan, inputs: Tensor, targets: Tensor) -> ClientBatch:
-        if self.augmentation is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(plan.seed)
-                inputs = self.augmentation(inputs)
-        own, share = self.processes.share_of(len(targets))
-        return ClientBatch(
-            plan.client_id,
-            inputs[own],
-            targets[own],
-            plan.ends_turn,
-            share,
-            plan.ends_round,
-            len(targets),
-            plan.service,
-        )
+    def _positions(self, batch: Planned) -> Tensor:
+        """Returns where the samples of a batch are in the data set."""
+        client, passed = batch.client_id, batch.pass_number
+        key = client, passed
+        if key not in self._orders:
+            self._orders.pop((client, passed - 1), None)
+            place = (self.seed, "order", self.round().drawn_as, client, passed)
+            samples = self.partition[client]
+            order = torch.randperm(len(samples), generator=generator(*place))
+            self._orders[key] = samples[order]
+        return self._orders[key][batch.start : batch.start + batch.num_samples]
 
-    def state_dict(self) -> dict[str, int]:
-        """Returns the position: the round and the batches given out in it."""
-        epoch = self.sampler.epoch
-        if self._done == epoch:
-            return {"epoch": epoch + 1, "batches": 0}
-        return {"epoch": epoch, "batches": self._batches if epoch == self._epoch else 0}
+    def _augmented(self, batch: Planned, inputs: Tensor) -> Tensor:
+        assert self.augmentation is not None
+        place = (self.round().drawn_as, batch.client_id, batch.number)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(self.seed, "batch", *place))
+            changed: Tensor = self.augmentation(inputs)
+        return changed
 
-    def mark_trained(self, batches: int) -> None:
-        """Says how many batches of the round were trained on.
+    def mark_trained(self, steps: int) -> None:
+        """Notes how many steps of the round were trained.
 
-        Lightning fetches a batch ahead where there is no length: without this, a run
+        Lightning fetches a step ahead where there is no length: without this, a run
         that resumes would lose it.
         """
-        self._batches = batches
+        self._done = steps
 
     def mark_round_done(self) -> None:
-        """Says that the round is over, however many of its batches were trained on."""
-        self._done = self.sampler.epoch
+        """Notes that the round is over, however many of its steps were trained."""
+        self._is_over = True
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the position: the round, and the steps of it that are done."""
+        if self._is_over:
+            return {"epoch": self.epoch + 1, "steps": 0}
+        return {"epoch": self.epoch, "steps": self._done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes to a position; the next iteration starts there."""
-        self.sampler.set_epoch(state["epoch"])
-        self._epoch, self._batches = state["epoch"], state["batches"]
-        self._resumes = True
+        self.epoch, self._done = state["epoch"], state["steps"]
+        self._resumes, self._is_over = True, False
 
 
 class ValidationLoader:
     """Loads each client's own validation share, one client after the other.
 
     Args:
-        images: All training images.
+        images: All training samples.
         parts: For each client the positions of the samples that it validates on.
-        batch_size: Number of images in a batch; a client's last may be smaller.
-        normalize: Turns uint8 pixels into the network's inputs.
+        batch_size: Number of samples in a batch; a client's last may be smaller.
+        normalize: Turns stored samples into the network's inputs.
         processes: Among which processes each batch is shared out; a share may be empty.
+        lacking: Which samples holders of parts lack; `None`: none.
     """
 
     def __init__(
         self,
         images: Images,
-        parts: list[Tensor],
+        parts: Sequence[Tensor],
         batch_size: int,
         normalize: Callable[[Tensor], Tensor],
         processes: Processes = ONE_PROCESS,
@@ -260,13 +277,14 @@ class ValidationLoader:
 
 
 class EvaluationLoader:
-    """Loads images that belong to no client in order, each once.
+    """Loads samples that belong to no client in order, each once.
 
     Args:
-        images: The images.
-        batch_size: Number of images in a batch; the last may be smaller.
-        normalize: Turns uint8 pixels into the network's inputs.
+        images: The samples.
+        batch_size: Number of samples in a batch; the last may be smaller.
+        normalize: Turns stored samples into the network's inputs.
         processes: Among which processes each batch is shared out; a share may be empty.
+        lacking: Which samples holders of parts lack; `None`: none.
     """
 
     def __init__(
@@ -288,7 +306,7 @@ class EvaluationLoader:
         return -(-len(self.images.targets) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields normalised images `(B, C, H, W)` and labels `(B,)`."""
+        """Yields normalised samples `(B, C, H, W)` and labels `(B,)`."""
         every = torch.arange(len(self.images.targets))
         for chosen in torch.split(every, self.batch_size):
             own = chosen[self.processes.own]
@@ -302,6 +320,6 @@ def _inputs_of(
     normalize: Callable[[Tensor], Tensor],
     lacking: Lacking | None,
 ) -> Tensor:
-    """Returns images as the network gets them, without what holders lack."""
+    """Returns samples as the network gets them, without what holders lack."""
     inputs = normalize(images.inputs[chosen])
     return inputs if lacking is None else lacking.blank(inputs, chosen)

@@ -1,4 +1,4 @@
-"""A segment: what of a network one party holds."""
+"""A segment: a part of a network that is never cut further."""
 
 from __future__ import annotations
 
@@ -28,117 +28,91 @@ class Stretch(NamedTuple):
 
 
 class Segment(nn.Module):
-    """Some of a network's operations, with just the layers that they use.
+    """A part of a network that is never cut further, with just the layers it uses.
 
     The layers keep their paths, so that the keys of the segment's state dict are the
     network's own. They are the network's layers themselves, not copies.
 
-    A party may hold several stretches of the network, between which others compute (the
-    first and the last in a U-shape): then the segment has several, and one state dict.
-
     Args:
         network: The network that the layers are taken from.
-        stretches: What it runs, in the order of the network.
+        stretch: The operations of the segment.
 
     Raises:
         ValueError: In `forward`, if a tuple of tensors would cross as one value.
     """
 
-    def __init__(self, network: nn.Module, stretches: Sequence[Stretch]) -> None:
+    def __init__(self, network: nn.Module, stretch: Stretch) -> None:
         super().__init__()
-        graphs = [graph for stretch in stretches for graph in stretch.graphs.values()]
-        nodes = [node for graph in graphs for node in graph.nodes]
+        nodes = [node for graph in stretch.graphs.values() for node in graph.nodes]
         used = {str(n.target) for n in nodes if n.op in ("call_module", "get_attr")}
         for path in sorted(used):  # a layer before what is in it
             adopt(self, network, path)
         self.training = network.training
         self._version = network._version
-        self._paths = [
-            {
-                str(node.target)
-                for graph in stretch.graphs.values()
-                for node in graph.nodes
-                if node.op in ("call_module", "get_attr")
-            }
-            for stretch in stretches
-        ]
-        self._sends = [
-            stretch.sends and _num_results(stretch.graphs[True])
-            for stretch in stretches
-        ]
-        self._codes = [
-            {training: Code(graph) for training, graph in stretch.graphs.items()}
-            for stretch in stretches
-        ]
+        self._num_sent = _num_results(stretch.graphs[True]) if stretch.sends else 0
+        self._codes = {mode: Code(graph) for mode, graph in stretch.graphs.items()}
 
     @property
     def code(self) -> list[str]:
-        """What it runs, as text."""
-        return [code.text for stretch in self._codes for code in stretch.values()]
+        """The operations as text, in train mode and eval mode."""
+        return [code.text for code in self._codes.values()]
 
-    def forward(self, *inputs: Any, stretch: int | Sequence[int] = 0) -> Any:
-        """Runs a stretch of operations, in the order of the unsplit network.
+    def forward(self, *inputs: Any) -> Any:
+        """Runs the operations in the order of the unsplit network.
 
         Args:
-            inputs: The network's inputs for its first stretch; else what the stretch
+            inputs: The network's inputs for the first segment; else what the segment
                 before returned (each element of a tuple).
-            stretch: Which of the segment's; several: side by side, each from the same
-                inputs, and what is returned is all that they return.
 
         Returns:
             The activations at the cut, a tensor, or a tuple where several values cross;
-            the last stretch of the network: what the network returns (of a mapping,
-            such as those of Hugging Face, the `logits`).
+            the last segment: what the network returns (of a mapping, such as those of
+            Hugging Face, the `logits`).
         """
-        if not isinstance(stretch, int):
-            several = [self(*inputs, stretch=own) for own in stretch]
-            return several[0] if len(several) == 1 else tuple(_flat(several))
-        results = self._codes[stretch][self.training](self, *inputs)
-        if not self._sends[stretch]:
+        results = self._codes[self.training](self, *inputs)
+        if not self._num_sent:
             return logits_in(results)
-        for value in (results,) if self._sends[stretch] == 1 else results:
-            _require_whole(value)
+        for value in (results,) if self._num_sent == 1 else results:
+            if isinstance(value, tuple | list | Mapping):
+                raise ValueError(
+                    "Expected tensors to cross the cut, but a layer before it returns "
+                    f"{described(value)}, which those after it use as a whole. Cut one "
+                    "layer earlier or later."
+                )
         return results
 
-    def parameters_of(self, *stretches: int) -> list[nn.Parameter]:
-        """Returns the parameters that stretches of operations use."""
-        named = self.named_parameters()
-        return [p for name, p in named if self._is_used(name, stretches)]
 
-    def state_of(self, *stretches: int) -> dict[str, Tensor]:
-        """Returns what of the state dict stretches of operations use."""
-        state = self.state_dict()
-        return {k: v for k, v in state.items() if self._is_used(k, stretches)}
+class Layers(nn.Module):
+    """The layers of several segments in one module, at the network's own paths.
 
-    def _is_used(self, name: str, stretches: Sequence[int]) -> bool:
-        paths = (path for stretch in stretches for path in self._paths[stretch])
-        return any(name == path or name.startswith(f"{path}.") for path in paths)
-
-
-class Stretches(nn.Module):
-    """Stretches of segments, one after the other, as a module of its own.
+    It has their joint state dict, and no `forward`. The layers are the segments' own.
 
     Args:
-        segments: The segments; their layers are their own.
-        stretches: Which stretch of each, or several side by side.
+        segments: The segments.
     """
 
-    def __init__(
-        self,
-        segments: Sequence[nn.Module],
-        stretches: Sequence[int | Sequence[int]],
-    ) -> None:
+    def __init__(self, segments: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.segments = nn.ModuleList(segments)
-        self.stretches = list(stretches)
+        self._version = segments[0]._version
+        for segment in segments:
+            _graft(self, segment)
 
-    def forward(self, *inputs: Any) -> Any:
-        """Runs the stretches: see `Segment.forward`."""
-        results: Any = inputs
-        for segment, stretch in zip(self.segments, self.stretches, strict=True):
-            values = results if isinstance(results, tuple) else (results,)
-            results = segment(*values, stretch=stretch)
-        return results
+
+def _graft(owner: nn.Module, source: nn.Module) -> None:
+    """Hangs what one module has on another; shared parents are joined."""
+    for name, child in source.named_children():
+        there = owner._modules.get(name)
+        if there is None:
+            owner.add_module(name, child)
+        elif there is not child:
+            joined = nn.Module()  # neither segment's own: they stay as they are
+            joined._version = child._version
+            owner._modules[name] = joined
+            _graft(joined, there)
+            _graft(joined, child)
+    owner._parameters.update(source._parameters)
+    owner._buffers.update(source._buffers)
+    owner._non_persistent_buffers_set |= source._non_persistent_buffers_set
 
 
 def adopt(segment: nn.Module, network: nn.Module, path: str) -> None:
@@ -165,22 +139,6 @@ def adopt(segment: nn.Module, network: nn.Module, path: str) -> None:
         setattr(owner, name, value)
 
 
-def _flat(several: Sequence[Any]) -> list[Any]:
-    """Returns what stretches returned, a tensor or a tuple each, as one list."""
-    tuples = [own if isinstance(own, tuple) else (own,) for own in several]
-    return [value for own in tuples for value in own]
-
-
 def _num_results(graph: fx.Graph) -> int:
     (results,) = next(reversed(graph.nodes)).args
     return len(results) if isinstance(results, tuple) else 1
-
-
-def _require_whole(value: Any) -> None:
-    """Refuses a value that is made of several."""
-    if isinstance(value, tuple | list | Mapping):
-        raise ValueError(
-            "Expected tensors to cross the cut, but a layer before it returns "
-            f"{described(value)}, which those after it use as a whole. Cut one layer "
-            "earlier or later."
-        )

@@ -21,10 +21,7 @@ CutLayer: TypeAlias = str | int | Sequence[str | int]
 
 
 def split(
-    network: nn.Module,
-    cut_layer: CutLayer,
-    parties: Sequence[int] | None = None,
-    num_holders: int = 1,
+    network: nn.Module, cut_layer: CutLayer, num_holders: int = 1
 ) -> tuple[Segment, ...]:
     """Cuts a network after one of its layers, or after several.
 
@@ -43,14 +40,11 @@ def split(
         cut_layer: The layer after which to cut: a module path (`"layer2.0.conv1"`), or
             the index of a child (3). A layer that runs several times: after its last.
             Several layers in the order in which the network runs them: after each.
-        parties: For each stretch of the network, from cut to cut, the number of the
-            party that holds it, from 0: (0, 1, 0) is a U-shape. `None`: a party for
-            each.
-        num_holders: Into how many branches, which share nothing, the stretch before the
-            first cut comes apart: each is a stretch of its own (see `branches_of`).
+        num_holders: Number of branches, which share nothing, that the network has up
+            to the first cut: each becomes a segment of its own (see `branches_of`).
 
     Returns:
-        Each party's segment: with one cut the client's and the server's. Their state
+        The segments in order: with one cut the client's and the server's. Their state
         dicts have the network's own keys, each key in one of them (but for a buffer
         that both sides read).
 
@@ -70,14 +64,10 @@ def split(
     """
     done = traced(network)
     network, stretches = done.network, _cut(done, listed(cut_layer))
-    holders = range(len(stretches)) if parties is None else parties
-    held: dict[int, list[Stretch]] = {}
-    for party, stretch in zip(holders, stretches, strict=True):
-        held.setdefault(party, []).append(stretch)
     if num_holders > 1:
-        held[holders[0]][:1] = branches_of(network, stretches[0], num_holders)
-    first, *others = (Segment(network, held[party]) for party in sorted(held))
-    _hold_the_rest(network, first, others)
+        stretches[:1] = branches_of(network, stretches[0], num_holders)
+    first, *others = (Segment(network, stretch) for stretch in stretches)
+    _hold_the_rest(network, first, others[num_holders - 1 :], others)
     # Copied, so that a layer without parameters that several run is not shared.
     return (first, *map(copy.deepcopy, others))
 
@@ -254,8 +244,17 @@ def _nearest(network: nn.Module, traces: dict[bool, Trace], path: str) -> str:
     return f"Nearest valid cut layers: `{'`, `'.join(near)}`."
 
 
-def _hold_the_rest(network: nn.Module, first: Segment, others: list[Segment]) -> None:
-    """Gives the segments what the network owns under a second path, or never runs."""
+def _hold_the_rest(
+    network: nn.Module, first: Segment, upper: list[Segment], others: list[Segment]
+) -> None:
+    """Gives segments what the network owns under a second path, or never runs.
+
+    Args:
+        network: The network.
+        first: The first segment.
+        upper: The segments behind the first cut; the first gets what never runs.
+        others: All segments but the first.
+    """
     segments = (first, *others)
     holders = {
         id(tensor): segment
@@ -265,4 +264,4 @@ def _hold_the_rest(network: nn.Module, first: Segment, others: list[Segment]) ->
     state = network.state_dict(keep_vars=True)
     kept = {key for segment in segments for key in segment.state_dict()}
     for path in [key for key in state if key not in kept]:
-        adopt(holders.get(id(state[path]), others[0]), network, path)
+        adopt(holders.get(id(state[path]), upper[0]), network, path)

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from split_lightning.models.joins import JoinName, Missing, join_of
 from split_lightning.models.split import split
 from split_lightning.models.tracer import Leaf
 from split_lightning.models.tracing import uncompiled
-from split_lightning.parts import Parts
+from split_lightning.topologies.parts import Parts
 
 _logger = logging.getLogger(__name__)
 
@@ -37,24 +37,29 @@ class Bottom(Leaf):
     def forward(self, part: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Returns the smashed data `(B, ...)`.
 
-        Where it may lack samples: with zeros in their places, and which samples it has,
-        of shape `(B,)`.
+        Where the holder may lack samples: those of the samples that it has, and which
+        these are, a mask of shape `(B,)`.
         """
         if not self.may_lack:
             values: Tensor = self.network(part)
             return values
         has = ~part.flatten(1).isnan().any(dim=1)
         if not self.training:  # no layer mixes samples
-            found = self.network(part.nan_to_num())
-            return torch.where(has.reshape(-1, *[1] * (found.ndim - 1)), found, 0), has
-        places = has.nonzero()[:, 0]
-        if len(places) == 0:  # nothing to compute; a copy knows the shape
+            return self.network(part.nan_to_num())[has], has
+        if not has.any():  # nothing to compute; a copy knows the shape
             with torch.no_grad():
                 shape = copy.deepcopy(self.network).eval()(torch.zeros_like(part))
-            return torch.zeros_like(shape), has
-        found = self.network(part[places])
-        zeros = found.new_zeros(len(part), *found.shape[1:])
-        return zeros.index_put((places,), found), has
+            return torch.zeros_like(shape[:0]), has
+        return self.network(part[has.nonzero()[:, 0]]), has
+
+
+class Fill(Leaf):
+    """Puts zeros in the place of the samples that a holder lacks."""
+
+    def forward(self, values: Tensor, has: Tensor) -> Tensor:
+        """Returns `(B, ...)` from those that are there and a mask of shape `(B,)`."""
+        zeros = values.new_zeros(len(has), *values.shape[1:])
+        return zeros.index_put((has.nonzero()[:, 0],), values)
 
 
 class VerticalNetwork(nn.Module):
@@ -77,7 +82,7 @@ class VerticalNetwork(nn.Module):
         ValueError: If there are not as many bottoms as parts.
 
     >>> from split_lightning.models.joins import Sum
-    >>> from split_lightning.parts import Columns
+    >>> from split_lightning.topologies.parts import Columns
     >>> bottoms = [nn.Sequential(nn.Flatten(), nn.Linear(n, 3)) for n in (5, 4)]
     >>> network = VerticalNetwork(Columns(2), bottoms, Sum(), nn.Linear(3, 2))
     >>> network(torch.rand(7, 9, 1, 1)).shape
@@ -107,6 +112,7 @@ class VerticalNetwork(nn.Module):
         self.missing = missing
         may_lack = missing is not None
         self.bottoms = nn.ModuleList(Bottom(own, may_lack) for own in bottoms)
+        self.fill = Fill()
         self.join = join
         self.top = top
 
@@ -117,35 +123,18 @@ class VerticalNetwork(nn.Module):
         if self.missing is None:
             joined = self.join(found)
         else:
-            values, present = zip(*((own[0], own[1]) for own in found), strict=True)
-            joined = self.join(list(values), list(present))
+            values = [self.fill(own[0], own[1]) for own in found]
+            joined = self.join(values, [own[1] for own in found])
         logits: Tensor = self.top(joined)
         return logits
 
 
-class Holders(NamedTuple):
-    """How a network is made for holders of parts.
-
-    Attributes:
-        parts: How samples are divided; `None`: they are whole.
-        missing: The rule for holders that lack a sample; `None`: none does.
-    """
-
-    parts: Parts | None = None
-    missing: Missing | None = None
-
-    @property
-    def number(self) -> int:
-        """Number of holders."""
-        return 1 if self.parts is None else len(self.parts)
-
-
-def holders_of(network: nn.Module) -> Holders:
-    """Returns for which holders a network is made."""
+def parts_of(network: nn.Module) -> tuple[Parts | None, Missing | None]:
+    """Returns how samples are divided for a network, and its rule for missing ones."""
     network = uncompiled(network)
     if isinstance(network, VerticalNetwork):
-        return Holders(network.parts, network.missing)
-    return Holders()
+        return network.parts, network.missing
+    return None, None
 
 
 def vertical_network(
@@ -177,7 +166,7 @@ def vertical_network(
         ValueError: If a holder would have nothing, or shapes do not fit.
 
     >>> from split_lightning.models import DigitsCNN
-    >>> from split_lightning.parts import Tiles
+    >>> from split_lightning.topologies.parts import Tiles
     >>> network = vertical_network(DigitsCNN, "maxpool", Tiles(1, 2), (1, 8, 8))
     >>> network(torch.rand(5, 1, 8, 8)).shape
     torch.Size([5, 10])

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
-from split_lightning.data.seeding import generator
+from split_lightning.seeding import generator
 
 # One value for all clients, or the ends of the range that each client's is drawn from.
 Range: TypeAlias = float | Sequence[float]

@@ -24,7 +24,7 @@ from split_lightning.data import (
 )
 from split_lightning.data.asynchronous_round import Began, HandedIn, Served
 from split_lightning.data.seconds import BatchSeconds
-from split_lightning.data.seeding import generator
+from split_lightning.seeding import generator
 from split_lightning.data.service import TurnEvent
 
 

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 from split_lightning.data import Images, SplitDataModule, label_counts, partition
-from split_lightning.data.seeding import generator
+from split_lightning.seeding import generator
 from split_lightning.data.shards import EvenShardPartitioner
 
 LABELS = torch.randint(0, 10, (1003,), generator=torch.Generator().manual_seed(0))

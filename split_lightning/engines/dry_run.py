@@ -1,0 +1,80 @@
+"""A dry run: the messages of steps, with their sizes, and no numbers computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from split_lightning.channel import Channel
+from split_lightning.engines.local import LocalEngine
+from split_lightning.engines.meta import MetaParty
+from split_lightning.step import Batch, Route, Stop, split_step
+from split_lightning.system.work import Measured, measure
+
+
+def measure_segments(engine: LocalEngine, example: Tensor) -> list[Measured]:
+    """Measures each segment of an engine's network.
+
+    Args:
+        engine: The engine.
+        example: One sample `(1, ...)`, as the network gets it.
+    """
+    found: dict[int, Measured] = {}
+    placement = engine.placement
+    kinds = {placement.kind_of(k): k for k in range(placement.num_clients)}
+    for client in kinds.values():
+        places: list[list[int]] = [[] for _ in range(engine.num_places)]
+        for number, name in enumerate(placement.of(client)):
+            if name is not None:
+                places[engine.stores[number].place].append(number)
+        modules = [
+            [engine.stores[number].seats[0].module for number in own] for own in places
+        ]
+        for numbers, measured in zip(places, measure(modules, example), strict=True):
+            found |= zip(numbers, measured, strict=True)
+    return [found[number] for number in range(len(engine.stores))]
+
+
+def dry_step(
+    engine: LocalEngine,
+    measured: Sequence[Measured],
+    samples: Mapping[int, int],
+    channel: Channel,
+) -> None:
+    """Sends the messages of a training step of some clients, without numbers.
+
+    Args:
+        engine: Whose parties they are.
+        measured: What each segment sends.
+        samples: Number of samples of each client.
+        channel: Delivers the messages.
+    """
+    outputs = {
+        id(seat.module): own.outputs
+        for store, own in zip(engine.stores, measured, strict=True)
+        for seat in store.seats
+    }
+    new_party = partial(MetaParty, lambda module: outputs[id(module)])
+    parties: dict[str, MetaParty] = {}
+    route: Route = [[() for _ in samples] for _ in range(engine.num_places)]
+    for position, client in enumerate(samples):
+        for number, name in enumerate(engine.placement.of(client)):
+            if name is None:
+                continue
+            store = engine.stores[number]
+            party = parties.setdefault(name, new_party(name, {}))
+            party.segments[store.place] = store.seats[0]
+            stop = Stop(name, party, number)  # type: ignore[arg-type]
+            route[store.place][position] += (stop,)
+    batches = [
+        Batch(
+            torch.empty(count, device="meta"),
+            torch.empty(count, dtype=torch.int64, device="meta"),
+            engine.placement.label_party(client),
+        )
+        for client, count in samples.items()
+    ]
+    split_step(0, batches, route, channel)

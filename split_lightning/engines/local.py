@@ -1,0 +1,478 @@
+"""`LocalEngine`: all parties in this process, with few live copies of each segment."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Optimizer
+
+from split_lightning.batch_norm import Normalisation, is_only_mixer, statistics
+from split_lightning.channel import Channel
+from split_lightning.message import AGGREGATOR, Values, as_values, role_of
+from split_lightning.party import BackwardPass, Party, Stepping, step
+from split_lightning.placement import Home, Placement
+from split_lightning.running_mean import StateMean
+from split_lightning.spill import SpillFolder
+from split_lightning.step import Batch, Route, StepLosses, Stop, split_step
+from split_lightning.store import Seat, State, StateStore
+from split_lightning.task import Task
+
+# How clients that share a state act on it: on the mean of their gradients, weighted by
+# samples, or on the sum.
+Cohort: TypeAlias = Literal["mean", "sum"]
+
+
+_ROLES = ("client", "server")
+
+
+class Samples(Protocol):
+    """What one client brings to a step, such as a `ClientBatch`."""
+
+    client_id: int
+    inputs: Tensor
+    targets: Tensor
+
+
+class LocalEngine:
+    """Carries out plans in this process.
+
+    Args:
+        spill_to: A folder in whose files states at rest are kept; they are removed in
+            the end. `None`: in memory. A checkpoint has all of them, and is made in
+            memory.
+
+    Attributes:
+        stores: One for each segment.
+        placement: Who has which segment.
+        channel: Delivers messages.
+        cohort: How clients of a step act on one state; `None`: each has its own.
+        joint_norm: Whether BatchNorm of clients that share a state sees their samples
+            as one batch.
+        optimizers: What steps, by role.
+        accumulated: Number of batches whose gradients wait for a step.
+        means: The means that are being formed, by segment.
+        seen: The clients that ever trained.
+    """
+
+    def __init__(self, spill_to: str | Path | None = None) -> None:
+        self.spill = None if spill_to is None else SpillFolder(spill_to)
+        self.cohort: Cohort | None = None
+        self.joint_norm = False
+        self.optimizers: Mapping[str, Stepping] = {}
+        self.backward_pass: BackwardPass = torch.autograd.backward
+        self.party_type: Callable[..., Any] = Party
+        self.clip: Callable[[list[nn.Parameter]], Any] = _no_limit
+        self.serve: Callable[[Party, LocalEngine], Any] = _itself
+        self.raw: Mapping[str, Optimizer] = {}
+        self.least_samples = 1  # that BatchNorm of a server needs in a batch
+        self.copies = nn.ModuleList()  # live copies beside the first of each segment
+
+    def build(
+        self,
+        modules: Sequence[nn.Module],
+        places: Sequence[int],
+        placement: Placement,
+        channel: Channel,
+        task: Task,
+    ) -> None:
+        """Takes over the segments of a network.
+
+        Args:
+            modules: The segments.
+            places: The place of each in the network.
+            placement: Who has which of them.
+            channel: Delivers messages.
+            task: The loss.
+        """
+        at_rest = dict if self.spill is None else self.spill.store
+        self.placement, self.channel, self.task = placement, channel, task
+        self.stores: list[StateStore] = []
+        for number, (module, place) in enumerate(zip(modules, places, strict=True)):
+            roles = placement.roles_of(number)
+            # Layers that clients and servers may have are live once for each.
+            seats = [Seat(module, roles[:1])]
+            seats += [Seat(copy.deepcopy(module), (role,)) for role in roles[1:]]
+            self.copies.extend(seat.module for seat in seats[1:])
+            self.stores.append(StateStore(place, seats, at_rest))
+        self.num_places = 1 + max(places)
+        self.forget()
+
+    def place_at(self, role: str) -> None:
+        """Says which role has the whole of a network that is not cut."""
+        self.placement = Placement([(Home(role),)])
+        (store,) = self.stores
+        store.seats = [seat._replace(roles=(role,)) for seat in store.seats]
+        store.roles = [role]
+        store.forget()
+
+    def forget(self) -> None:
+        """Returns to the time before the first step; the live weights stay."""
+        for store in self.stores:
+            store.forget()
+        self.means: dict[int, StateMean] = {}
+        # Of clients' batches on their way: by party and place older parameters.
+        self.stash: dict[tuple[int, int], dict[str, dict[int, State]]] = {}
+        self.accumulated, self.number, self._last_client = 0, 0, 0
+        self.seen: set[int] = set()
+        self._route: tuple[tuple[int, ...], Route] | None = None
+
+    @property
+    def num_live(self) -> int:
+        """How many clients' segments are live at once."""
+        counts = [
+            sum("client" in seat.roles for seat in store.seats) for store in self.stores
+        ]
+        return max(1, *counts)
+
+    def make_room(self, num_clients: int) -> None:
+        """Makes as many live copies of what clients have as train in one step."""
+        for store in self.stores:
+            mine = [seat for seat in store.seats if "client" in seat.roles]
+            more = num_clients - len(mine) if mine else 0
+            seats = [
+                Seat(copy.deepcopy(mine[0].module), mine[0].roles) for _ in range(more)
+            ]
+            store.add_seats(seats)
+            self.copies.extend(seat.module for seat in seats)
+
+    def follow(
+        self,
+        num_clients: int,
+        num_servers: int | None,
+        unsplit_at: str | None,
+        cohort: Cohort | None,
+        joint_norm: bool,
+        serve: Callable[[Party, LocalEngine], Any],
+    ) -> None:
+        """Prepares for a protocol.
+
+        Args:
+            num_clients: Number of clients.
+            num_servers: Number of servers; `None`: one for each client.
+            unsplit_at: Which role has the whole network, if it is not split.
+            cohort: How clients of a step act on one state.
+            joint_norm: Whether BatchNorm of a cohort sees all its samples as one batch.
+            serve: Returns what computes for a server.
+        """
+        if unsplit_at is not None:
+            self.place_at(unsplit_at)
+        self.placement = self.placement.with_clients(num_clients, num_servers)
+        self.cohort, self.joint_norm, self.serve = cohort, joint_norm, serve
+        self.changed()
+
+    def require_joint_norm(self) -> None:
+        """Stops where a client's layers beside BatchNorm may mix clients' samples.
+
+        Raises:
+            ValueError: Says what to change.
+        """
+        for number, store in enumerate(self.stores):
+            is_clients = "client" in self.placement.roles_of(number)
+            if is_clients and not is_only_mixer(store.seats[0].module):
+                raise ValueError(
+                    "Expected argument `joint_norm` to be False where the client "
+                    "segment has layers beside BatchNorm that keep buffers: they may "
+                    "mix clients' samples. Got True."
+                )
+
+    def parameters(self, role: str) -> list[nn.Parameter]:
+        """Returns the live parameters that parties of a role may have."""
+        is_one = len(self.stores) == 1  # not split: one optimizer for all roles
+        seats = (seat for store in self.stores for seat in store.seats)
+        return [
+            p
+            for seat in seats
+            if is_one or role in seat.roles
+            for p in seat.module.parameters()
+        ]
+
+    def use(
+        self, optimizers: Mapping[str, Optimizer], steps: Mapping[str, Stepping]
+    ) -> None:
+        """Takes over the optimizers of each role, and what steps them.
+
+        One optimizer is for all roles.
+        """
+        first = next(iter(optimizers))
+        roles = {role: role if role in optimizers else first for role in _ROLES}
+        self.raw = {role: optimizers[own] for role, own in roles.items()}
+        self.optimizers = {role: steps[own] for role, own in roles.items()}
+        for store in self.stores:
+            store.optimizers = self.raw
+
+    # Who has what
+
+    def homes(self, client_id: int, role: str = "") -> list[tuple[StateStore, str]]:
+        """Returns the segments on a client's route, each with the party that has it."""
+        names = self.placement.of(client_id)
+        return [
+            (store, name)
+            for store, name in zip(self.stores, names, strict=True)
+            if name is not None and name.startswith(role)
+        ]
+
+    def state_name(self, name: str) -> str:
+        """Returns under which name a party's state is kept: a cohort's is one."""
+        if self.cohort is None or role_of(name) != "client":
+            return name
+        return "client/all" + name.partition(".")[1] + name.partition(".")[2]
+
+    def current(self, client_id: int, store: StateStore, name: str) -> str:
+        """Returns under which name the state is that a client would continue from."""
+        last = store.last.get(self.placement.group_of(client_id))
+        return last or self.state_name(name)
+
+    # Training
+
+    def compute(self, several: Sequence[Samples], scale: float = 1.0) -> StepLosses:
+        """Runs a step's forward pass, and both stages of its backward pass.
+
+        Args:
+            several: What each client of the step brings.
+            scale: What the loss is multiplied by before the backward pass.
+        """
+        clients = tuple(own.client_id for own in several)
+        route = self.route(clients)
+        sizes = [len(own.targets) for own in several]
+        shares: list[Tensor | None] = [None] * len(sizes)
+        if self.cohort == "mean" and len(sizes) > 1:
+            shares = [torch.tensor(size) / sum(sizes) for size in sizes]
+        batches = [
+            Batch(
+                own.inputs,
+                own.targets,
+                self.placement.label_party(own.client_id),
+                share,
+            )
+            for own, share in zip(several, shares, strict=True)
+        ]
+        if self.cohort and self.joint_norm:
+            self._exchange_statistics(clients)
+        losses = split_step(self.number, batches, route, self.channel, scale)
+        self.number += 1
+        self.accumulated += 1
+        return losses
+
+    def route(self, clients: tuple[int, ...]) -> Route:
+        """Makes live what a step of some clients needs; returns who computes."""
+        if self._route is not None and self._route[0] == clients and not self.stash:
+            return self._route[1]
+        if len({self.placement.group_of(client) for client in clients}) > 1:
+            raise ValueError(
+                "Expected the clients of a step to share a server, but those of "
+                f"{list(clients)} do not."
+            )
+        live: dict[str, dict[int, Seat]] = {}
+        names: list[list[list[tuple[str, int]]]] = [
+            [[] for _ in clients] for _ in range(self.num_places)
+        ]
+        for number, store in enumerate(self.stores):
+            wanted = []
+            for position, client in enumerate(clients):
+                name = self.placement.of(client)[number]
+                if name is not None:
+                    names[store.place][position].append((name, number))
+                    wanted.append(self.state_name(name))
+            if self.placement.num_groups != 1 or not store.last:
+                if self.placement.num_clients > 1:
+                    store.remember_start()
+            for name, seat in store.check_out(wanted).items():
+                live.setdefault(name, {})[store.place] = seat
+        parties = {
+            name: self._party(name, segments, clients) for name, segments in live.items()
+        }
+        route = [
+            [
+                tuple(Stop(n, parties[self.state_name(n)], i) for n, i in own)
+                for own in place
+            ]
+            for place in names
+        ]
+        self.seen.update(clients)
+        self._last_client = clients[0]
+        self._route = clients, route
+        return route
+
+    def _party(
+        self, name: str, segments: Mapping[int, Seat], clients: tuple[int, ...]
+    ) -> Party:
+        normalisation: Normalisation = "joint"
+        if self.cohort and not self.joint_norm and role_of(name) == "client":
+            mixes = all(is_only_mixer(seat.module) for seat in segments.values())
+            normalisation = "by_client" if mixes else "apart"
+        oldest = min((key for key in self.stash if key[0] == clients[0]), default=None)
+        stash = {} if oldest is None else self.stash[oldest].get(name, {})
+        party = self.party_type(
+            name, segments, self.task, normalisation, stash, self.backward_pass
+        )
+        return self.serve(party, self) if role_of(name) == "server" else party
+
+    def parties(self) -> list[Any]:
+        """Returns the parties of the last step, in the order of the network."""
+        assert self._route is not None
+        stops = (stop for place in self._route[1] for own in place for stop in own)
+        return list(dict.fromkeys(stop.party for stop in stops))
+
+    def step(self) -> None:
+        """Steps the optimizers of the parties of the last step."""
+        self.accumulated = 0
+        step(self.parties(), self.optimizers, self.clip)
+
+    def step_one(self, party: Party) -> None:
+        """Steps one party, apart from the step that Lightning counts."""
+        self.clip(party.parameters())
+        optimizer = self.raw[role_of(party.name)]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def discard(self) -> None:
+        """Drops the gradients that wait for a step."""
+        self.accumulated = 0
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+
+    def trained(self, samples: Mapping[int, int]) -> None:
+        """Notes on how many samples the parties of clients trained."""
+        for client, count in samples.items():
+            for store, name in self.homes(client):
+                store.samples[self.state_name(name)] += count
+            oldest = [k for k in self.stash if k[0] == client]
+            if oldest:
+                del self.stash[min(oldest)]
+
+    def _exchange_statistics(self, clients: Iterable[int]) -> None:
+        """Sends what BatchNorm of clients needs to see their samples as one batch."""
+        for _ in range(2):  # in the forward pass and in the backward pass
+            own = {}
+            for client in clients:
+                for store, name in self.homes(client, "client"):
+                    payload = statistics(store.seats[0].module)
+                    own[name] = own.get(name, ()) + payload
+            for name, payload in own.items():
+                self.channel.send("statistics", name, AGGREGATOR, payload)
+            for name, payload in own.items():
+                self.channel.send("statistics", AGGREGATOR, name, payload)
+
+    @property
+    def last_client(self) -> int:
+        """The client that trained last; 0 before training."""
+        return self._last_client
+
+    def changed(self) -> None:
+        """Notes that states moved: the next step looks them up."""
+        self._route = None
+
+    # Evaluation
+
+    def predict(self, client_id: int, inputs: Tensor) -> Any:
+        """Returns what a client's network returns; live states stay as they are."""
+        flow: Values = (inputs,)
+        for place in range(self.num_places):
+            sent: Values = ()
+            for store, name in self.homes(client_id):
+                if store.place == place:
+                    state = self.current(client_id, store, name)
+                    sent += as_values(_evaluate(store, state, flow))
+            flow = sent
+        return self.task.logits(flow)
+
+    def segments_of(self, client_id: int) -> Iterator[tuple[int, str, nn.Module]]:
+        """Yields the segments of a client's network: number, party and module.
+
+        A segment whose state is at rest is a copy.
+        """
+        for number, name in enumerate(self.placement.of(client_id)):
+            if name is None:
+                continue
+            store = self.stores[number]
+            state = self.current(client_id, store, name)
+            module = store.live(state)
+            if module is None:
+                module = copy.deepcopy(store.seats[0].module)
+                module.load_state_dict(store.weights_of(state), strict=False)
+            yield number, name, module
+
+    def representatives(self) -> list[int]:
+        """Returns one client for each network that differs; none if there is one."""
+        found: dict[Any, int] = {}
+        for client in sorted(self.seen) or range(self.placement.num_clients):
+            origins = [
+                (number, store.origin(self.current(client, store, name)))
+                for number, (store, name) in enumerate(
+                    zip(self.stores, self.placement.of(client), strict=True)
+                )
+                if name is not None
+            ]
+            found.setdefault(tuple(origins), client)
+        return sorted(found.values()) if len(found) > 1 else []
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that is remembered but what is live, in plain containers."""
+        return {
+            "stores": [store.state_dict() for store in self.stores],
+            "means": {place: mean.state_dict() for place, mean in self.means.items()},
+            "stash": [[*key, own] for key, own in self.stash.items()],
+            "accumulated": self.accumulated,
+            "number": self.number,
+            "seen": sorted(self.seen),
+            "last_client": self._last_client,
+            "num_live": self.num_live,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Continues from what `state_dict` returned."""
+        self.changed()
+        for store, own in zip(self.stores, state["stores"], strict=True):
+            store.load_state_dict(own)
+        self.means = {}
+        for number, mean in state["means"].items():
+            self.means[number] = StateMean()
+            self.means[number].load_state_dict(mean, device)
+        self.stash = {(client, n): own for client, n, own in state["stash"]}
+        self.accumulated, self.number = state["accumulated"], state["number"]
+        self.seen, self._last_client = set(state["seen"]), state["last_client"]
+
+    def open(self) -> None:
+        """Makes the folder for states at rest, if there is one.
+
+        Raises:
+            ValueError: If it cannot be written.
+        """
+        if self.spill is not None:
+            self.spill.open()
+
+    def close(self) -> None:
+        """Forgets all states but the live ones, and removes the folder."""
+        self.forget()
+        if self.spill is not None:
+            self.spill.close()
+
+
+def _evaluate(store: StateStore, name: str, inputs: Values) -> Any:
+    """Returns what a segment returns with the weights of a party."""
+    module = store.live(name)
+    if module is not None:
+        return module(*inputs)
+    module = store.seats[0].module
+    weights = {k: v.to(_device(module)) for k, v in store.weights_of(name).items()}
+    return functional_call(module, weights, inputs)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _no_limit(parameters: list[nn.Parameter]) -> None:
+    """Leaves gradients as they are."""
+
+
+def _itself(party: Party, engine: LocalEngine) -> Any:
+    return party

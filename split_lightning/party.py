@@ -1,0 +1,315 @@
+"""`Party`: computes with the segments it has. The two backward passes are here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from split_lightning.batch_norm import (
+    BatchNormByClient,
+    Normalisation,
+    with_mean_buffers,
+)
+from split_lightning.message import Values, as_values, role_of
+from split_lightning.store import Seat
+from split_lightning.task import Task
+
+# Names a forward pass: the training step, and the segment's place in the network.
+Key: TypeAlias = tuple[int, int]
+# Runs the first backward pass: Lightning's `manual_backward`, or torch's own.
+BackwardPass: TypeAlias = Callable[[Tensor], None]
+
+
+class Stepping(Protocol):
+    """An optimizer, or what wraps it."""
+
+    def step(self) -> Any:
+        """Steps the parameters that have a gradient."""
+
+    def zero_grad(self) -> None:
+        """Clears the gradients."""
+
+
+class Call(NamedTuple):
+    """A forward pass of one client, or of several as one batch.
+
+    Attributes:
+        sizes: Number of samples of each client.
+        rows: For each client the number of rows of each of its inputs.
+        inputs: Detached leaves.
+        gradients: The gradients of the inputs, by their places; filled by the backward
+            pass.
+        outputs: What the segment returned, with its graph.
+    """
+
+    sizes: list[int]
+    rows: list[list[int]]
+    inputs: Values
+    gradients: dict[int, Tensor]
+    outputs: Values
+
+
+class Losses(NamedTuple):
+    """What the first backward pass returns.
+
+    Attributes:
+        total: The step's loss, or this party's part of it.
+        own: Each client's mean loss.
+        gradients: For each client the gradients of what came to the last segment.
+    """
+
+    total: Tensor
+    own: list[Tensor]
+    gradients: list[Values]
+
+
+class Party:
+    """A participant that computes. It knows of no other.
+
+    It takes and returns tensors alone, a tuple for each client of the step, so that the
+    same calls can come from another process. A forward pass that waits for its gradient
+    is kept under its key.
+
+    Args:
+        name: Such as `client/3` or `server/0`.
+        segments: The live segments that it has, by their places in the network.
+        task: The loss.
+        normalisation: What BatchNorm sees where several clients meet at this party.
+        stash: For places whose forward pass takes older parameters than the live ones,
+            these parameters, by name. The live ones get the gradient.
+        backward_pass: Runs the first backward pass.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        segments: Mapping[int, Seat],
+        task: Task,
+        normalisation: Normalisation = "joint",
+        stash: Mapping[int, Mapping[str, Tensor]] | None = None,
+        backward_pass: BackwardPass = torch.autograd.backward,
+    ) -> None:
+        self.name = name
+        self.segments = dict(segments)
+        self.task = task
+        self.normalisation = normalisation
+        self.stash = stash or {}
+        self.backward_pass = backward_pass
+        self.calls: dict[Hashable, list[Call]] = {}
+        self._stashed: dict[int, dict[str, Tensor]] = {}  # as leaves, while in use
+
+    def forward(
+        self, key: Key, several: Sequence[Values], sizes: Sequence[int]
+    ) -> list[Values]:
+        """Runs a segment.
+
+        Args:
+            key: Names the call.
+            several: For each client of the step what comes to the segment.
+            sizes: For each client its number of samples.
+
+        Returns:
+            For each client what it sends on, detached.
+        """
+        if len(sizes) == 1 or self.normalisation == "joint":
+            calls = [self._call(key, several, sizes)]
+        elif self.normalisation == "by_client":
+            with BatchNormByClient(sizes):
+                calls = [self._call(key, several, sizes)]
+        else:
+            pairs = zip(several, sizes, strict=True)
+            each = [partial(self._call, key, [own], [size]) for own, size in pairs]
+            calls = with_mean_buffers(self.segments[key[1]].module, each, sizes)
+        self.calls[key] = calls
+        return [own for call in calls for own in _sent(call)]
+
+    def _call(self, key: Key, several: Sequence[Values], sizes: Sequence[int]) -> Call:
+        segment, inputs = self.segments[key[1]].module, joined(several)
+        gradients = _caught(inputs)
+        if key[1] in self.stash:
+            outputs = functional_call(segment, self._leaves(key[1]), inputs)
+        else:
+            outputs = segment(*inputs)
+        rows = [[len(value) for value in own] for own in several if len(sizes) > 1]
+        return Call(list(sizes), rows, inputs, gradients, as_values(outputs))
+
+    def loss(
+        self,
+        key: Key,
+        targets: Sequence[Tensor],
+        weights: Sequence[Tensor] | None = None,
+        scale: float = 1.0,
+    ) -> Losses:
+        """Stage 1 of the backward pass: from the loss down to the cut.
+
+        Args:
+            key: Names the call of the last segment.
+            targets: For each client its labels.
+            weights: For each client what its mean loss counts in the step's; `None`:
+                the loss is one mean over all samples.
+            scale: What the loss is multiplied by before the backward pass.
+        """
+        calls, sizes = self.calls.pop(key), [len(own) for own in targets]
+        logits = [self.task.logits(call.outputs) for call in calls]
+        parts = logits if len(logits) == len(sizes) else list(logits[0].split(sizes))
+        if weights is None:
+            total = self.task.loss(_cat(logits), _cat(targets))
+            own = self.task.losses(total, parts, targets)
+        else:
+            own = [self.task.loss(*pair) for pair in zip(parts, targets, strict=True)]
+            total = torch.stack(own) @ torch.stack(list(weights)).to(own[0])
+        self.backward_pass(total if scale == 1 else total * scale)
+        self._hand_on(key[1])
+        own = [loss.detach() for loss in own]
+        return Losses(total.detach(), own, _returned(calls))
+
+    def backward(self, key: Key, gradients: Iterable[Values]) -> list[Values]:
+        """Stage 2 of the backward pass: on from the cut.
+
+        Args:
+            key: Names the call.
+            gradients: For each client the gradients of what it sent on; `None` for
+                values of which nothing behind the cut has a gradient.
+
+        Returns:
+            For each client the gradients of what came to the segment.
+        """
+        calls, rest = self.calls.pop(key), iter(gradients)
+        outputs, slopes = list[Tensor](), list[Tensor]()
+        for call in calls:
+            several = zip(*(next(rest) for _ in call.sizes), strict=True)
+            for output, alike in zip(call.outputs, several, strict=True):
+                if alike[0] is not None:
+                    outputs.append(output)
+                    slopes.append(_cat(alike))
+        if outputs:  # unless nothing trains before the cut
+            torch.autograd.backward(outputs, slopes)
+        self._hand_on(key[1])
+        return _returned(calls)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of its live segments."""
+        return [p for seat in self.segments.values() for p in seat.module.parameters()]
+
+    def _named(self, place: int) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.segments[place].module.named_parameters()
+
+    def _leaves(self, place: int) -> dict[str, Tensor]:
+        """Returns stashed parameters as leaves, whose gradients autograd keeps."""
+        older = self.stash[place]
+        self._stashed[place] = {
+            name: older[name].detach().requires_grad_(parameter.requires_grad)
+            for name, parameter in self._named(place)
+        }
+        return self._stashed[place]
+
+    def _hand_on(self, place: int) -> None:
+        """Gives the gradients of stashed parameters to the live ones."""
+        leaves = self._stashed.pop(place, None)
+        if leaves is not None:
+            for name, parameter in self._named(place):
+                parameter.grad = leaves[name].grad
+
+
+def step(
+    parties: Sequence[Party],
+    optimizers: Mapping[str, Stepping],
+    clip: Callable[[list[nn.Parameter]], None],
+) -> None:
+    """Lets parties take a step, after both stages of the backward pass.
+
+    Args:
+        parties: Those with gradients.
+        optimizers: By role. Each has the parameters of all parties of the role that are
+            live in this process; those without a gradient stay as they are.
+        clip: Limits a party's gradient, by itself: no party sees another's.
+    """
+    for party in parties:
+        clip(party.parameters())
+    for role in dict.fromkeys(role_of(party.name) for party in parties):
+        optimizers[role].step()
+        optimizers[role].zero_grad()
+
+
+def joined(several: Sequence[Values]) -> Values:
+    """Returns what came for several clients as one batch; for one client as it is.
+
+    Raises:
+        ValueError: If numbers cross the cut that may depend on a client's batch.
+    """
+    if len(several) == 1:
+        return several[0]
+    values = list(zip(*several, strict=True))
+    _require_tensors(value for alike in values for value in alike)
+    return tuple(
+        torch.cat([v.detach() for v in alike]).requires_grad_(alike[0].requires_grad)
+        for alike in values
+    )
+
+
+def _cat(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def _caught(inputs: Values) -> dict[int, Tensor]:
+    """Returns where the gradients of inputs will be.
+
+    They are caught before autograd copies them into the strides of their leaves: some
+    backward passes round in another way for other strides.
+    """
+    caught: dict[int, Tensor] = {}
+    for place, value in enumerate(inputs):
+        if isinstance(value, Tensor) and value.requires_grad:
+            value.register_hook(partial(caught.__setitem__, place))  # type: ignore[no-untyped-call]
+    return caught
+
+
+def _leaf(value: Any) -> Any:
+    """Returns a value as it is sent: a tensor detached from its graph."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().requires_grad_(value.requires_grad)
+
+
+def _sent(call: Call) -> list[Values]:
+    """Returns what a segment sends on, for each client."""
+    if len(call.sizes) == 1:
+        return [tuple(map(_leaf, call.outputs))]
+    _require_tensors(call.outputs)
+    parts = (
+        [own.requires_grad_(v.requires_grad) for own in v.detach().split(call.sizes)]
+        for v in call.outputs
+    )
+    return list(zip(*parts, strict=True))
+
+
+def _returned(calls: Iterable[Call]) -> list[Values]:
+    """Returns the gradients of what came to a segment, for each client."""
+    found: list[Values] = []
+    for call in calls:
+        gradients = [call.gradients.get(place) for place in range(len(call.inputs))]
+        if len(call.sizes) == 1:
+            found.append(tuple(gradients))
+            continue
+        parts = [
+            [None] * len(call.sizes)
+            if gradient is None
+            else gradient.split([own[place] for own in call.rows])
+            for place, gradient in enumerate(gradients)
+        ]
+        found += zip(*parts, strict=True)
+    return found
+
+
+def _require_tensors(values: Iterable[Any]) -> None:
+    if not all(isinstance(value, Tensor) for value in values):
+        raise ValueError(
+            "Expected only tensors to cross the cut where clients act together, but "
+            "those behind it take sizes, too, which are those of one batch. Cut after "
+            "another layer."
+        )

@@ -1,0 +1,164 @@
+"""`Placement`: which party has which segment, for each client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple, TypeAlias
+
+
+class Home(NamedTuple):
+    """What kind of party has a segment.
+
+    Attributes:
+        role: `client` or `server`.
+        member: Which of them, where a client is a group of holders of parts of its
+            samples, or several servers compute one after the other.
+    """
+
+    role: str
+    member: int = 0
+
+
+# For each segment of the network who has it for some clients; `None`: it is not theirs.
+Layout: TypeAlias = tuple[Home | None, ...]
+
+CLIENT, SERVER = Home("client"), Home("server")
+
+
+class Placement:
+    """Says for each client which party has each segment of the network.
+
+    Clients may differ in their layouts: client `k` of `n` has layout
+    `layouts[entries[k * len(entries) // n]]`. A server serves one group of neighbouring
+    clients, or all.
+
+    Args:
+        layouts: Who has each segment.
+        entries: The layout of each entry.
+        num_clients: Number of clients.
+        num_groups: Number of groups of clients, each with servers of its own; `None`:
+            each client is a group.
+        label_member: Which of a client's holders has the labels.
+        argument: What messages call the list of entries.
+
+    Raises:
+        ValueError: If there are more entries or groups than clients.
+
+    >>> placement = Placement([(CLIENT, SERVER)], num_clients=4, num_groups=2)
+    >>> placement.of(3)
+    ('client/3', 'server/1')
+    """
+
+    def __init__(
+        self,
+        layouts: Sequence[Layout],
+        entries: Sequence[int] = (0,),
+        num_clients: int = 1,
+        num_groups: int | None = 1,
+        label_member: int = 0,
+        argument: str = "cut_layer",
+    ) -> None:
+        if len(entries) > num_clients:
+            raise ValueError(
+                f"Expected at most one entry of `{argument}` for each client "
+                f"(`num_clients`: {num_clients}), but got {len(entries)}. Fewer are "
+                "for groups of neighbours."
+            )
+        if num_groups is not None and not 1 <= num_groups <= num_clients:
+            raise ValueError(
+                "Expected argument `num_servers` to be an integer from 1 to "
+                f"`num_clients` ({num_clients}), or null for one server for each "
+                f"client, but got {num_groups}."
+            )
+        self.layouts = [tuple(layout) for layout in layouts]
+        self.entries = tuple(entries)
+        self.num_clients = num_clients
+        self.num_groups = num_groups
+        self.label_member = label_member
+        self.argument = argument
+        homes = {home for layout in self.layouts for home in layout if home is not None}
+        self._members = {
+            role: 1 + max(home.member for home in homes if home.role == role)
+            for role in {home.role for home in homes}
+        }
+        self.of = lru_cache(maxsize=4096)(self._of)
+
+    def with_clients(self, num_clients: int, num_groups: int | None) -> Placement:
+        """Returns the same layouts for another number of clients and groups."""
+        return Placement(
+            self.layouts,
+            self.entries,
+            num_clients,
+            num_groups,
+            self.label_member,
+            self.argument,
+        )
+
+    def kind_of(self, client_id: int) -> int:
+        """Returns the number of a client's layout."""
+        if len(self.entries) == 1:
+            return self.entries[0]
+        return self.entries[client_id * len(self.entries) // self.num_clients]
+
+    def layout_of(self, client_id: int) -> Layout:
+        """Returns who has each segment for a client."""
+        return self.layouts[self.kind_of(client_id)]
+
+    def group_of(self, client_id: int) -> int:
+        """Returns the group of a client."""
+        return group_of(client_id, self.num_clients, self.num_groups)
+
+    def _of(self, client_id: int) -> tuple[str | None, ...]:
+        """Returns the party of each segment for a client."""
+        return tuple(
+            None if home is None else self.name(home, client_id)
+            for home in self.layout_of(client_id)
+        )
+
+    def name(self, home: Home, client_id: int) -> str:
+        """Returns the name of a client's party."""
+        number = self.group_of(client_id) if home.role == "server" else client_id
+        members = self._members[home.role]
+        if home.role == "server":
+            return f"server/{number * members + home.member}"
+        member = f".{home.member}" if members > 1 else ""
+        return f"{home.role}/{number}{member}"
+
+    def label_party(self, client_id: int) -> str:
+        """Returns the party of a client that has its labels."""
+        members = self._members.get("client", 1)
+        return f"client/{client_id}" + (f".{self.label_member}" if members > 1 else "")
+
+    def roles_of(self, segment: int) -> tuple[str, ...]:
+        """Returns the roles of the parties that may have a segment."""
+        homes = (layout[segment] for layout in self.layouts)
+        return tuple(sorted({home.role for home in homes if home is not None}))
+
+    @property
+    def differ(self) -> bool:
+        """Whether clients differ in who has which segment."""
+        return len(self.layouts) > 1
+
+
+def client_of(party: str) -> int:
+    """Returns the number in a client's name.
+
+    >>> client_of("client/3.1")
+    3
+    """
+    return int(party.partition("/")[2].partition(".")[0])
+
+
+def group_of(client_id: int, num_clients: int, num_groups: int | None) -> int:
+    """Returns the group of a client: groups of neighbours, as equal as can be.
+
+    Args:
+        client_id: The client.
+        num_clients: Number of clients.
+        num_groups: Number of groups; `None`: each client is one.
+
+    >>> [group_of(k, num_clients=5, num_groups=2) for k in range(5)]
+    [0, 0, 0, 1, 1]
+    """
+    return client_id if num_groups is None else client_id * num_groups // num_clients

@@ -1,0 +1,299 @@
+"""Actions: what the plan of a round is made of. They are plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from split_lightning.engines.local import LocalEngine
+from split_lightning.message import AGGREGATOR, Values
+from split_lightning.protocols.round import Planned
+from split_lightning.running_mean import StateMean, mixed
+from split_lightning.store import (
+    PARTS,
+    WEIGHTS,
+    Part,
+    StateStore,
+    clone,
+    flat,
+    nested,
+    tensors_in,
+)
+
+# What happens to optimizer state (momentum) where weights come from elsewhere: each
+# party keeps its own, it travels with the weights, or it is reset.
+OptimizerState: TypeAlias = Literal["keep", "travel", "reset"]
+# Whether buffers (BatchNorm's statistics) are averaged, or each party keeps its own.
+Buffers: TypeAlias = Literal["average", "keep"]
+
+
+class Train(NamedTuple):
+    """A training step of one client, or of several together."""
+
+    batches: tuple[Planned, ...]
+
+
+class PassWeights(NamedTuple):
+    """A client continues from the weights of the client before it.
+
+    Each segment goes to the party that has it in this client's steps: the client's
+    segments to the client; with a cut for each client, layers between the cuts to the
+    client or to its server.
+    """
+
+    to: int
+    optimizer_state: OptimizerState = "keep"
+
+    def apply(self, engine: LocalEngine) -> None:
+        """Carries the action out."""
+        group = engine.placement.group_of(self.to)
+        sent: dict[tuple[str, str], Values] = {}
+        for store, taker in engine.homes(self.to):
+            giver = store.last.get(group, taker)
+            store.last[group] = taker
+            if giver == taker:
+                continue
+            parts: tuple[Part, ...] = WEIGHTS
+            if self.optimizer_state == "travel":
+                parts = PARTS
+            store.move(giver, taker, parts)
+            if self.optimizer_state == "reset":
+                store.drop(giver, ("optimizer",))
+                store.drop(taker, ("optimizer",))
+            payload = (t for part in parts for t in tensors_in(store.peek(taker, part)))
+            sent[giver, taker] = sent.get((giver, taker), ()) + tuple(payload)
+            engine.changed()
+        for (giver, taker), values in sent.items():
+            engine.channel.send("weights", giver, taker, values)
+
+
+class Contribute(NamedTuple):
+    """A client's party adds its weights to the next mean, and forgets them.
+
+    It counts as much as the samples that it trained on since the last mean.
+    """
+
+    client: int
+    role: str = "client"
+    optimizer_state: OptimizerState = "keep"
+    buffers: Buffers = "average"
+    remote: bool = True
+
+    def apply(self, engine: LocalEngine) -> None:
+        """Carries the action out."""
+        for store, name in engine.homes(self.client, self.role):
+            _contribute(engine, store, engine.state_name(name), self)
+
+
+class Average(NamedTuple):
+    """All parties of some roles continue from the mean of those that trained.
+
+    Layers that clients and servers both have are averaged with the clients' where
+    `pooled`.
+    """
+
+    roles: tuple[str, ...] = ("client",)
+    optimizer_state: OptimizerState = "keep"
+    buffers: Buffers = "average"
+    remote: tuple[str, ...] = ("client",)
+    pooled: bool = True
+
+    def apply(self, engine: LocalEngine) -> None:
+        """Carries the action out."""
+        received: dict[str, Values] = {}
+        for store in engine.stores:
+            roles = self._roles_in(store)
+            for name in [k for k in store.samples if k.partition("/")[0] in roles]:
+                policy = Contribute(
+                    0,
+                    "",
+                    self.optimizer_state,
+                    self.buffers,
+                    name.partition("/")[0] in self.remote,
+                )
+                _contribute(engine, store, name, policy)
+            mean = engine.means.pop(engine.stores.index(store), None) if roles else None
+            if mean is None:
+                continue
+            payload = self._spread(store, mean, roles)
+            for name in mean.members:
+                is_remote = name.partition("/")[0] in self.remote
+                own = payload if is_remote else ()
+                received[name] = received.get(name, ()) + own
+        for name, values in received.items():
+            engine.channel.send("weights", AGGREGATOR, name, values)
+        engine.changed()
+
+    def _roles_in(self, store: StateStore) -> list[str]:
+        """Returns the roles whose states of a segment are averaged."""
+        if not self.pooled or len(store.roles) == 1:
+            return [role for role in store.roles if role in self.roles]
+        return store.roles if "client" in self.roles else []
+
+    def _spread(self, store: StateStore, mean: StateMean, roles: list[str]) -> Values:
+        """Lets parties continue from a mean; returns what it consists of."""
+        state = mean.weights.state()
+        for part in WEIGHTS:
+            names = store.peek(mean.members[0], part).keys()
+            if part == "parameters" or self.buffers == "average":
+                store.share(part, {name: state[name] for name in names}, roles)
+        optimizer = mean.optimizer.state()
+        if self.optimizer_state != "keep":
+            store.share("optimizer", nested(optimizer), roles)
+        store.last.clear()
+        for name in [k for k in store.samples if k.partition("/")[0] in roles]:
+            del store.samples[name]
+        return (*state.values(), *optimizer.values())
+
+
+def _contribute(
+    engine: LocalEngine, store: StateStore, name: str, policy: Contribute
+) -> None:
+    """Adds a party's state of one segment to the next mean."""
+    weight = store.samples.pop(name, 0)
+    if weight == 0:  # it did not train, or none of its batches counted
+        return
+    parts: tuple[Part, ...] = WEIGHTS if policy.buffers == "average" else WEIGHTS[:1]
+    state = {k: v for part in parts for k, v in store.peek(name, part).items()}
+    mean = engine.means.setdefault(engine.stores.index(store), StateMean())
+    mean.weights.add(state, weight)
+    mean.members.append(name)
+    payload: Values = tuple(state.values())
+    if policy.optimizer_state == "travel":
+        optimizer = flat(store.peek(name, "optimizer"))
+        mean.optimizer.add(optimizer, weight)
+        payload += tuple(optimizer.values())
+    if policy.optimizer_state != "keep":
+        parts = (*parts, "optimizer")
+    engine.channel.send("weights", name, AGGREGATOR, payload if policy.remote else ())
+    store.drop(name, parts)
+    engine.changed()
+
+
+class Synchronize(NamedTuple):
+    """Clients that share a state send theirs to be averaged, and get the mean back.
+
+    In one process they act on one state, so that this is only what it costs. Gradients
+    that are still accumulated are not sent.
+    """
+
+    clients: tuple[int, ...]
+    parts: tuple[Part, ...] = WEIGHTS
+
+    def apply(self, engine: LocalEngine) -> None:
+        """Carries the action out."""
+        if engine.accumulated:
+            return
+        payloads: dict[str, Values] = {}
+        for client in self.clients:
+            for store, name in engine.homes(client, "client"):
+                state = engine.state_name(name)
+                own = (v for part in self.parts for v in store.peek(state, part).values())
+                payloads[name] = payloads.get(name, ()) + tuple(own)
+        for name, payload in payloads.items():
+            engine.channel.send("weights", name, AGGREGATOR, payload)
+        for name, payload in payloads.items():
+            engine.channel.send("weights", AGGREGATOR, name, payload)
+
+
+class Begin(NamedTuple):
+    """A client begins its turn from the newest weights."""
+
+    client: int
+    optimizer_state: OptimizerState = "keep"
+    buffers: Buffers = "average"
+
+    def apply(self, engine: LocalEngine) -> None:
+        """Carries the action out."""
+        received: dict[str, Values] = {}
+        for store, name in engine.homes(self.client, "client"):
+            store.remember_start()
+            parts: tuple[Part, ...] = WEIGHTS
+            if self.buffers == "keep":
+                parts = WEIGHTS[:1]
+            travels = self.optimizer_state == "travel"
+            if travels or (self.optimizer_state == "reset" and store.newest != name):
+                store.drop(name, ("optimizer",))
+            store.drop(name, parts)
+            sent = (*parts, "optimizer") if travels else parts
+            payload = (t for part in sent for t in tensors_in(store.peek(name, part)))
+            received[name] = received.get(name, ()) + tuple(payload)
+        engine.changed()
+        for name, values in received.items():
+            engine.channel.send("weights", AGGREGATOR, name, values)
+
+
+class Send(NamedTuple):
+    """A client computes the forward pass of a batch with the weights it has now.
+
+    The server takes the batch later. The gradient is computed for these weights, and
+    the newest take the step (PipeDream, Harlap et al. 2018,
+    https://arxiv.org/abs/1806.03377). BatchNorm's statistics are always the current
+    ones. In one process the parameters are kept until then.
+    """
+
+    batch: Planned
+
+    def apply(self, engine: LocalEngine) -> None:
+        """Carries the action out."""
+        key = (self.batch.client_id, self.batch.number)
+        kept: dict[str, dict[int, Any]] = {}
+        for store, name in engine.homes(self.batch.client_id, "client"):
+            weights = clone(store.peek(name, "parameters"))
+            kept.setdefault(name, {})[store.place] = weights
+        engine.stash[key] = kept
+
+
+class Mix(NamedTuple):
+    """The newest weights become a mixture with those of a client whose turn ends.
+
+    The client's share is `(1 + age) ** -exponent`; at age 0 it is 1: a hand-off.
+    """
+
+    client: int
+    age: int
+    exponent: float = 0.5
+    optimizer_state: OptimizerState = "keep"
+    buffers: Buffers = "average"
+
+    def apply(self, engine: LocalEngine) -> None:
+        """Carries the action out."""
+        share = (1 + self.age) ** -self.exponent
+        payloads: dict[str, Values] = {}
+        parts: tuple[Part, ...] = WEIGHTS if self.buffers == "average" else WEIGHTS[:1]
+        if self.optimizer_state == "travel":
+            parts = (*parts, "optimizer")
+        for store, name in engine.homes(self.client, "client"):
+            if name not in store.names():
+                continue  # its turn did not begin
+            common = store.common["client"]
+            payload: Values = ()
+            for part in parts:
+                own = store.peek(name, part)
+                payload += tuple(tensors_in(own))
+                if part == "optimizer":
+                    newest = flat(common.get(part, {}))
+                    common[part] = nested(mixed(newest, flat(own), share))
+                else:
+                    common[part] = mixed(common[part], own, share)
+            resets = self.optimizer_state == "reset"
+            if resets and store.newest not in (None, name):
+                store.drop(str(store.newest), ("optimizer",))
+            store.newest = name if share == 1 else None
+            store.mixes += 1
+            if resets and share < 1:
+                store.drop(name, ("optimizer",))
+            store.drop(name, parts)
+            store.samples.pop(name, None)
+            payloads[name] = payloads.get(name, ()) + payload
+        engine.changed()
+        for name, values in payloads.items():
+            engine.channel.send("weights", name, AGGREGATOR, values)
+
+
+Action: TypeAlias = PassWeights | Contribute | Average | Synchronize | Begin | Send | Mix
+
+
+def closes(actions: Iterable[Any]) -> list[Any]:
+    """Returns the actions that are still due where a round is cut short."""
+    return [a for a in actions if isinstance(a, Contribute | Average | Mix)]

@@ -1,0 +1,67 @@
+"""A plan, grouped into training steps: each with the actions around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from split_lightning.protocols.actions import Train
+
+
+class Step(NamedTuple):
+    """A training step: what the Trainer gets as a batch.
+
+    Attributes:
+        parts: The batch of each client that takes part: a `ClientBatch`, or a `Planned`
+            one before its samples are loaded.
+        before: The actions since the last step.
+        after: The actions behind the round's last step.
+    """
+
+    parts: tuple[Any, ...]
+    before: tuple[Any, ...] = ()
+    after: tuple[Any, ...] = ()
+
+    @property
+    def client_ids(self) -> tuple[int, ...]:
+        """The clients that take part."""
+        return tuple(part.client_id for part in self.parts)
+
+    @property
+    def ends_turn(self) -> bool:
+        """Whether other clients train in the next step."""
+        return bool(self.parts[0].ends_turn)
+
+    @property
+    def share(self) -> float:
+        """The part of the step's samples that this process has."""
+        return float(self.parts[0].share)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples that are this process's own."""
+        return sum(part.num_samples for part in self.parts)
+
+    @property
+    def num_samples_of_all(self) -> int:
+        """Number of samples, of all processes."""
+        return sum(part.num_samples_of_all for part in self.parts)
+
+    def to(self, device: Any) -> Step:
+        """Returns the step with its samples on a device."""
+        return self._replace(parts=tuple(part.to(device) for part in self.parts))
+
+
+def steps_of(plan: Iterable[Any]) -> Iterator[Step]:
+    """Yields the training steps of a plan."""
+    before: list[Any] = []
+    step: Step | None = None
+    for action in plan:
+        if not isinstance(action, Train):
+            before.append(action)
+            continue
+        if step is not None:
+            yield step
+        step, before = Step(action.batches, tuple(before)), []
+    if step is not None:
+        yield step._replace(after=tuple(before))
