@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     )
     from split_lightning.callbacks import ServerAveraging as ServerAveraging
     from split_lightning.client_network import ClientNetwork as ClientNetwork
-    from split_lightning.cut_cost import CutCost as CutCost
-    from split_lightning.cut_cost import cut_costs as cut_costs
     from split_lightning.cycle import (
         CycleSplitLightningModule as CycleSplitLightningModule,
     )
@@ -32,6 +30,8 @@ if TYPE_CHECKING:
     from split_lightning.models import load_weights as load_weights
     from split_lightning.models import merge as merge
     from split_lightning.models import split as split
+    from split_lightning.models.cut_cost import CutCost as CutCost
+    from split_lightning.models.cut_cost import cut_costs as cut_costs
     from split_lightning.module import SplitLightningModule as SplitLightningModule
     from split_lightning.server_map import ServerMap as ServerMap
     from split_lightning.unsplit import (
@@ -42,7 +42,7 @@ _HOMES = {  # of each public name
     "AsynchronousSplitLightningModule": "asynchronous",
     "ClientAveraging": "callbacks",
     "ClientNetwork": "client_network",
-    "CutCost": "cut_cost",
+    "CutCost": "models.cut_cost",
     "CycleSplitLightningModule": "cycle",
     "DigitsImages": "data",
     "RoundRobinWeightPassing": "callbacks",
@@ -52,7 +52,7 @@ _HOMES = {  # of each public name
     "SplitLightningModule": "module",
     "TorchvisionImages": "data",
     "UnsplitLightningModule": "unsplit",
-    "cut_costs": "cut_cost",
+    "cut_costs": "models.cut_cost",
     "cut_layers": "models",
     "load_weights": "models",
     "merge": "models",

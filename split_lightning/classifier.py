@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self, override
 
+from split_lightning.callbacks.monitors import require_known_monitors
 from split_lightning.callbacks.segment_summary import SegmentSummary
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.least_batch import LeastBatch
@@ -25,7 +26,6 @@ from split_lightning.evaluated_classifier import EvaluatedClassifier, client_met
 from split_lightning.finite import NonFiniteError, NonFinitePolicy, are_finite
 from split_lightning.fitness import set_least_batch
 from split_lightning.loading import CONFIGURATION, OBJECTS, missing_arguments
-from split_lightning.monitors import require_known_monitors
 from split_lightning.parties import Parties
 from split_lightning.processes import all_agree, gathered, processes_of, summed
 from split_lightning.random_state import random_state, set_random_state

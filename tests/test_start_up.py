@@ -11,9 +11,9 @@ import torch
 from test_train import command
 
 import split_lightning
-from split_lightning.config import TrainConfig
+from split_lightning.cli.threads import set_threads
 from split_lightning.quiet import silence_known_messages
-from split_lightning.threads import set_threads
+from split_lightning.runs.schema import TrainConfig
 
 # Runs the command line; says what of the slow packages it imported.
 PROBE = """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from split_lightning.channel import num_bytes, values_of
-from split_lightning.flops import flop_counter
+from split_lightning.models.flops import flop_counter
 from split_lightning.random_state import unchanged_random_state
 
 
