@@ -75,7 +75,11 @@ def installed(request, tmp_path_factory):
 def test_runs_from_any_folder(request, installed, how, tmp_path):
     python, script, env = installed
     is_wheel = "wheel-" in request.node.name
-    start = [python, "-m", "split_lightning.train"] if how == "module" else [script]
+    start = (
+        [python, "-m", "split_lightning.train"]
+        if how == "module"
+        else [script, "train"]
+    )
     found = run(
         python,
         "-c",

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_train import command
 
 from split_lightning import SplitLightningModule
+from split_lightning.callbacks import checkpoint_io
 from split_lightning.cli import building, training
 from split_lightning.runs.checkpoints import find_checkpoint
 

@@ -30,8 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: With the command's exit status, or 2 where there is no such command.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if is_about_completion(words):
-        _complete(words)
+    flags = words[1:] if words[:1] == ["train"] else words
+    if is_about_completion(flags):
+        _complete(flags)
         return
     name, *rest = words or ["--help"]
     if name in ("-h", "--help"):
