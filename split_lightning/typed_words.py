@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 
-# Hydra reads these as they are.
-_PLAIN = re.compile(r"[\w./:@%+-]+", re.ASCII)
+# What Hydra reads as it is.
+_PLAIN = re.compile(r"[\w./:@%+-]+( +[\w./:@%+-]+)*", re.ASCII)
 _NO_TEXT = ("false", "null", "true")
 
 

@@ -61,7 +61,7 @@ def test_version(typed, capsys):
     [
         ("trian", "Did you mean `train`?"),
         ("Evaluate", "Did you mean `evaluate`?"),
-        ("nowhere", "There are: train, evaluate, export, compare, cuts."),
+        ("nowhere", f"There are: {', '.join(COMMANDS)}."),
         ("rounds=2", "as in `split-lightning train rounds=2`."),
         ("+experiment=rr10", "as in `split-lightning train +experiment=rr10`."),
         ("-m", "as in `split-lightning train -m`."),

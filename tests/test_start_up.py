@@ -11,6 +11,7 @@ import torch
 from test_train import command
 
 import split_lightning
+from split_lightning.cli.main import COMMANDS
 from split_lightning.cli.threads import set_threads
 from split_lightning.quiet import silence_known_messages
 from split_lightning.runs.schema import TrainConfig
@@ -66,7 +67,7 @@ MAIN = PROBE.replace("split_lightning.train", "split_lightning.cli.main")
         ("train protocol=splitfed_",
          "protocol=splitfed_v1 protocol=splitfed_v2 protocol=splitfed_v3\n"),
         ("train seed=1 rou", "rounds=\n"),
-        ("", "train evaluate export compare cuts\n"),
+        ("", " ".join(COMMANDS) + "\n"),
         ("ex", "export\n"),
         ("evaluate run", ""),
     ],
