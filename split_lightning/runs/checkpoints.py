@@ -121,5 +121,3 @@ def _why_torn(path: Path) -> str | None:
     if not isinstance(loaded, dict) or "state_dict" not in loaded:
         return "it holds no training state"
     return None
-
-

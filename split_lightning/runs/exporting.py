@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from split_lightning.runs.artifacts import save_tensors
 from split_lightning.channel import values_of
 from split_lightning.client_network import ClientSegment
 from split_lightning.models.logits import logits_in
 from split_lightning.models.segment import Segment, Stretches
+from split_lightning.runs.artifacts import save_tensors
 
 # The largest difference from the logits of the run, in units of the largest logit
 # (or 1): another runtime rounds in another way.

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from torch import nn
 
-from split_lightning.runs.artifacts import save_segment
 from split_lightning.classifier import Classifier
 from split_lightning.models.weights import NETWORKS, differences, listed, read_state
 from split_lightning.paths import absence
 from split_lightning.replicas import State
+from split_lightning.runs.artifacts import save_segment
 
 
 def save_networks(

@@ -7,8 +7,8 @@ from typing import Any
 
 from split_lightning.classifier import Classifier, num_live
 from split_lightning.models.weights import read_torch
-from split_lightning.runs.network_files import load_networks, require_fit
 from split_lightning.paths import path_of
+from split_lightning.runs.network_files import load_networks, require_fit
 
 
 def restore(module: Classifier, folder: str | Path, checkpoint: str | None) -> None:
