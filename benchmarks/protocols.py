@@ -49,8 +49,8 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from split_lightning.building import build_module
-from split_lightning.config import conf_folder
+from split_lightning.cli.building import build_module
+from split_lightning.cli.config import conf_folder
 
 EVERY = "protocol.callbacks.weight_passing.every"
 BASELINE = "centralized"

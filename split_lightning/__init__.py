@@ -12,8 +12,8 @@ from split_lightning.quiet import silence_known_messages
 
 if TYPE_CHECKING:
     from split_lightning.channel import Channel as Channel
-    from split_lightning.cut_cost import CutCost as CutCost
-    from split_lightning.cut_cost import cut_costs as cut_costs
+    from split_lightning.models.cut_cost import CutCost as CutCost
+    from split_lightning.models.cut_cost import cut_costs as cut_costs
     from split_lightning.data import DigitsImages as DigitsImages
     from split_lightning.data import SplitDataModule as SplitDataModule
     from split_lightning.data import TorchvisionImages as TorchvisionImages
@@ -44,7 +44,7 @@ _HOMES = {  # of each public name
     "Centralized": "protocols",
     "Channel": "channel",
     "ClientNetwork": "topologies",
-    "CutCost": "cut_cost",
+    "CutCost": "models.cut_cost",
     "CycleSL": "protocols",
     "DigitsImages": "data",
     "FedAvg": "protocols",
@@ -62,7 +62,7 @@ _HOMES = {  # of each public name
     "SplitFedV3": "protocols",
     "SplitLightningModule": "module",
     "TorchvisionImages": "data",
-    "cut_costs": "cut_cost",
+    "cut_costs": "models.cut_cost",
     "cut_layers": "models",
     "load_weights": "models",
     "merge": "models",

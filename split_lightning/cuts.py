@@ -1,56 +1,8 @@
-"""Says what each cut would cost: `python -m split_lightning.cuts [KEY=VALUE ...]`.
+"""Says what each cut would cost: `python -m split_lightning.cuts [KEY=VALUE ...]`."""
 
-Prints a table of the layers after which the configured network can be cut, and writes
-`cuts.csv` and `cuts.png`. It needs no data set where the configuration has the shape of
-a sample; else (`data=custom`) it loads the source.
-"""
+from split_lightning.cli.cuts import main
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-from split_lightning.run_command import Command, ending_with_one_line, typed_words
-
-COMMAND = Command(
-    name="cuts",
-    folder="cuts",
-    keys={"depth": None},
-    reads=(
-        "experiment",
-        "model.network",
-        *(f"data.{key}" for key in ("in_channels", "image_size", "num_classes")),
-    ),
-    help="""Says what each cut of a network would cost client, server and link.
-
-model=NAME          the network, as in training; or model.network._target_=...
-data=NAME           the shape of its samples; nothing is read or downloaded, except
-                    the source of data=custom
-+experiment=NAME    both, as an experiment has them
-depth=NUMBER        layers whose paths have at most so many parts (layer1.0: two), or
-                    `all`; default: the fewest that leave eight cuts to choose from
-output_dir=FOLDER   where cuts.csv and cuts.png go; default: cuts/NETWORK-SHAPE
-KEY=VALUE           of the configuration: data.image_size=64, data.num_classes=100""",
-    usage="[KEY=VALUE ...]",
-)
-
-
-def main(words: Sequence[str] | None = None) -> None:
-    """Prints and writes what each cut costs.
-
-    Args:
-        words: What is typed, such as `["model=resnet18", "data=cifar10"]`; `None`: from
-            the command line.
-    """
-    words = typed_words(COMMAND) if words is None else list(words)
-    with ending_with_one_line(words):
-        from split_lightning.artifacts import make_folder  # these are slow
-        from split_lightning.cut_report import report_costs
-        from split_lightning.measured_cuts import compose_cuts, measured_cuts
-
-        cfg, sample = compose_cuts(COMMAND, words)
-        costs = measured_cuts(cfg, sample)
-        report_costs(costs, make_folder(cfg.output_dir))
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
     main()

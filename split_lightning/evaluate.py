@@ -1,60 +1,8 @@
-"""Tests a finished run again: `python -m split_lightning.evaluate run=FOLDER`.
+"""Tests a finished run again: `python -m split_lightning.evaluate run=FOLDER`."""
 
-The network is rebuilt from the run's folder alone. Further words change keys of the
-run's own configuration, as in training: `data.root=...`, `trainer.accelerator=...`.
-"""
+from split_lightning.cli.evaluate import main
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from pathlib import Path
-
-from split_lightning.run_command import (
-    TRAINER_KEYS,
-    Command,
-    compose_run,
-    ending_with_one_line,
-    typed_words,
-)
-
-COMMAND = Command(
-    name="evaluate",
-    folder="evaluation",
-    keys={"checkpoint": None, "client": None},
-    reads=(
-        "threads",
-        *(f"trainer.{key}" for key in TRAINER_KEYS),
-        *(f"datamodule.{key}" for key in ("source", "batch_size", "mean", "std")),
-        *(f"protocol.module.{key}" for key in ("network", "cut_layer", "num_classes")),
-        *(f"protocol.module.{key}" for key in ("criterion", "channels_last")),
-    ),
-    help="""Tests a finished run again, from its folder alone.
-
-run=FOLDER          the run's folder
-checkpoint=best     best, last, or a checkpoint's file, instead of the final weights
-client=ID           one client's network, where clients have networks of their own;
-                    otherwise the mean over them
-output_dir=FOLDER   where the results go; default: evaluation, in the run's folder
-KEY=VALUE           changes the run's configuration: data.root=..., batch_size=...,
-                    trainer.accelerator=..., trainer.limit_test_batches=...""",
-)
-
-
-def main(words: Sequence[str] | None = None) -> None:
-    """Tests a run, prints the figures that training printed, and each class's.
-
-    Args:
-        words: What is else typed, such as `["run=runs/digits/..."]`; `None`: from the
-            command line.
-    """
-    words = typed_words(COMMAND) if words is None else list(words)
-    with ending_with_one_line(words):
-        cfg = compose_run(COMMAND, words)
-        from split_lightning.evaluation import evaluate, print_evaluation  # slow
-
-        results, figures = evaluate(cfg, cfg.run, cfg.checkpoint, cfg.client)
-        print_evaluation(results, figures, Path(cfg.output_dir))
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
     main()

@@ -25,7 +25,7 @@ from split_lightning.finite import FiniteCheck, NonFinitePolicy, NotFinite
 from split_lightning.fitness import set_least_batch
 from split_lightning.loading import missing_arguments
 from split_lightning.models.stage import stage_of
-from split_lightning.monitors import require_known_monitors
+from split_lightning.callbacks.monitors import require_known_monitors
 from split_lightning.observers.traffic import Traffic
 from split_lightning.optimizers import (
     OptimizerFactory,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+# What Hydra reads as it is.
+_PLAIN = re.compile(r"[\w./:@%+-]+( +[\w./:@%+-]+)*", re.ASCII)
+_NO_TEXT = ("false", "null", "true")
 
 
 def key_value(key: str, value: object) -> str:
@@ -35,10 +36,10 @@ def shell_line(*words: str) -> str:
 
 def _is_read(text: str) -> bool:
     """Returns whether Hydra takes a text, as it is, for this string."""
-    try:
-        override = OverridesParser.create().parse_override(f"key={text}")
-        value = override.value()
-    except HydraException:
+    if not _PLAIN.fullmatch(text) or text.lower() in _NO_TEXT:
         return False
-    is_plain = isinstance(value, str) and not override.is_sweep_override()
-    return is_plain and value == text
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False  # a number

@@ -32,11 +32,11 @@ from split_lightning import (
     SplitLightningModule,
 )
 from split_lightning.callbacks import ClientAveraging, ServerAveraging, VirtualClock
+from split_lightning.cli.rebuilding import evaluate
 from split_lightning.data import ParallelSchedule, RoundRobinSchedule
-from split_lightning.evaluation import evaluate
 from split_lightning.export import main as export_run
 from split_lightning.models.adapter import Adapter
-from split_lightning.run_files import read_config
+from split_lightning.runs.run_files import read_config
 from split_lightning.system import System
 
 IMAGE = (1, 6, 6)

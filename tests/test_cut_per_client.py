@@ -44,11 +44,11 @@ from split_lightning.callbacks import (
     ServerAveraging,
     VirtualClock,
 )
+from split_lightning.cli.rebuilding import evaluate
 from split_lightning.data import ParallelSchedule, RoundRobinSchedule
-from split_lightning.evaluation import evaluate
 from split_lightning.export import main as export_run
 from split_lightning.models import DigitsCNN, merge
-from split_lightning.run_files import read_config
+from split_lightning.runs.run_files import read_config
 from split_lightning.server_map import ServerMap
 from split_lightning.system import System, work_of
 

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from split_lightning import CutCost, cut_costs, cut_layers
-from split_lightning.cut_plot import draw_costs
-from split_lightning.cut_report import costs_table, layers_down_to, report_costs
 from split_lightning.cuts import main
 from split_lightning.models import DigitsCNN
+from split_lightning.runs.cut_plot import draw_costs
+from split_lightning.runs.cut_report import costs_table, layers_down_to, report_costs
 
 FILES = Path(__file__).parents[1].glob("conf/model/*.yaml")
 MODELS = sorted({path.stem for path in FILES} - {"custom"})

@@ -12,11 +12,11 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file, save_file
 
 from split_lightning import DigitsImages, export, train
-from split_lightning.building import build_module
+from split_lightning.cli.building import build_module
 from split_lightning.evaluate import main
 from split_lightning.models import DigitsCNN
-from split_lightning.run_files import read_config, read_results
 from split_lightning.runs import load_run
+from split_lightning.runs.run_files import read_config, read_results
 
 CONF = Path(__file__).parent.parent / "conf"
 QUICK = [
@@ -281,7 +281,7 @@ def test_a_damaged_folder_gets_one_message(refused, run, damage):
 
 
 def test_help_names_the_keys(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["split-lightning-evaluate", "--help"])
+    monkeypatch.setattr("sys.argv", ["split-lightning", "--help"])
     with pytest.raises(SystemExit):
         main()
     printed = capsys.readouterr().out

@@ -14,9 +14,9 @@ from test_evaluate import CENTRALIZED, trained
 from torchvision.models import resnet18
 
 from split_lightning.export import main
-from split_lightning.exporting import Exporter
 from split_lightning.models import DigitsCNN, split
 from split_lightning.runs import load_run
+from split_lightning.runs.exporting import Exporter
 
 
 @pytest.fixture(scope="module")

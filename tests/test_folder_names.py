@@ -21,9 +21,9 @@ from test_train import command
 
 from split_lightning import evaluate, export
 from split_lightning.callbacks import speed_monitor
-from split_lightning.checkpoints import find_checkpoint
-from split_lightning.comparison import find_runs
-from split_lightning.loggers import build_loggers
+from split_lightning.cli.loggers import build_loggers
+from split_lightning.runs.checkpoints import find_checkpoint
+from split_lightning.runs.comparison import find_runs
 from split_lightning.typed_words import key_value, shell_line
 
 NAMES = [
@@ -213,6 +213,6 @@ def test_modules_of_the_working_folder_are_found(monkeypatch, tmp_path):
     command(monkeypatch, tmp_path, *SMALL[:3], "logger=none", *own, "hydra.run.dir=a")
     monkeypatch.setattr("sys.path", [p for p in sys.path if p != str(tmp_path)])
     sys.modules.pop("mine_alone")
-    monkeypatch.setattr("sys.argv", ["split-lightning-evaluate", "run=a"])
+    monkeypatch.setattr("sys.argv", ["split-lightning", "run=a"])
     evaluate.main()
     assert (tmp_path / "a" / "evaluation" / "results.json").is_file()

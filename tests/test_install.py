@@ -75,7 +75,11 @@ def installed(request, tmp_path_factory):
 def test_runs_from_any_folder(request, installed, how, tmp_path):
     python, script, env = installed
     is_wheel = "wheel-" in request.node.name
-    start = [python, "-m", "split_lightning.train"] if how == "module" else [script]
+    start = (
+        [python, "-m", "split_lightning.train"]
+        if how == "module"
+        else [script, "train"]
+    )
     found = run(
         python,
         "-c",
@@ -92,8 +96,10 @@ def test_runs_from_any_folder(request, installed, how, tmp_path):
     assert json.loads(results.read_text())["uplink_bytes"] > 0
 
 
-def test_the_wheel_ships_the_configuration_and_its_types(wheel):
+def test_the_wheel_ships_all_modules_the_configuration_and_its_types(wheel):
     names = run(sys.executable, "-m", "zipfile", "-l", wheel)
+    for path in (ROOT / "split_lightning").rglob("*.py"):
+        assert str(path.relative_to(ROOT)) in names
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"split_lightning/conf/{path.relative_to(ROOT / 'conf')}" in names
     assert "split_lightning/py.typed" in names
@@ -106,7 +112,7 @@ def test_the_source_distribution_has_the_documentation(tmp_path):
     name = run(sys.executable, "-c", build, tmp_path).split()[-1]
     with tarfile.open(tmp_path / name) as archive:
         names = {member.partition("/")[2] for member in archive.getnames()}
-    folders = ("docs", "conf", "notebooks", "tests")
+    folders = ("docs", "conf", "notebooks", "split_lightning", "tests")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.[mpy]*")]
     kept = {str(file.relative_to(ROOT)) for file in files if file.suffix != ".pyc"}
     assert {name for name in kept if "__pycache__" not in name} <= names

@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import command
 
-from split_lightning import SplitLightningModule, building, checkpoints, training
-from split_lightning.checkpoints import find_checkpoint
+from split_lightning import SplitLightningModule
+from split_lightning.callbacks import checkpoint_io
+from split_lightning.cli import building, training
+from split_lightning.runs.checkpoints import find_checkpoint
 
 RUN = [
     "rounds=3",
@@ -55,7 +57,7 @@ def at_call(name, number):
         def __getattr__(self, other):
             return killing if other == name else getattr(os, other)
 
-    return (checkpoints, "os", Os())
+    return (checkpoint_io, "os", Os())
 
 
 @pytest.fixture(scope="module")

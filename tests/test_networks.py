@@ -10,8 +10,8 @@ from test_evaluate import refused, trained  # noqa: F401  # a fixture
 
 from split_lightning import DigitsImages, evaluate, export
 from split_lightning.models import DigitsCNN, load_weights
-from split_lightning.run_files import read_results
 from split_lightning.runs import load_run
+from split_lightning.runs.run_files import read_results
 
 # Few batches; of all clients.
 SHORT = ["batch_size=120", "trainer.limit_train_batches=null"]

@@ -188,7 +188,7 @@ def test_partitioners_by_name(tmp_path, monkeypatch, overrides, expected):
         fit, lambda self, module, datamodule, **options: found.append(datamodule.parts)
     )
     monkeypatch.setattr("pytorch_lightning.Trainer.test", lambda *args, **options: [])
-    monkeypatch.setattr("split_lightning.training._fit_and_test", _fit_alone)
+    monkeypatch.setattr("split_lightning.cli.training._fit_and_test", _fit_alone)
     typed = [*words("Net", "Source", 1), f"data/partitioner={overrides[0]}"]
     typed = [*QUICK, "hydra.run.dir=run", *typed, *overrides[1:]]
     monkeypatch.setattr("sys.argv", ["split-lightning", *typed])

@@ -193,11 +193,14 @@ def test_a_sweep_of_several_processes_is_refused(monkeypatch, tmp_path, capsys):
     assert "Traceback" not in message
 
 
+SCRIPT = "from split_lightning.cli.main import main; main()"  # split-lightning
+
+
 def test_lightnings_own_launcher(tmp_path):
     """It starts the command a second time, from the console script or the module."""
     words = [*RUN, CUT, *TWO, "rounds=1", "trainer.enable_progress_bar=false"]
     done = subprocess.run(
-        [sys.executable, "-m", "split_lightning.train", *words],
+        [sys.executable, "-c", SCRIPT, "train", *words],
         cwd=tmp_path,
         env=os.environ
         | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},

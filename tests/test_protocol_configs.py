@@ -22,13 +22,13 @@ from split_lightning import (
     RoundRobinWeightPassing,
     ServerMap,
 )
-from split_lightning.building import build
 from split_lightning.callbacks import (
     AsynchronousWeightPassing,
     ClientAveraging,
     ServerAveraging,
 )
-from split_lightning.config import check_classes, check_values
+from split_lightning.cli.building import build
+from split_lightning.cli.config import check_classes, check_values
 from split_lightning.data import (
     AsynchronousSchedule,
     ParallelSchedule,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from split_lightning.building import build
-from split_lightning.config import check_classes, check_values
+from split_lightning.cli.building import build
+from split_lightning.cli.config import check_classes, check_values
 from split_lightning.data import DigitsImages, Images
 from split_lightning.models import DigitsCNN
 

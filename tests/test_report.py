@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from split_lightning.report import print_results
+from split_lightning.runs.report import print_results
 
 RESULTS = {
     "test_accuracy": 0.95,

@@ -11,9 +11,10 @@ import torch
 from test_train import command
 
 import split_lightning
-from split_lightning.config import TrainConfig
+from split_lightning.cli.main import COMMANDS
+from split_lightning.cli.threads import set_threads
 from split_lightning.quiet import silence_known_messages
-from split_lightning.threads import set_threads
+from split_lightning.runs.schema import TrainConfig
 
 # Runs the command line; says what of the slow packages it imported.
 PROBE = """
@@ -57,13 +58,41 @@ def test_nothing_slow_is_imported_to_print_text(words, status, shown):
     assert "imported: []" in output
 
 
-def test_completion_imports_nothing_slow():
-    typed = "split-lightning protocol=splitfed_"
-    point = {"COMP_LINE": typed, "COMP_POINT": str(len(typed))}
-    code, output = started("-sc", "query=bash", **point)
+MAIN = PROBE.replace("split_lightning.train", "split_lightning.cli.main")
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("train protocol=splitfed_",
+         "protocol=splitfed_v1 protocol=splitfed_v2 protocol=splitfed_v3\n"),
+        ("train seed=1 rou", "rounds=\n"),
+        ("", " ".join(COMMANDS) + "\n"),
+        ("ex", "export\n"),
+        ("evaluate run", ""),
+    ],
+)  # fmt: skip
+def test_completion_imports_nothing_slow(typed, shown):
+    """What the line asks for that `split-lightning -sc install=bash` prints."""
+    line = f"split-lightning {typed}"
+    point = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+    code, output = started("-sc", "query=bash", probe=MAIN, **point)
     assert code == 0
-    assert "protocol=splitfed_v1 protocol=splitfed_v2 protocol=splitfed_v3" in output
+    assert output == f"{shown}imported: []\n"
+
+
+@pytest.mark.parametrize("words", [[], ["train"]])
+def test_completion_is_installed_for_the_script(words):
+    probe = MAIN.replace("import sys", "import sys; sys.argv[0] = 'split-lightning'")
+    code, output = started(*words, "-sc", "install=bash", probe=probe)
+    assert code == 0
+    assert "-F hydra_bash_completion split-lightning\n" in output
     assert "imported: []" in output
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["nowhere"]])
+def test_the_list_of_commands_is_there_at_once(words):
+    assert "imported: []" in started(*words, probe=MAIN)[1]
 
 
 @pytest.mark.parametrize("name", ["evaluate", "export", "compare", "cuts"])

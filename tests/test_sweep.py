@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from test_train import CONF, NO_PICTURES
 
-from split_lightning import train as train_module
-from split_lightning import training
+from split_lightning.cli import train as train_module
+from split_lightning.cli import training
 from split_lightning.module import SplitLightningModule
 from split_lightning.train import main
 
@@ -377,4 +377,4 @@ def test_what_launchers_send_to_other_processes_is_found_there_by_name(monkeypat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # it is imported already
         runpy.run_module("split_lightning.train", run_name="__main__")
-    assert [task.__module__ for task in sent] == ["split_lightning.train"]
+    assert [task.__module__ for task in sent] == ["split_lightning.cli.train"]

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from split_lightning import training
+from split_lightning.cli import training
 from split_lightning.data import TorchvisionImages
 from split_lightning.models import DigitsCNN
 from split_lightning.train import main

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from typing_extensions import override
 
-from split_lightning.checkpoints import copy_checkpoint
+from split_lightning.callbacks.checkpoint_io import copy_checkpoint
 
 
 class BestCheckpoint(ModelCheckpoint):

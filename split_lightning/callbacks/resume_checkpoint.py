@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from split_lightning.checkpoints import FOLDER, LAST, AtomicCheckpointIO
+from split_lightning.callbacks.checkpoint_io import FOLDER, LAST, AtomicCheckpointIO
 from split_lightning.processes import all_agree
 from split_lightning.signals import Interrupted, SignalCatcher
 

@@ -13,10 +13,16 @@ from split_lightning import (
     RoundRobinWeightPassing,
     SplitDataModule,
     SplitLightningModule,
-    checkpoints,
 )
-from split_lightning.callbacks import ResumeCheckpoint, resume_checkpoint
-from split_lightning.checkpoints import AtomicCheckpointIO, CheckpointWriteError
+from split_lightning.callbacks import (
+    ResumeCheckpoint,
+    checkpoint_io,
+    resume_checkpoint,
+)
+from split_lightning.callbacks.checkpoint_io import (
+    AtomicCheckpointIO,
+    CheckpointWriteError,
+)
 
 
 class Noting(ResumeCheckpoint):
@@ -93,11 +99,11 @@ def test_a_write_that_fails_leaves_both_checkpoints(tmp_path, monkeypatch, has_l
         raise PermissionError(errno.EPERM, "no links here")
 
     if not has_links:
-        monkeypatch.setattr(checkpoints.os, "link", refuse)
+        monkeypatch.setattr(checkpoint_io.os, "link", refuse)
     last, write = tmp_path / "last.ckpt", AtomicCheckpointIO().save_checkpoint
     write({"number": 1}, last)
     write({"number": 2}, last)
-    monkeypatch.setattr(checkpoints.os, "fsync", refuse)
+    monkeypatch.setattr(checkpoint_io.os, "fsync", refuse)
     with pytest.raises(CheckpointWriteError, match="is as it was"):
         write({"number": 3}, last)
     found = {path.name: torch.load(path)["number"] for path in tmp_path.iterdir()}

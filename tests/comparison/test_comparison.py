@@ -10,7 +10,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from split_lightning.compare import main
-from split_lightning.comparison import compare, find_runs
+from split_lightning.runs.comparison import compare, find_runs
 
 LR = "optimizer.client.lr"
 
@@ -195,7 +195,7 @@ def test_the_command_line(sweep, tmp_path, monkeypatch, capsys):
 def test_the_command_line_without_runs(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     message = capsys.readouterr().err
-    assert message.startswith("split-lightning-compare: error: Expected argument")
+    assert message.startswith("split-lightning: error: Expected argument")
     assert message.count("\n") == 1
 
 

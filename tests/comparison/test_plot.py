@@ -8,8 +8,8 @@ from made_up import a_run, config, results
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_hex
 
-from split_lightning.comparison import compared, find_runs
-from split_lightning.comparison.plot import draw
+from split_lightning.runs.comparison import compared, find_runs
+from split_lightning.runs.comparison.plot import draw
 
 
 def a_protocol(

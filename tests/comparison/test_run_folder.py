@@ -4,7 +4,7 @@ import pytest
 from made_up import a_run, config, results
 from omegaconf import OmegaConf
 
-from split_lightning.comparison import find_runs, read_run
+from split_lightning.runs.comparison import find_runs, read_run
 
 
 def test_runs_are_found_at_any_depth_in_order_and_once(tmp_path):

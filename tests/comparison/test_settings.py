@@ -4,8 +4,8 @@ import pytest
 from made_up import config
 from omegaconf import OmegaConf
 
-from split_lightning.comparison import differing_settings
-from split_lightning.comparison.settings import flat_settings, short_names, shown
+from split_lightning.runs.comparison import differing_settings
+from split_lightning.runs.comparison.settings import flat_settings, short_names, shown
 
 
 def flat(**changes):

@@ -6,7 +6,7 @@ import statistics
 import pytest
 from made_up import a_run, config, results
 
-from split_lightning.comparison import compared, find_runs
+from split_lightning.runs.comparison import compared, find_runs
 
 
 def run_of(folder, name, accuracy=None, history=None, failure=None, **changes):

@@ -1,0 +1,132 @@
+"""Building: the data, module and Trainer that a configuration names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from pytorch_lightning.utilities import rank_zero_info
+
+from split_lightning.callbacks.speed_monitor import SpeedMonitor
+from split_lightning.classifier import Classifier
+from split_lightning.cli.data_shape import fill_in
+from split_lightning.cli.loggers import build_loggers
+from split_lightning.cli.threads import set_threads
+from split_lightning.cli.user_errors import is_in_sweep
+from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.fitness import check_network, set_least_batch
+from split_lightning.models.weights import load_weights
+from split_lightning.runs.checkpoints import find_checkpoint
+from split_lightning.system.work import work_of
+
+
+class Run(NamedTuple):
+    """All that a configuration names, built."""
+
+    data: SplitDataModule
+    module: Classifier
+    trainer: pl.Trainer
+    speed: SpeedMonitor
+    checkpoint: str | None
+
+
+def build(cfg: DictConfig) -> Run:
+    """Builds what a configuration names; data are loaded and dealt out."""
+    checkpoint = _checkpoint(cfg)
+    data = build_data(cfg)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    module = build_module(cfg)
+    module.configure_optimizers()  # a wrong option fails here, not in mid-run
+    speed = SpeedMonitor()
+    callbacks = [speed]
+    for group in (cfg.protocol.callbacks, cfg.callbacks):
+        found = instantiate(group, _convert_="all").values()
+        callbacks += [callback for callback in found if callback is not None]
+    if cfg.system.clock is not None:
+        callbacks.append(instantiate(cfg.system.clock, _convert_="all"))
+    trainer = instantiate(
+        cfg.trainer,
+        callbacks=[c for c in callbacks if _is_wanted(c, cfg.trainer, data)],
+        logger=build_loggers(cfg, checkpoint) or False,
+        _convert_="all",
+    )
+    if trainer.world_size > 1 and is_in_sweep():
+        raise ValueError(
+            "Expected one process for each run of a sweep (`trainer.devices=1`), but "
+            f"got {trainer.world_size}: each would start the whole sweep again."
+        )
+    module.verify(trainer, data)
+    check_network(module, data)
+    set_least_batch(module, data, trainer.world_size)
+    choose_threads(cfg, module, data)
+    return Run(data, module, trainer, speed, checkpoint)
+
+
+def build_data(cfg: DictConfig) -> SplitDataModule:
+    """Builds the data module, set up to fit; fills the shape of the data in."""
+    # The augmentation may need the shape, which the source alone may know.
+    made = instantiate(cfg.datamodule, _convert_="all", augmentation=None)
+    data: SplitDataModule = made
+    data.prepare_data()
+    data.setup("fit")
+    fill_in(cfg, data)
+    data.augmentation = instantiate(cfg.datamodule.augmentation, _convert_="all")
+    return data
+
+
+def _checkpoint(cfg: DictConfig) -> str | None:
+    """Returns the checkpoint that `ckpt_path` names, by itself or by its run."""
+    if not cfg.ckpt_path:
+        return None
+    return find_checkpoint(cfg.ckpt_path, Path(cfg.output_dir), not is_in_sweep())
+
+
+def build_module(cfg: DictConfig) -> Classifier:
+    """Builds the module, from weights of elsewhere where the configuration says so."""
+    given = {}
+    if cfg.model.weights and not cfg.ckpt_path:  # a checkpoint has the weights
+        given["network"] = instantiate(cfg.protocol.module.network, _convert_="all")
+        weights, exclude = cfg.model.weights, list(cfg.model.weights_exclude)
+        load_weights(given["network"], weights, exclude)
+    return new_module(cfg, **given)
+
+
+def new_module(cfg: DictConfig, **given: Any) -> Classifier:
+    """Builds the module as it is before any training.
+
+    Args:
+        cfg: The configuration.
+        given: Arguments of the module in the place of those in the configuration.
+    """
+    if cfg.protocol.module.get("client_networks") is not None:
+        size = cfg.data.image_size
+        given["image_shape"] = (cfg.data.in_channels, size, size)
+    module: Classifier = instantiate(cfg.protocol.module, _convert_="all", **given)
+    plain: Any = OmegaConf.to_container(cfg.protocol.module, resolve=True)
+    shape = {k: v for k, v in given.items() if k == "image_shape"}
+    module.configuration = {**plain, **shape, "spill_to": None}
+    return module
+
+
+def choose_threads(cfg: DictConfig, module: Classifier, data: SplitDataModule) -> None:
+    """Sets the number of threads by the size of the network, and reports it."""
+    work = work_of(module.stages(), module.fed(data.example()))
+    flops = cfg.batch_size * sum(own.forward + own.backward for own in work)
+    rank_zero_info(set_threads(cfg.threads, flops))
+
+
+def _is_wanted(callback: pl.Callback, options: DictConfig, data: Any) -> bool:
+    """Tells whether the Trainer's switches and the data leave work for a callback."""
+    if isinstance(callback, ProgressBar):
+        return options.enable_progress_bar is not False and not options.barebones
+    if isinstance(callback, Checkpoint):
+        on = options.enable_checkpointing is not False and not options.barebones
+        monitor = callback.monitor if isinstance(callback, ModelCheckpoint) else None
+        by_validation = (monitor or "").startswith("val/")
+        validates = data.val_share > 0 and options.limit_val_batches != 0
+        return on and (validates or not by_validation)
+    return True

@@ -1,0 +1,175 @@
+"""The package's modules import in one direction; only the command line knows Hydra."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "split_lightning"
+CORE = "core"  # every module of the package's own folder that is named nowhere else
+# From the top: a module imports modules of its own layer and of those below.
+LAYERS = [
+    {"train", "evaluate", "export", "compare", "cuts"},
+    {"cli"},
+    {"runs"},
+    {"callbacks"},
+    {"system"},
+    {CORE},
+    {"data", "models"},
+    {
+        "parts", "paths", "processes", "random_state", "server_map", "signals",
+        "typed_words", "user_code",
+    },
+    {"", "quiet"},  # the package itself: its version
+]  # fmt: skip
+MAY_IMPORT = {"hydra": {"cli"}, "omegaconf": {"cli", "runs"}}
+# What imports a module by its name, which these tests do not follow: public names of
+# the package and of `runs`, when they are first used; modules of a pickled network.
+BY_NAME = {"", "runs", "models.code"}
+# Of the old core: what a module imports although it must not.
+EXCEPTIONS = {
+    ("classifier", "callbacks.monitors"),
+    ("classifier", "callbacks.segment_summary"),
+    ("loading", "hydra"),
+    ("models.cut_cost", "channel"),
+    ("models.cut_cost", "joint_step"),
+    ("module", "callbacks.averaging"),
+    ("module", "callbacks.weight_passing"),
+    ("support", "callbacks.weight_passing"),
+}
+
+
+class Imports(ast.NodeVisitor):
+    """Collects the modules that a file imports, in functions too, but not for types."""
+
+    def __init__(self, module, modules):
+        self.module = module
+        self.modules = modules
+        self.found = set()
+
+    def visit_If(self, node):
+        names = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(node.test)}
+        for child in node.orelse if "TYPE_CHECKING" in names else node.body:
+            self.visit(child)
+        if "TYPE_CHECKING" not in names:
+            for child in node.orelse:
+                self.visit(child)
+
+    def visit_Import(self, node):
+        self.found |= {alias.name for alias in node.names}
+
+    def visit_ImportFrom(self, node):
+        assert node.level == 0, f"{self.module}: imports name the package"
+        for alias in node.names:
+            full = f"{node.module}.{alias.name}"
+            self.found.add(full if full in self.modules else node.module)
+
+
+def imports_of(folder):
+    """Returns what each module of a package imports, by full names."""
+    files = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder.parent).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph = {}
+    for module, path in files.items():
+        imports = Imports(module, files)
+        imports.visit(ast.parse(path.read_text()))
+        graph[module] = imports.found
+    return graph
+
+
+GRAPH = imports_of(ROOT / PACKAGE)
+
+
+def short(module):
+    """Returns a module's name within the package, or that of another package."""
+    first, _, rest = module.partition(".")
+    return rest if first == PACKAGE else first
+
+
+def layer_of(name):
+    first = name.partition(".")[0]
+    named = [i for i, layer in enumerate(LAYERS) if first in layer]
+    return named[0] if named else LAYERS.index({CORE})
+
+
+def breaches(graph):
+    """Returns the imports that go up, or that are of a package out of place."""
+    found = set()
+    for module, imported in graph.items():
+        own = short(module)
+        for other in imported:
+            name = short(other)
+            if other.partition(".")[0] == PACKAGE:
+                is_wrong = layer_of(name) < layer_of(own)
+            else:
+                places = MAY_IMPORT.get(name)
+                is_wrong = places is not None and own.partition(".")[0] not in places
+            if is_wrong:
+                found.add((own, name))
+    return found
+
+
+def cycle_in(graph):
+    """Returns modules that import each other in a circle; empty where none do."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_modules_import_each_other():
+    assert not cycle_in(GRAPH)
+
+
+def test_imports_go_down_and_hydra_is_the_command_lines():
+    assert sorted(breaches(GRAPH) - EXCEPTIONS) == []
+
+
+def test_every_exception_is_needed():
+    assert sorted(EXCEPTIONS - breaches(GRAPH)) == []
+
+
+def test_few_modules_import_others_by_name():
+    assert {short(m) for m, found in GRAPH.items() if "importlib" in found} == BY_NAME
+
+
+def test_every_layer_names_what_there_is():
+    there = {short(module).partition(".")[0] for module in GRAPH}
+    assert set().union(*LAYERS) - {CORE} <= there
+
+
+@pytest.mark.parametrize(
+    ("files", "wrong"),
+    [
+        ({"data/a": "import split_lightning.runs.b", "runs/b": ""}, "runs.b"),
+        ({"data/a": "from split_lightning.runs import b", "runs/b": ""}, "runs.b"),
+        ({"data/a": "def f():\n    from split_lightning import cli", "cli/b": ""}, ""),
+        ({"data/a": "from hydra.utils import instantiate"}, "hydra"),
+        ({"data/a": "import omegaconf.errors as e"}, "omegaconf"),
+        ({"data/a": "if x:\n    pass\nelse:\n    import hydra"}, "hydra"),
+        ({"data/a": "if TYPE_CHECKING:\n    import hydra"}, None),
+        ({"data/a": "if typing.TYPE_CHECKING:\n    import omegaconf"}, None),
+        ({"cli/a": "import hydra\nfrom split_lightning.data import b"}, None),
+        ({"runs/a": "import omegaconf"}, None),
+    ],
+)
+def test_what_is_wrong_is_found(tmp_path, files, wrong):
+    for name, text in files.items():
+        path = tmp_path / PACKAGE / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / "__init__.py").touch()
+        path.write_text(text)
+    graph = imports_of(tmp_path / PACKAGE)
+    expected = set() if wrong is None else {("data.a", wrong or "cli")}
+    assert breaches(graph) == expected
+
+
+def test_a_circle_is_found():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a"}}
+    assert set(cycle_in(graph)) == {"a", "b", "c"}
+    assert not cycle_in({"a": {"b", "c"}, "b": {"c"}})
