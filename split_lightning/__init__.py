@@ -12,8 +12,6 @@ from split_lightning.quiet import silence_known_messages
 
 if TYPE_CHECKING:
     from split_lightning.channel import Channel as Channel
-    from split_lightning.models.cut_cost import CutCost as CutCost
-    from split_lightning.models.cut_cost import cut_costs as cut_costs
     from split_lightning.data import DigitsImages as DigitsImages
     from split_lightning.data import SplitDataModule as SplitDataModule
     from split_lightning.data import TorchvisionImages as TorchvisionImages
@@ -23,17 +21,23 @@ if TYPE_CHECKING:
     from split_lightning.models import load_weights as load_weights
     from split_lightning.models import merge as merge
     from split_lightning.models import split as split
+    from split_lightning.models.cut_cost import CutCost as CutCost
+    from split_lightning.models.cut_cost import cut_costs as cut_costs
     from split_lightning.module import SplitLightningModule as SplitLightningModule
-    from split_lightning.protocols import AsynchronousWeightPassing as AsynchronousWeightPassing
+    from split_lightning.protocols import GPSL as GPSL
+    from split_lightning.protocols import (
+        AsynchronousWeightPassing as AsynchronousWeightPassing,
+    )
     from split_lightning.protocols import Centralized as Centralized
     from split_lightning.protocols import CycleSL as CycleSL
     from split_lightning.protocols import FedAvg as FedAvg
-    from split_lightning.protocols import GPSL as GPSL
     from split_lightning.protocols import Local as Local
     from split_lightning.protocols import MultiServer as MultiServer
     from split_lightning.protocols import ParallelSplitLearning as ParallelSplitLearning
     from split_lightning.protocols import Protocol as Protocol
-    from split_lightning.protocols import RoundRobinWeightPassing as RoundRobinWeightPassing
+    from split_lightning.protocols import (
+        RoundRobinWeightPassing as RoundRobinWeightPassing,
+    )
     from split_lightning.protocols import SplitFedV1 as SplitFedV1
     from split_lightning.protocols import SplitFedV2 as SplitFedV2
     from split_lightning.protocols import SplitFedV3 as SplitFedV3

@@ -34,14 +34,14 @@ class ClientMetrics:
         # Of each client's own validation share: those that are right, and all.
         self._right: dict[int, tuple[Tensor | int, int]] = {}
 
-    def add_losses(self, parts: Sequence[ClientBatch], losses: Sequence[Tensor]) -> None:
+    def add_losses(
+        self, parts: Sequence[ClientBatch], losses: Sequence[Tensor]
+    ) -> None:
         """Adds the mean losses of a step's batches."""
         for part, loss in zip(parts, losses, strict=True):
             self.losses.add(part.client_id, loss.float(), part.num_samples)
 
-    def log_batch(
-        self, module: SplitLightningModule, step: Step, loss: Tensor
-    ) -> None:
+    def log_batch(self, module: SplitLightningModule, step: Step, loss: Tensor) -> None:
         """Logs a step's mean loss (`train/batch_loss`) where loggers are due."""
         trainer = module.trainer
         # Past `self.log`, which would cost more than the rest of the step's own work.

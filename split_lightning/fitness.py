@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from split_lightning.data.datamodule import SplitDataModule
-from split_lightning.protocols.least_batch import LeastBatch
 from split_lightning.message import as_values
+from split_lightning.protocols.least_batch import LeastBatch
 from split_lightning.random_state import unchanged_random_state
 from split_lightning.user_code import described
 
@@ -73,7 +73,7 @@ def _least_batch(
         layer
         for store in engine.stores
         for seat in store.seats
-        if "client" in seat.roles
+        if seat.role == "client"
         for layer in seat.module.modules()
         if layer in single
     ]
@@ -108,7 +108,9 @@ def _single_valued(module: SplitLightningModule, inputs: Tensor) -> list[nn.Modu
     return found
 
 
-def _run(stages: Iterable[nn.Module], module: SplitLightningModule, inputs: Tensor) -> Any:
+def _run(
+    stages: Iterable[nn.Module], module: SplitLightningModule, inputs: Tensor
+) -> Any:
     """Returns what stages compute in eval mode; a pass may change these copies.
 
     Raises:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self, override
 
+from split_lightning.callbacks.monitors import require_known_monitors
 from split_lightning.callbacks.segment_summary import SegmentSummary
 from split_lightning.channel import Channel
 from split_lightning.client_metrics import ClientMetrics, client_metric
@@ -25,7 +26,6 @@ from split_lightning.finite import FiniteCheck, NonFinitePolicy, NotFinite
 from split_lightning.fitness import set_least_batch
 from split_lightning.loading import missing_arguments
 from split_lightning.models.stage import stage_of
-from split_lightning.callbacks.monitors import require_known_monitors
 from split_lightning.observers.traffic import Traffic
 from split_lightning.optimizers import (
     OptimizerFactory,
@@ -187,8 +187,14 @@ class SplitLightningModule(pl.LightningModule):
             )
         self.automatic_optimization = False
         self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
-        self.client_optimizer, self.server_optimizer = client_optimizer, server_optimizer
-        self.client_scheduler, self.server_scheduler = client_scheduler, server_scheduler
+        self.client_optimizer, self.server_optimizer = (
+            client_optimizer,
+            server_optimizer,
+        )
+        self.client_scheduler, self.server_scheduler = (
+            client_scheduler,
+            server_scheduler,
+        )
         self.scheduler_interval = scheduler_interval
         self.accumulate_grad_batches = accumulate_grad_batches
         self.memory_format = (
@@ -298,6 +304,27 @@ class SplitLightningModule(pl.LightningModule):
             found[role if number == 1 else f"{role}_{number}"] = stage_of(places)
         return found
 
+    def names_of(self, client_id: int) -> set[str]:
+        """Returns the names of the layers that are on a client's route."""
+        parties = self.engine.placement.of(client_id)
+        pairs = zip(self.topology.names, parties, strict=True)
+        return {name for name, party in pairs if party is not None}
+
+    def names_apart(self, clients: Sequence[int]) -> set[str]:
+        """Returns the names of the layers in which clients' networks differ."""
+        numbers = self.engine.segments_apart(clients)
+        return {self.topology.names[number] for number in numbers}
+
+    def put(self, states: Mapping[str, Mapping[int, Mapping[str, Tensor]]]) -> None:
+        """Gives clients weights from elsewhere, to be evaluated.
+
+        Args:
+            states: By the name of layers, for each client their state dict.
+        """
+        for number, name in enumerate(self.topology.names):
+            for client_id, state in states[name].items():
+                self.engine.put(number, client_id, state)
+
     def laid_out(self, inputs: Tensor) -> Tensor:
         """Returns images `(B, C, H, W)` in the memory layout of the weights."""
         if inputs.ndim != 4:  # only images have channels to put last
@@ -317,7 +344,9 @@ class SplitLightningModule(pl.LightningModule):
         self.traffic.counts_samples = step.share > 0
         # Gradients of several processes are averaged.
         scale = step.share * self.trainer.world_size / self.accumulate_grad_batches
-        parts = [part._replace(inputs=self.laid_out(part.inputs)) for part in step.parts]
+        parts = [
+            part._replace(inputs=self.laid_out(part.inputs)) for part in step.parts
+        ]
         self.finite.begin(self)
         losses = self._compute(parts, scale)
         if not self.finite.accepts(self, step, batch_idx, losses):
@@ -371,11 +400,6 @@ class SplitLightningModule(pl.LightningModule):
         losses = self.clients.losses.by_client(self.trainer)
         return {client_id: float(loss) for client_id, loss in losses.items()}
 
-    @property
-    def client_accuracies(self) -> dict[int, float]:
-        """The accuracy of each client on its own samples, in the last validation."""
-        return self.clients.accuracies
-
     def totals(self) -> dict[str, int]:
         """Returns the bytes, by kind, since the start of the run."""
         counts = self.traffic.counts
@@ -403,7 +427,9 @@ class SplitLightningModule(pl.LightningModule):
         for role in self.optimizer_names:
             factory = factories[role]
             assert factory is not None
-            optimizers.append(make_optimizer(role, factory, self.engine.parameters(role)))
+            optimizers.append(
+                make_optimizer(role, factory, self.engine.parameters(role))
+            )
             make = makers[role]
             if make is not None:
                 scheduler = make_scheduler(make, optimizers[-1])

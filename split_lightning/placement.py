@@ -126,9 +126,9 @@ class Placement:
         return f"{home.role}/{number}{member}"
 
     def label_party(self, client_id: int) -> str:
-        """Returns the party of a client that has its labels."""
-        members = self._members.get("client", 1)
-        return f"client/{client_id}" + (f".{self.label_member}" if members > 1 else "")
+        """Returns the party that has a client's labels."""
+        role = "client" if "client" in self._members else "server"
+        return self.name(Home(role, self.label_member), client_id)
 
     def roles_of(self, segment: int) -> tuple[str, ...]:
         """Returns the roles of the parties that may have a segment."""

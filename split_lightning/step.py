@@ -111,15 +111,16 @@ class _Flow:
         self.sent: list[list[list[tuple[str, Values]]]] = []
         self.sent.append([[("", (batch.inputs,))] for batch in batches])
         self.returned: list[dict[str, Values]] = []
+        self.labelled: set[int] = set()
 
     def forward(self, place: int) -> None:
         """Lets the parties at a place compute on what they are sent."""
-        arrived = [
-            {stop.name: self._receive(client, stop.name, place) for stop in stops}
-            for client, stops in enumerate(self.route[place])
-        ]
-        if place == min(1, len(self.route) - 1):
-            self._send_labels()  # right behind the first smashed data
+        arrived: list[dict[str, Values]] = []
+        for client, stops in enumerate(self.route[place]):
+            arrived.append(
+                {s.name: self._receive(client, s.name, place) for s in stops}
+            )
+            self._send_labels(client, place)
         self.sent.append([[] for _ in self.batches])
         for party, members in by_party(self.route[place]):
             several = [arrived[client][stop.name] for client, stop in members]
@@ -136,11 +137,17 @@ class _Flow:
             values += self.channel.send("smashed", *ends, own, self.number, place - 1)
         return values
 
-    def _send_labels(self) -> None:
-        for client, batch in enumerate(self.batches):
-            ends = batch.label_party, self.route[-1][client][0].name
-            own = (batch.targets,)
-            (self.targets[client],) = self.channel.send("labels", *ends, own, self.number)
+    def _send_labels(self, client: int, place: int) -> None:
+        """Sends a client's labels right behind its first smashed data."""
+        here = {stop.name for stop in self.route[place][client]}
+        before = {sender for sender, _ in self.sent[place][client]}
+        is_last = place == len(self.route) - 1
+        if client in self.labelled or not (is_last or (place and here - before)):
+            return
+        self.labelled.add(client)
+        ends = self.batches[client].label_party, self.route[-1][client][0].name
+        own = (self.batches[client].targets,)
+        (self.targets[client],) = self.channel.send("labels", *ends, own, self.number)
 
     def loss(self, scale: float) -> StepLosses:
         """Lets those that have the labels compute the loss, and stage 1."""

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -29,11 +28,11 @@ class Seat(NamedTuple):
 
     Attributes:
         module: The segment.
-        roles: The roles of the parties that it may serve: each role has an optimizer.
+        role: The role of the parties that it serves, whose optimizer has its parameters.
     """
 
     module: nn.Module
-    roles: tuple[str, ...]
+    role: str
 
 
 class StateStore:
@@ -66,7 +65,7 @@ class StateStore:
     ) -> None:
         self.place = place
         self.seats = list(seats)
-        self.roles = sorted({role for seat in self.seats for role in seat.roles})
+        self.roles = sorted({seat.role for seat in self.seats})
         self.optimizers: Mapping[str, Optimizer] = {}
         self._weights = [p for p in WEIGHTS if self._view(0, p)]  # what it has of them
         self.own: dict[Part, MutableMapping[str, State]] = {p: at_rest() for p in PARTS}
@@ -113,7 +112,7 @@ class StateStore:
     def _choose(self, name: str, wanted: set[str]) -> int:
         """Returns the seat that a party has, or one that is free for it."""
         role = role_of(name)
-        fitting = [i for i, seat in enumerate(self.seats) if role in seat.roles]
+        fitting = [i for i, seat in enumerate(self.seats) if seat.role == role]
         for seat in fitting:
             if self._names[seat]["parameters"] == name:
                 return seat
@@ -131,7 +130,7 @@ class StateStore:
             assert at is not None
             holder = self._names[at][part]
             if holder is not None:
-                state = self._view(at, part, role_of(holder))
+                state = self._view(at, part)
                 # An optimizer makes new tensors; those of a module are used again.
                 self.own[part][holder] = state if part == "optimizer" else clone(state)
                 self._names[at][part] = None
@@ -140,7 +139,7 @@ class StateStore:
             own = self.common[role_of(name)].get(part)
             own = clone(own) if part == "optimizer" else own
         if own is not None or part == "optimizer":
-            self._write(seat, part, own or {}, role_of(name))
+            self._write(seat, part, own or {})
         self._names[seat][part] = name
 
     def remember_start(self) -> None:
@@ -164,6 +163,13 @@ class StateStore:
                 self._release(taker, part)
         self.samples[taker] += self.samples.pop(giver, 0)
 
+    def adopt(self, name: str, parts: Iterable[Part]) -> None:
+        """Lets a party continue from the common state as it is now."""
+        for part in parts:
+            self._release(name, part)
+            common = self.common[role_of(name)].get(part, {})
+            self.own[part][name] = clone(common) if part == "optimizer" else common
+
     def drop(self, name: str, parts: Iterable[Part]) -> None:
         """Forgets parts of a party's state: it continues from the common one."""
         for part in parts:
@@ -184,11 +190,17 @@ class StateStore:
             del self.own[part][name]
         for seat, names in enumerate(self._names):
             name = names[part]
-            for role in roles.intersection(self.seats[seat].roles):
-                if name is None or role_of(name) == role:
-                    own = clone(state) if part == "optimizer" else state
-                    self._write(seat, part, own, role)
-                    names[part] = None
+            role = self.seats[seat].role if name is None else role_of(name)
+            if role in roles:
+                own = clone(state) if part == "optimizer" else state
+                self._write(seat, part, own)
+                names[part] = None
+
+    def put(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Gives a party weights from elsewhere."""
+        for part in self._weights:
+            keys = self._view(0, part).keys()
+            self.own[part][name] = {key: state[key] for key in keys}
 
     # Who has what
 
@@ -196,7 +208,7 @@ class StateStore:
         """Returns a part of a party's state, to be read; what is live stays live."""
         seat = self._seat_of(name, part)
         if seat is not None:
-            return self._view(seat, part, role_of(name))
+            return self._view(seat, part)
         own = self.own[part].get(name)
         if own is not None:
             return own
@@ -217,13 +229,13 @@ class StateStore:
             seat = 0  # nothing was trained yet
         return None if seat is None else self.seats[seat].module
 
+    def has_own(self, name: str, part: Part) -> bool:
+        """Returns whether a part of a party's state is its own, not the common one."""
+        return self._seat_of(name, part) is not None or name in self.own[part]
+
     def origin(self, name: str) -> str | None:
         """Returns under which name a party's weights are; `None`: they are the common."""
-        has_own = any(
-            self._seat_of(name, part) is not None or name in self.own[part]
-            for part in WEIGHTS
-        )
-        return name if has_own else None
+        return name if any(self.has_own(name, part) for part in WEIGHTS) else None
 
     def names(self) -> list[str]:
         """Returns the parties that have weights of their own."""
@@ -239,7 +251,7 @@ class StateStore:
 
     # Seats as states
 
-    def _view(self, seat: int, part: Part, role: str = "") -> State:
+    def _view(self, seat: int, part: Part) -> State:
         """Returns what is live, not copied."""
         module = self.seats[seat].module
         if part == "buffers":
@@ -247,17 +259,18 @@ class StateStore:
         named = module.named_parameters()
         if part == "parameters":
             return {name: parameter.detach() for name, parameter in named}
-        if role not in self.optimizers:
+        if not self.optimizers:
             return {}
-        state = self.optimizers[role].state
+        state = self.optimizers[self.seats[seat].role].state
         return {name: state[p] for name, p in named if p in state}
 
-    def _write(self, seat: int, part: Part, state: State, role: str) -> None:
+    def _write(self, seat: int, part: Part, state: State) -> None:
         if part in WEIGHTS:
             for name, tensor in self._view(seat, part).items():
                 tensor.copy_(state[name])
-        elif role in self.optimizers:
-            module, optimizer = self.seats[seat].module, self.optimizers[role]
+        elif self.optimizers:
+            module, role = self.seats[seat]
+            optimizer = self.optimizers[role]
             for name, parameter in module.named_parameters():
                 optimizer.state.pop(parameter, None)
                 if name in state:
@@ -286,7 +299,7 @@ class StateStore:
 
     def _fitted(self, name: str, state: State, fitted: Fit) -> State:
         """Fits a party's optimizer state, by the parameters of a seat for its role."""
-        seats = (seat for seat in self.seats if role_of(name) in seat.roles)
+        seats = (seat for seat in self.seats if seat.role == role_of(name))
         parameters = dict(next(seats).module.named_parameters())
         return {key: fitted(parameters[key], own) for key, own in state.items()}
 

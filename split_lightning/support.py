@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
 _CALLBACKS = (BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging)
 
+
 def refuse_unsupported(trainer: pl.Trainer) -> None:
     """Stops where the Trainer is told what would be ignored or train wrongly.
 
@@ -83,9 +84,7 @@ def require_processes(trainer: pl.Trainer) -> None:
         )
 
 
-def find_protocol(
-    trainer: pl.Trainer, data: Any
-) -> tuple[Protocol, list[pl.Callback]]:
+def find_protocol(trainer: pl.Trainer, data: Any) -> tuple[Protocol, list[pl.Callback]]:
     """Returns the protocol among a Trainer's callbacks.
 
     Returns:

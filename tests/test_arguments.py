@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 from protocols import fit, make_data, make_split
+from split_lightning.server_map import ServerMap
 
 from split_lightning import RoundRobinWeightPassing
 from split_lightning.callbacks import ClientAveraging, ServerAveraging
 from split_lightning.data import ParallelSchedule, RoundRobinSchedule
-from split_lightning.server_map import ServerMap
 
 ROUNDS = "a positive number of rounds"
 MISTAKES = {

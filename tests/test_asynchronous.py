@@ -36,6 +36,8 @@ from protocols import (
 )
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from split_lightning.data.asynchronous_round import Began, Served
+from split_lightning.data.seconds import BatchSeconds
 from test_protocols import SKEWED
 from test_resume import ADAM, check
 from test_topologies import ROUTES, is_clients, merged, parts_of
@@ -59,8 +61,6 @@ from split_lightning.data import (
     Availability,
     RoundRobinSchedule,
 )
-from split_lightning.data.asynchronous_round import Began, Served
-from split_lightning.data.seconds import BatchSeconds
 from split_lightning.system import System
 
 VANILLA = ROUTES["one cut"]

@@ -26,6 +26,7 @@ from protocols import (
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file
+from split_lightning.server_map import ServerMap
 from test_protocols import EACH, SKEWED, plain_fedavg
 from test_resume import check
 from test_train import command
@@ -49,7 +50,6 @@ from split_lightning.data import ParallelSchedule, RoundRobinSchedule
 from split_lightning.export import main as export_run
 from split_lightning.models import DigitsCNN, merge
 from split_lightning.runs.run_files import read_config
-from split_lightning.server_map import ServerMap
 from split_lightning.system import System, work_of
 
 PLAIN = partial(torch.optim.SGD, lr=0.05)

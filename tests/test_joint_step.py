@@ -16,6 +16,7 @@ from protocols import (
     mean_state,
     network,
 )
+from split_lightning.joint_step import average_cut_gradients
 from torch import nn
 
 from split_lightning import merge
@@ -26,7 +27,6 @@ from split_lightning.batch_norm import (
 )
 from split_lightning.callbacks import ClientAveraging
 from split_lightning.data import ParallelSchedule
-from split_lightning.joint_step import average_cut_gradients
 
 SIZES = [3, 2, 6]
 SHAPES = {nn.BatchNorm1d: (4,), nn.BatchNorm2d: (4, 3, 3), nn.BatchNorm3d: (4, 2, 2, 2)}

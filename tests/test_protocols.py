@@ -67,6 +67,7 @@ from protocols import (
 )
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from split_lightning.server_map import ServerMap
 
 from split_lightning import (
     CycleSplitLightningModule,
@@ -80,7 +81,6 @@ from split_lightning.data import (
     PooledSchedule,
     RoundRobinSchedule,
 )
-from split_lightning.server_map import ServerMap
 
 SKEWED = {"partitioner": LinearPartitioner}  # clients of 8, 16 and 24 images
 EACH = ServerMap(None)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from conftest import tiny_network
 from flwr_datasets.partitioner import LinearPartitioner
+from split_lightning.server_map import ServerMap
 from test_resume import ADAM, check, make_data, make_module
 
 from split_lightning import CycleSplitLightningModule, RoundRobinWeightPassing
 from split_lightning.callbacks import ClientAveraging, ServerAveraging
 from split_lightning.data import ParallelSchedule, PooledSchedule, RoundRobinSchedule
-from split_lightning.server_map import ServerMap
 
 EACH, TWO = ServerMap(None), ServerMap(2)
 V1 = [ClientAveraging, partial(ServerAveraging, remote=False)]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from protocols import SGD, fit, make_data, make_split, make_unsplit, network
 from pytorch_lightning import Callback
+from split_lightning.data.sampler import ClientBatchSampler
 
 from split_lightning import (
     AsynchronousSplitLightningModule,
@@ -25,7 +26,6 @@ from split_lightning.data import (
     RoundRobinSchedule,
 )
 from split_lightning.protocols.least_batch import LeastBatch
-from split_lightning.data.sampler import ClientBatchSampler
 
 SHALLOW, DEEP = 2, 6  # the layer with one value per channel: server's, clients'
 ALL_AT_ONCE = [ClientAveraging(every="step")]

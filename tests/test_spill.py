@@ -9,6 +9,8 @@ import pytest
 from conftest import begin_child, exit_code
 from protocols import ADAM, assert_equal, fit, make_data, make_split, make_unsplit
 from pytorch_lightning import Callback
+from split_lightning.classifier import Classifier
+from split_lightning.server_map import ServerMap
 from test_resume import Kill, Killed, assert_same
 
 from split_lightning import RoundRobinWeightPassing, merge
@@ -17,9 +19,7 @@ from split_lightning.callbacks import (
     ResumeCheckpoint,
     ServerAveraging,
 )
-from split_lightning.classifier import Classifier
 from split_lightning.data import ParallelSchedule, RoundRobinSchedule
-from split_lightning.server_map import ServerMap
 from split_lightning.spill import SpillFolder
 from split_lightning.train import main
 

@@ -29,6 +29,8 @@ from protocols import (
     step,
 )
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from split_lightning.route import route_of
+from split_lightning.server_map import ServerMap
 from test_resume import check
 from test_train import command
 from torch import nn
@@ -64,9 +66,7 @@ from split_lightning.models import (
     vertical_network,
 )
 from split_lightning.models.joins import Mean, join_of
-from split_lightning.parts import Columns, Tiles
-from split_lightning.route import route_of
-from split_lightning.server_map import ServerMap
+from split_lightning.models.parts import Columns, Tiles
 from split_lightning.system import Holder, System, Timeline, Work, work_of
 
 

@@ -43,13 +43,13 @@ class ClientPicture(pl.Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        pl_module.client_accuracies = {}
+        pl_module.clients.accuracies = {}
         if trainer.ckpt_path is None:  # a run of its own
             self.rows = {}
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        validated, pl_module.client_accuracies = pl_module.client_accuracies, {}
+        validated, pl_module.clients.accuracies = pl_module.clients.accuracies, {}
         self.rows[trainer.current_epoch + 1] = {
             "loss": _vector(pl_module.client_losses()),
             "accuracy": _vector(validated),

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_info
 
+from split_lightning.callbacks.drift_monitor import DriftMonitor
 from split_lightning.callbacks.speed_monitor import SpeedMonitor
-from split_lightning.classifier import Classifier
 from split_lightning.cli.data_shape import fill_in
 from split_lightning.cli.loggers import build_loggers
 from split_lightning.cli.threads import set_threads
@@ -20,6 +20,8 @@ from split_lightning.cli.user_errors import is_in_sweep
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.fitness import check_network, set_least_batch
 from split_lightning.models.weights import load_weights
+from split_lightning.module import SplitLightningModule
+from split_lightning.protocols.protocol import Protocol
 from split_lightning.runs.checkpoints import find_checkpoint
 from split_lightning.system.work import work_of
 
@@ -28,7 +30,7 @@ class Run(NamedTuple):
     """All that a configuration names, built."""
 
     data: SplitDataModule
-    module: Classifier
+    module: SplitLightningModule
     trainer: pl.Trainer
     speed: SpeedMonitor
     checkpoint: str | None
@@ -42,15 +44,14 @@ def build(cfg: DictConfig) -> Run:
     module = build_module(cfg)
     module.configure_optimizers()  # a wrong option fails here, not in mid-run
     speed = SpeedMonitor()
-    callbacks = [speed]
-    for group in (cfg.protocol.callbacks, cfg.callbacks):
-        found = instantiate(group, _convert_="all").values()
-        callbacks += [callback for callback in found if callback is not None]
+    protocol = instantiate(cfg.protocol, _convert_="all")
+    found = instantiate(cfg.callbacks, _convert_="all").values()
+    callbacks = [speed, protocol, *(own for own in found if own is not None)]
     if cfg.system.clock is not None:
         callbacks.append(instantiate(cfg.system.clock, _convert_="all"))
     trainer = instantiate(
         cfg.trainer,
-        callbacks=[c for c in callbacks if _is_wanted(c, cfg.trainer, data)],
+        callbacks=[c for c in callbacks if _is_wanted(c, cfg.trainer, data, protocol)],
         logger=build_loggers(cfg, checkpoint) or False,
         _convert_="all",
     )
@@ -59,7 +60,7 @@ def build(cfg: DictConfig) -> Run:
             "Expected one process for each run of a sweep (`trainer.devices=1`), but "
             f"got {trainer.world_size}: each would start the whole sweep again."
         )
-    module.verify(trainer, data)
+    module.verify(trainer, data, protocol)
     check_network(module, data)
     set_least_batch(module, data, trainer.world_size)
     choose_threads(cfg, module, data)
@@ -85,42 +86,48 @@ def _checkpoint(cfg: DictConfig) -> str | None:
     return find_checkpoint(cfg.ckpt_path, Path(cfg.output_dir), not is_in_sweep())
 
 
-def build_module(cfg: DictConfig) -> Classifier:
+def build_module(cfg: DictConfig) -> SplitLightningModule:
     """Builds the module, from weights of elsewhere where the configuration says so."""
     given = {}
     if cfg.model.weights and not cfg.ckpt_path:  # a checkpoint has the weights
-        given["network"] = instantiate(cfg.protocol.module.network, _convert_="all")
+        given["network"] = instantiate(cfg.module.network, _convert_="all")
         weights, exclude = cfg.model.weights, list(cfg.model.weights_exclude)
         load_weights(given["network"], weights, exclude)
     return new_module(cfg, **given)
 
 
-def new_module(cfg: DictConfig, **given: Any) -> Classifier:
+def new_module(cfg: DictConfig, **given: Any) -> SplitLightningModule:
     """Builds the module as it is before any training.
 
     Args:
         cfg: The configuration.
         given: Arguments of the module in the place of those in the configuration.
     """
-    if cfg.protocol.module.get("client_networks") is not None:
+    if cfg.module.get("client_networks") is not None:
         size = cfg.data.image_size
         given["image_shape"] = (cfg.data.in_channels, size, size)
-    module: Classifier = instantiate(cfg.protocol.module, _convert_="all", **given)
-    plain: Any = OmegaConf.to_container(cfg.protocol.module, resolve=True)
+    module: SplitLightningModule = instantiate(cfg.module, _convert_="all", **given)
+    plain: Any = OmegaConf.to_container(cfg.module, resolve=True)
     shape = {k: v for k, v in given.items() if k == "image_shape"}
-    module.configuration = {**plain, **shape, "spill_to": None}
+    module.configuration = {**plain, **shape, "engine": None}
     return module
 
 
-def choose_threads(cfg: DictConfig, module: Classifier, data: SplitDataModule) -> None:
+def choose_threads(
+    cfg: DictConfig, module: SplitLightningModule, data: SplitDataModule
+) -> None:
     """Sets the number of threads by the size of the network, and reports it."""
     work = work_of(module.stages(), module.fed(data.example()))
     flops = cfg.batch_size * sum(own.forward + own.backward for own in work)
     rank_zero_info(set_threads(cfg.threads, flops))
 
 
-def _is_wanted(callback: pl.Callback, options: DictConfig, data: Any) -> bool:
+def _is_wanted(
+    callback: pl.Callback, options: DictConfig, data: Any, protocol: Protocol
+) -> bool:
     """Tells whether the Trainer's switches and the data leave work for a callback."""
+    if isinstance(callback, DriftMonitor):
+        return protocol.sequential
     if isinstance(callback, ProgressBar):
         return options.enable_progress_bar is not False and not options.barebones
     if isinstance(callback, Checkpoint):

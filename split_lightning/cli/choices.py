@@ -50,7 +50,6 @@ _NO_CHOICES = (
 _CLASSES = {
     "data": "data.source",
     "data/partitioner": "data.partitioner",
-    "protocol": "protocol.schedule",
     "optimizer": "optimizer.server",
 }
 
@@ -102,8 +101,6 @@ def summary(cfg: DictConfig, typed: Sequence[str] = ()) -> dict[str, Any]:
     }
     found |= {name: OmegaConf.select(cfg, key) for name, key in _KEYS.items()}
     chosen = {k: str(v) if OmegaConf.is_list(v) else v for k, v in found.items()}
-    if "topology" in cfg.protocol.ignores:  # an unsplit network
-        chosen["topology"] = "none"
     for word in as_typed(typed):
         key, _, text = word.lstrip("+").partition("=")
         is_known = key in (*_GROUPS.values(), *_KEYS.values())

@@ -87,9 +87,9 @@ def check_values(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         ValueError: Names the key, its value and what is allowed.
     """
     plain = OmegaConf.to_container(cfg, resolve=False)
-    _check_values(plain, TrainConfig, ignored=list(cfg.protocol.ignores))
+    _check_values(plain, TrainConfig)
     for override in as_typed(overrides):
-        _check_used(plain, override, cfg.protocol.ignores)
+        _check_used(plain, override)
     _check_ranges(cfg)
     _check_choices(cfg)
 
@@ -123,18 +123,14 @@ def typed_overrides() -> Sequence[str]:
     return typed
 
 
-def _check_values(
-    plain: Any, schema: type, prefix: str = "", ignored: Sequence[str] = ()
-) -> None:
+def _check_values(plain: Any, schema: type, prefix: str = "") -> None:
     """Stops where a required key has no value, or a mere word stands for an object."""
     hints = get_type_hints(schema)
     for spec in fields(schema):
         key, hint = f"{prefix}{spec.name}", hints[spec.name]
         value = plain.get(spec.name)
         if isinstance(hint, type) and is_dataclass(hint):
-            _check_values(value, hint, f"{key}.", ignored)
-        elif key in ignored:
-            continue
+            _check_values(value, hint, f"{key}.")
         elif spec.default == MISSING and value in (None, MISSING):
             raise ValueError(
                 f"Expected `{key}` to have a value, but got null. Add {key}=VALUE."
@@ -152,15 +148,9 @@ def _can_be_built(value: Any) -> bool:
     return value is None or isinstance(value, list) or "${" in str(value)
 
 
-def _check_used(plain: Any, override: str, ignores: Sequence[str]) -> None:
+def _check_used(plain: Any, override: str) -> None:
     """Stops where what was typed would change nothing."""
     key = override.lstrip("+~").partition("=")[0]
-    for ignored in ignores:
-        if is_within(key, ignored):
-            raise ValueError(
-                f"`{override}` would change nothing: this protocol does not use "
-                f"`{ignored}`. Leave it out."
-            )
     is_there = value_at(plain, key) != MISSING  # a choice of a group may not be
     used = {*used_keys(plain), *SHAPE_KEYS}  # those are checked against the source
     if is_there and not any(is_within(key, k) or is_within(k, key) for k in used):

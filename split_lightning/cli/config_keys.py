@@ -31,9 +31,8 @@ _READ = (
     "callbacks",
     "logger",
     "datamodule",
-    "protocol.module",
-    "protocol.callbacks",
-    "protocol.ignores",
+    "module",
+    "protocol",
     "system.clock",
 )
 
@@ -99,8 +98,8 @@ def options_of(target: str) -> list[str] | None:
     Raises:
         AttributeError, ImportError, ValueError: If it cannot be imported.
 
-    >>> options_of("split_lightning.data.ParallelSchedule")
-    ['clients_per_round', 'draw']
+    >>> options_of("split_lightning.Local")
+    ['clients_per_round']
     """
     found = pkgutil.resolve_name(target)
     try:

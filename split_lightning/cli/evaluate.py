@@ -25,8 +25,8 @@ COMMAND = Command(
         "threads",
         *(f"trainer.{key}" for key in TRAINER_KEYS),
         *(f"datamodule.{key}" for key in ("source", "batch_size", "mean", "std")),
-        *(f"protocol.module.{key}" for key in ("network", "cut_layer", "num_classes")),
-        *(f"protocol.module.{key}" for key in ("criterion", "channels_last")),
+        *(f"module.{key}" for key in ("network", "cut_layer", "num_classes")),
+        *(f"module.{key}" for key in ("criterion", "channels_last")),
     ),
     help="""Tests a finished run again, from its folder alone.
 

@@ -25,7 +25,7 @@ COMMAND = Command(
     keys={"checkpoint": None, "client": None, "format": ["safetensors"]},
     reads=(
         *(f"datamodule.{key}" for key in ("source", "mean", "std")),
-        *(f"protocol.module.{key}" for key in ("network", "cut_layer", "num_classes")),
+        *(f"module.{key}" for key in ("network", "cut_layer", "num_classes")),
     ),
     help=f"""Writes a run's trained network in formats that need no split_lightning.
 

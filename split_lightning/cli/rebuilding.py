@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 
 from split_lightning.callbacks.confusion_matrix import ClassFigures, ConfusionMatrix
 from split_lightning.callbacks.round_progress_bar import RoundProgressBar
-from split_lightning.classifier import Classifier
 from split_lightning.cli.building import choose_threads, new_module
 from split_lightning.cli.run_command import TRAINER_KEYS
+from split_lightning.module import SplitLightningModule
 from split_lightning.runs import evaluation, run_export
 from split_lightning.runs.artifacts import make_folder, save_results
 from split_lightning.runs.exporting import require_onnx
@@ -26,7 +26,7 @@ from split_lightning.support import require_one_device
 
 def load_run(
     folder: str | Path, checkpoint: str | None = None, client: int | None = None
-) -> Classifier:
+) -> SplitLightningModule:
     """Returns the trained module of a run, from its folder alone, in eval mode.
 
     Args:
@@ -49,10 +49,11 @@ def load_run(
     return module.eval()
 
 
-def rebuild_module(cfg: DictConfig) -> Classifier:
+def rebuild_module(cfg: DictConfig) -> SplitLightningModule:
     """Builds the module of a run again, at a random start."""
     module = new_module(cfg)
-    module.parties.num_clients = cfg.datamodule.num_clients
+    protocol = instantiate(cfg.protocol, _convert_="all")
+    module.follow(protocol, cfg.datamodule.num_clients)
     return module
 
 
@@ -120,7 +121,7 @@ def export_run(
     restore(module, run, checkpoint)
     choose_network(module, client)
     data = instantiate(cfg.datamodule, _convert_="all")
-    new_network = partial(instantiate, cfg.protocol.module.network, _convert_="all")
+    new_network = partial(instantiate, cfg.module.network, _convert_="all")
     return run_export.export_run(cfg, module, data, formats, new_network)
 
 

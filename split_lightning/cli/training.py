@@ -49,7 +49,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
                 try:
                     return _fit_and_test(cfg, run)
                 finally:
-                    run.module.parties.close()
+                    run.module.engine.close()
                     close_loggers(run.trainer.loggers)
     except Interrupted as stopped:
         _say_how_to_go_on(stopped, folder)
@@ -115,7 +115,7 @@ def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
             for key, value in metrics.items()
             if key.startswith(("test/", "val/")) or key == "train/loss"
         },
-        "networks": len(module.parties.representatives()) or 1,
+        "networks": len(module.engine.representatives()) or 1,
         **module.totals(),
         "skipped_batches": module.skipped_batches,
         "rounds": trainer.current_epoch,
@@ -180,11 +180,11 @@ def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
     """Writes the results, the networks and the hyperparameters of a run."""
     folder = Path(cfg.output_dir)
     save_results(results, folder / "results.json")
-    network = OmegaConf.to_container(cfg.protocol.module.network, resolve=True)
+    network = OmegaConf.to_container(cfg.module.network, resolve=True)
     metadata = {
-        "network": str(cfg.protocol.module.network["_target_"]),
+        "network": str(cfg.module.network["_target_"]),
         "network_options": json.dumps(network),
-        "cut_layer": ",".join(map(str, cfg.topology.cut_layers)),
+        "cut_layer": ",".join(map(str, cfg.topology.cut_layers or ())),
         "classes": ",".join(run.data.classes),
         "split_lightning": split_lightning.__version__,
         "torch": str(torch.__version__),

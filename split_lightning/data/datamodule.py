@@ -13,7 +13,6 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from typing_extensions import override
 
-from split_lightning.protocols.least_batch import LeastBatch
 from split_lightning.data.loader import (
     ClientBatch,
     EvaluationLoader,
@@ -25,13 +24,14 @@ from split_lightning.data.partition import label_counts, partition
 from split_lightning.data.partitioners import new_partitioner
 from split_lightning.data.samples import check_alike, classes_of, load, read_samples
 from split_lightning.data.scaling import check_statistics, is_measured, normalized
-from split_lightning.seeding import generator
 from split_lightning.data.sources import Images, ImageSource
 from split_lightning.processes import processes_of
+from split_lightning.protocols.least_batch import LeastBatch
 from split_lightning.protocols.plan import Step
 from split_lightning.protocols.protocol import Protocol
 from split_lightning.protocols.round import Round
 from split_lightning.protocols.round_robin import RoundRobinWeightPassing
+from split_lightning.seeding import generator
 from split_lightning.system.availability import Availability
 from split_lightning.system.seconds import EqualSeconds, Seconds
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from split_lightning.data.missing_parts import Lacking
-from split_lightning.seeding import derive_seed, generator
 from split_lightning.data.sources import Images
 from split_lightning.processes import ONE_PROCESS, Processes
 from split_lightning.protocols.plan import Step
 from split_lightning.protocols.protocol import Protocol
 from split_lightning.protocols.round import Planned, Round
+from split_lightning.seeding import derive_seed, generator
 
 
 class ClientBatch(NamedTuple):

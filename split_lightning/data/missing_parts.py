@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from split_lightning.models.parts import Parts
 from split_lightning.seeding import generator
-from split_lightning.topologies.parts import Parts
 
 
 class Lacking(NamedTuple):

@@ -96,8 +96,8 @@ class LocalEngine:
         for number, (module, place) in enumerate(zip(modules, places, strict=True)):
             roles = placement.roles_of(number)
             # Layers that clients and servers may have are live once for each.
-            seats = [Seat(module, roles[:1])]
-            seats += [Seat(copy.deepcopy(module), (role,)) for role in roles[1:]]
+            seats = [Seat(module, roles[0])]
+            seats += [Seat(copy.deepcopy(module), role) for role in roles[1:]]
             self.copies.extend(seat.module for seat in seats[1:])
             self.stores.append(StateStore(place, seats, at_rest))
         self.num_places = 1 + max(places)
@@ -107,7 +107,7 @@ class LocalEngine:
         """Says which role has the whole of a network that is not cut."""
         self.placement = Placement([(Home(role),)])
         (store,) = self.stores
-        store.seats = [seat._replace(roles=(role,)) for seat in store.seats]
+        store.seats = [seat._replace(role=role) for seat in store.seats]
         store.roles = [role]
         store.forget()
 
@@ -126,18 +126,16 @@ class LocalEngine:
     def num_live(self) -> int:
         """How many clients' segments are live at once."""
         counts = [
-            sum("client" in seat.roles for seat in store.seats) for store in self.stores
+            sum(seat.role == "client" for seat in store.seats) for store in self.stores
         ]
         return max(1, *counts)
 
     def make_room(self, num_clients: int) -> None:
         """Makes as many live copies of what clients have as train in one step."""
         for store in self.stores:
-            mine = [seat for seat in store.seats if "client" in seat.roles]
+            mine = [seat for seat in store.seats if seat.role == "client"]
             more = num_clients - len(mine) if mine else 0
-            seats = [
-                Seat(copy.deepcopy(mine[0].module), mine[0].roles) for _ in range(more)
-            ]
+            seats = [Seat(copy.deepcopy(mine[0].module), "client") for _ in range(more)]
             store.add_seats(seats)
             self.copies.extend(seat.module for seat in seats)
 
@@ -188,7 +186,7 @@ class LocalEngine:
         return [
             p
             for seat in seats
-            if is_one or role in seat.roles
+            if is_one or seat.role == role
             for p in seat.module.parameters()
         ]
 
@@ -285,7 +283,8 @@ class LocalEngine:
             for name, seat in store.check_out(wanted).items():
                 live.setdefault(name, {})[store.place] = seat
         parties = {
-            name: self._party(name, segments, clients) for name, segments in live.items()
+            name: self._party(name, segments, clients)
+            for name, segments in live.items()
         }
         route = [
             [
@@ -411,6 +410,36 @@ class LocalEngine:
             ]
             found.setdefault(tuple(origins), client)
         return sorted(found.values()) if len(found) > 1 else []
+
+    def segments_apart(self, clients: Sequence[int]) -> set[int]:
+        """Returns the numbers of the segments in which clients' networks differ."""
+        origins: dict[int, set[str | None]] = {}
+        for client in clients:
+            for number, name in enumerate(self.placement.of(client)):
+                if name is not None:
+                    store = self.stores[number]
+                    origin = store.origin(self.current(client, store, name))
+                    origins.setdefault(number, set()).add(origin)
+        return {number for number, own in origins.items() if len(own) > 1}
+
+    def put(self, number: int, client_id: int, state: Mapping[str, Tensor]) -> None:
+        """Gives a client weights of one segment, to be evaluated."""
+        name = self.placement.of(client_id)[number]
+        if name is not None:
+            self.stores[number].put(self.state_name(name), state)
+            self.seen.add(client_id)
+
+    def keep_only(self, client_id: int) -> None:
+        """Puts one client's network in place, for good."""
+        modules = {
+            number: module.state_dict()
+            for number, _, module in self.segments_of(client_id)
+        }
+        for number, state in modules.items():
+            for seat in self.stores[number].seats:
+                seat.module.load_state_dict(state)
+        self.forget()
+        self._last_client = client_id
 
     # Checkpoints
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from split_lightning.channel import CutLayerChannel, Traffic, num_bytes, values_of
-from split_lightning.joint_step import with_gradients
+from split_lightning.message import as_values, num_bytes
 from split_lightning.models.flops import flop_counter
 from split_lightning.models.split import cut_layers as all_cut_layers
 from split_lightning.models.split import split
@@ -202,22 +201,27 @@ def _measured(client: nn.Module, server: nn.Module, sample: Tensor) -> dict[str,
 
 def _step(client: nn.Module, server: nn.Module, images: Tensor) -> dict[str, int]:
     """Takes a step of training, without the optimizers'; returns what it took."""
-    traffic, found = Traffic(), dict[str, int]()
-    channel = CutLayerChannel(traffic)
+    found: dict[str, int] = {}
     with _flops(found, "client_forward_flops"), _saved(found):
-        activations = client(images)
-    smashed = channel.send(activations)
-    channel.send_targets(torch.zeros(len(images), dtype=torch.int64))
+        activations = as_values(client(images))
+    smashed = tuple(
+        v.detach().requires_grad_(v.requires_grad) if isinstance(v, Tensor) else v
+        for v in activations
+    )
+    labels = torch.zeros(len(images), dtype=torch.int64)
     with _flops(found, "server_forward_flops"):
-        logits = server(*values_of(smashed))
+        logits = server(*smashed)
     with _flops(found, "server_backward_flops"):
         logits.sum().backward()
-    outputs, gradients = with_gradients([activations], channel.send_back(smashed))
+    gradients = [getattr(v, "grad", None) for v in smashed]
+    pairs = [
+        (v, g) for v, g in zip(activations, gradients, strict=True) if g is not None
+    ]
     with _flops(found, "client_backward_flops"):
-        if gradients:  # unless nothing of the client trains
-            torch.autograd.backward(outputs, gradients)
-    found["uplink_bytes"] = traffic.uplink_bytes
-    found["downlink_bytes"] = traffic.downlink_bytes
+        if pairs:  # unless nothing of the client trains
+            torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+    found["uplink_bytes"] = num_bytes([*smashed, labels])
+    found["downlink_bytes"] = num_bytes(gradients)
     return found
 
 

@@ -8,8 +8,8 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from split_lightning.models.parts import Parts
 from split_lightning.models.tracer import Leaf
-from split_lightning.topologies.parts import Parts
 
 JoinName: TypeAlias = Literal["concat", "sum", "mean", "attention"]
 # What the join takes of a holder that lacks a sample.

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from split_lightning.models.joins import JoinName, Missing, join_of
+from split_lightning.models.parts import Parts
 from split_lightning.models.split import split
 from split_lightning.models.tracer import Leaf
 from split_lightning.models.tracing import uncompiled
-from split_lightning.topologies.parts import Parts
 
 _logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class VerticalNetwork(nn.Module):
         ValueError: If there are not as many bottoms as parts.
 
     >>> from split_lightning.models.joins import Sum
-    >>> from split_lightning.topologies.parts import Columns
+    >>> from split_lightning.models.parts import Columns
     >>> bottoms = [nn.Sequential(nn.Flatten(), nn.Linear(n, 3)) for n in (5, 4)]
     >>> network = VerticalNetwork(Columns(2), bottoms, Sum(), nn.Linear(3, 2))
     >>> network(torch.rand(7, 9, 1, 1)).shape
@@ -123,8 +123,9 @@ class VerticalNetwork(nn.Module):
         if self.missing is None:
             joined = self.join(found)
         else:
-            values = [self.fill(own[0], own[1]) for own in found]
-            joined = self.join(values, [own[1] for own in found])
+            pairs = [(own[0], own[1]) for own in found]
+            values = [self.fill(sent, has) for sent, has in pairs]
+            joined = self.join(values, [has for _, has in pairs])
         logits: Tensor = self.top(joined)
         return logits
 
@@ -166,7 +167,7 @@ def vertical_network(
         ValueError: If a holder would have nothing, or shapes do not fit.
 
     >>> from split_lightning.models import DigitsCNN
-    >>> from split_lightning.topologies.parts import Tiles
+    >>> from split_lightning.models.parts import Tiles
     >>> network = vertical_network(DigitsCNN, "maxpool", Tiles(1, 2), (1, 8, 8))
     >>> network(torch.rand(5, 1, 8, 8)).shape
     torch.Size([5, 10])

@@ -60,6 +60,9 @@ class Clock:
         # the backward pass.
         self._gradients: dict[str, list[tuple[float, float]]] = {}
         self._there: dict[str, float] = {}
+        # Of clients with several batches on their way: when the batch of the step is
+        # ready; the client goes on with others.
+        self._aside: dict[str, float] = {}
 
     @property
     def now(self) -> float:
@@ -77,7 +80,7 @@ class Clock:
     def _compute(self, event: Computed) -> None:
         name = event.party
         work = self.work(event.segment)
-        flops = (work.forward if event.direction == "forward" else work.backward)
+        flops = work.forward if event.direction == "forward" else work.backward
         flops *= event.num_samples
         if role_of(name) == "server":
             seconds = flops * self.server_work / self.system.server_flops
@@ -87,8 +90,16 @@ class Clock:
             waiting = self._gradients.setdefault(name, [])
             waiting.append((self._there.pop(name), seconds))
             self._go_back(name, self.in_flight - 1)
+            return
+        if self.in_flight > 1 and event.segment == 0 and event.direction == "forward":
+            self._aside.pop(name, None)
+            self.ready[name] = self._aside[name] = self._ready(name) + seconds
         else:
-            self.ready[name] = self._ready(name) + seconds
+            self._set(name, self._ready(name) + seconds)
+
+    def _set(self, name: str, time: float) -> None:
+        times = self._aside if name in self._aside else self.ready
+        times[name] = time
 
     def _go_back(self, name: str, waiting: int) -> None:
         """Lets a client compute backwards, until only so many gradients wait."""
@@ -101,6 +112,7 @@ class Clock:
         sender, receiver = message.sender, message.receiver
         is_weights = message.kind == "weights"
         if is_weights and role_of(sender) == "client":
+            self._aside.pop(sender, None)
             self._go_back(sender, 0)
         num_bytes = message.num_bytes
         link = sender, receiver
@@ -115,13 +127,14 @@ class Clock:
         arrival = free + latency if num_bytes else begin
         if self.in_flight > 1 and message.kind == "gradient" and message.place == 0:
             self._there[receiver] = arrival
+            self._aside.pop(receiver, None)
             return
         if receiver == AGGREGATOR:
             self._collect(message, arrival)
             return
         if sender == AGGREGATOR and is_weights:
             self._share(message, begin)
-        self.ready[receiver] = max(self._ready(receiver), arrival)
+        self._set(receiver, max(self._ready(receiver), arrival))
 
     def _collect(self, message: Message, arrival: float) -> None:
         role = role_of(message.sender)
@@ -148,6 +161,8 @@ class Clock:
 
     def _ready(self, name: str, receiver: str = "") -> float:
         """Returns when a party is ready, once it has the last mean."""
+        if name in self._aside:
+            return self._aside[name]
         role = role_of(name)
         if role == "aggregator":
             return self.ready.get(f"{AGGREGATOR}/{role_of(receiver)}", 0.0)
@@ -186,6 +201,7 @@ class Clock:
             "ready": dict(self.ready),
             "mean": mean,
             "is_collecting": self._is_collecting,
+            "aside": dict(self._aside),
             "servers_mean": self._servers_mean,
             "gradients": {
                 name: [list(own) for own in waiting]
@@ -199,6 +215,7 @@ class Clock:
         mean = state["mean"]
         self._mean = None if mean is None else (mean[0], mean[1], set(mean[2]))
         self._is_collecting = state["is_collecting"]
+        self._aside = dict(state["aside"])
         self._servers_mean = state["servers_mean"]
         self._gradients = {
             name: [(there, seconds) for there, seconds in waiting]

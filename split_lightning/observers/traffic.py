@@ -63,7 +63,8 @@ class Traffic:
             if self.counts_weights:
                 name = _WEIGHTS[ends]
                 self.counts[name] += event.num_bytes
-                self.counts["handoffs"] += name == "handoff_bytes"
+                is_first = event.receiver.partition(".")[2] in ("", "0")  # of holders
+                self.counts["handoffs"] += is_first and name == "handoff_bytes"
         elif self.counts_samples:
             self.counts[_BETWEEN_SEGMENTS[ends]] += event.num_bytes
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from split_lightning.engines.local import LocalEngine
-from split_lightning.message import AGGREGATOR, Values
+from split_lightning.message import AGGREGATOR, Values, role_of
 from split_lightning.protocols.round import Planned
 from split_lightning.running_mean import StateMean, mixed
 from split_lightning.store import (
@@ -47,79 +47,105 @@ class PassWeights(NamedTuple):
     def apply(self, engine: LocalEngine) -> None:
         """Carries the action out."""
         group = engine.placement.group_of(self.to)
+        parts = PARTS if self.optimizer_state == "travel" else WEIGHTS
         sent: dict[tuple[str, str], Values] = {}
         for store, taker in engine.homes(self.to):
             giver = store.last.get(group, taker)
             store.last[group] = taker
             if giver == taker:
                 continue
-            parts: tuple[Part, ...] = WEIGHTS
-            if self.optimizer_state == "travel":
-                parts = PARTS
+            # What all parties have (a mean) needs no sending.
+            own = [part for part in parts if store.has_own(giver, part)]
             store.move(giver, taker, parts)
             if self.optimizer_state == "reset":
                 store.drop(giver, ("optimizer",))
                 store.drop(taker, ("optimizer",))
-            payload = (t for part in parts for t in tensors_in(store.peek(taker, part)))
+            payload = (t for part in own for t in tensors_in(store.peek(taker, part)))
             sent[giver, taker] = sent.get((giver, taker), ()) + tuple(payload)
             engine.changed()
         for (giver, taker), values in sent.items():
-            engine.channel.send("weights", giver, taker, values)
+            if values:
+                engine.channel.send("weights", giver, taker, values)
+
+
+class Policy(NamedTuple):
+    """What is averaged, and what happens to the rest.
+
+    Attributes:
+        optimizer_state: What happens to optimizer state: of clients, and of layers that
+            clients and servers both have.
+        server_optimizer_state: The same for servers.
+        buffers: Whether buffers are averaged.
+        remote: The roles whose parties are at different places, so that averaging sends
+            something.
+    """
+
+    optimizer_state: OptimizerState = "keep"
+    server_optimizer_state: OptimizerState = "keep"
+    buffers: Buffers = "average"
+    remote: tuple[str, ...] = ("client",)
+
+    def of(self, roles: Collection[str]) -> OptimizerState:
+        """Returns what happens to optimizer state of some roles."""
+        if "client" in roles:
+            return self.optimizer_state
+        return self.server_optimizer_state
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of weights that are averaged."""
+        return WEIGHTS if self.buffers == "average" else WEIGHTS[:1]
 
 
 class Contribute(NamedTuple):
-    """A client's party adds its weights to the next mean, and forgets them.
+    """A client's parties add their weights to the next mean, and forget them.
 
-    It counts as much as the samples that it trained on since the last mean.
+    They count as much as the samples that they trained on since the last mean.
     """
 
     client: int
-    role: str = "client"
-    optimizer_state: OptimizerState = "keep"
-    buffers: Buffers = "average"
-    remote: bool = True
+    roles: tuple[str, ...] = ("client",)
+    policy: Policy = Policy()
 
     def apply(self, engine: LocalEngine) -> None:
         """Carries the action out."""
-        for store, name in engine.homes(self.client, self.role):
-            _contribute(engine, store, engine.state_name(name), self)
+        sent: dict[str, Values] = {}
+        for store, name in engine.homes(self.client):
+            if role_of(name) in self.roles:
+                own = engine.state_name(name)
+                roles = _pool(store, self.roles)
+                _contribute(engine, store, own, self.policy, roles, sent)
+        _send_to_mean(engine, sent)
 
 
 class Average(NamedTuple):
     """All parties of some roles continue from the mean of those that trained.
 
     Layers that clients and servers both have are averaged with the clients' where
-    `pooled`.
+    `pooled`; else those of each role by themselves.
     """
 
     roles: tuple[str, ...] = ("client",)
-    optimizer_state: OptimizerState = "keep"
-    buffers: Buffers = "average"
-    remote: tuple[str, ...] = ("client",)
+    policy: Policy = Policy()
     pooled: bool = True
 
     def apply(self, engine: LocalEngine) -> None:
         """Carries the action out."""
-        received: dict[str, Values] = {}
+        sent: dict[str, Values] = {}
         for store in engine.stores:
             roles = self._roles_in(store)
-            for name in [k for k in store.samples if k.partition("/")[0] in roles]:
-                policy = Contribute(
-                    0,
-                    "",
-                    self.optimizer_state,
-                    self.buffers,
-                    name.partition("/")[0] in self.remote,
-                )
-                _contribute(engine, store, name, policy)
-            mean = engine.means.pop(engine.stores.index(store), None) if roles else None
-            if mean is None:
-                continue
-            payload = self._spread(store, mean, roles)
-            for name in mean.members:
-                is_remote = name.partition("/")[0] in self.remote
-                own = payload if is_remote else ()
-                received[name] = received.get(name, ()) + own
+            for name in [k for k in store.samples if role_of(k) in roles]:
+                _contribute(engine, store, name, self.policy, roles, sent)
+        _send_to_mean(engine, sent)
+        received: dict[str, Values] = {}
+        for number, store in enumerate(engine.stores):
+            roles = self._roles_in(store)
+            mean = engine.means.pop(number, None) if roles else None
+            if mean is not None:
+                payload = self._spread(store, mean, roles)
+                for name in mean.members:
+                    own = payload if role_of(name) in self.policy.remote else ()
+                    received[name] = received.get(name, ()) + own
         for name, values in received.items():
             engine.channel.send("weights", AGGREGATOR, name, values)
         engine.changed()
@@ -133,41 +159,56 @@ class Average(NamedTuple):
     def _spread(self, store: StateStore, mean: StateMean, roles: list[str]) -> Values:
         """Lets parties continue from a mean; returns what it consists of."""
         state = mean.weights.state()
-        for part in WEIGHTS:
-            names = store.peek(mean.members[0], part).keys()
-            if part == "parameters" or self.buffers == "average":
-                store.share(part, {name: state[name] for name in names}, roles)
+        for part in self.policy.parts:
+            names = store.peek(mean.members[0], part)
+            store.share(part, {name: state[name] for name in names}, roles)
         optimizer = mean.optimizer.state()
-        if self.optimizer_state != "keep":
+        if self.policy.of(roles) != "keep":
             store.share("optimizer", nested(optimizer), roles)
-        store.last.clear()
-        for name in [k for k in store.samples if k.partition("/")[0] in roles]:
+        for name in [k for k in store.samples if role_of(k) in roles]:
             del store.samples[name]
         return (*state.values(), *optimizer.values())
 
 
+def _pool(store: StateStore, roles: tuple[str, ...]) -> Collection[str]:
+    """Returns the roles whose policy a segment follows."""
+    return store.roles if "client" in roles else roles
+
+
 def _contribute(
-    engine: LocalEngine, store: StateStore, name: str, policy: Contribute
+    engine: LocalEngine,
+    store: StateStore,
+    name: str,
+    policy: Policy,
+    roles: Collection[str],
+    sent: dict[str, Values],
 ) -> None:
-    """Adds a party's state of one segment to the next mean."""
+    """Adds a party's state of one segment to the next mean, and to what is sent."""
     weight = store.samples.pop(name, 0)
     if weight == 0:  # it did not train, or none of its batches counted
         return
-    parts: tuple[Part, ...] = WEIGHTS if policy.buffers == "average" else WEIGHTS[:1]
+    parts = policy.parts
     state = {k: v for part in parts for k, v in store.peek(name, part).items()}
     mean = engine.means.setdefault(engine.stores.index(store), StateMean())
     mean.weights.add(state, weight)
     mean.members.append(name)
     payload: Values = tuple(state.values())
-    if policy.optimizer_state == "travel":
+    if policy.of(roles) == "travel":
         optimizer = flat(store.peek(name, "optimizer"))
         mean.optimizer.add(optimizer, weight)
         payload += tuple(optimizer.values())
-    if policy.optimizer_state != "keep":
+    if policy.of(roles) != "keep":
         parts = (*parts, "optimizer")
-    engine.channel.send("weights", name, AGGREGATOR, payload if policy.remote else ())
     store.drop(name, parts)
+    sent[name] = sent.get(name, ()) + (
+        payload if role_of(name) in policy.remote else ()
+    )
     engine.changed()
+
+
+def _send_to_mean(engine: LocalEngine, sent: Mapping[str, Values]) -> None:
+    for name, values in sent.items():
+        engine.channel.send("weights", name, AGGREGATOR, values)
 
 
 class Synchronize(NamedTuple):
@@ -188,7 +229,9 @@ class Synchronize(NamedTuple):
         for client in self.clients:
             for store, name in engine.homes(client, "client"):
                 state = engine.state_name(name)
-                own = (v for part in self.parts for v in store.peek(state, part).values())
+                own = (
+                    v for part in self.parts for v in store.peek(state, part).values()
+                )
                 payloads[name] = payloads.get(name, ()) + tuple(own)
         for name, payload in payloads.items():
             engine.channel.send("weights", name, AGGREGATOR, payload)
@@ -211,12 +254,12 @@ class Begin(NamedTuple):
             parts: tuple[Part, ...] = WEIGHTS
             if self.buffers == "keep":
                 parts = WEIGHTS[:1]
-            travels = self.optimizer_state == "travel"
-            if travels or (self.optimizer_state == "reset" and store.newest != name):
+            if self.optimizer_state == "travel":
+                parts = (*parts, "optimizer")
+            elif self.optimizer_state == "reset" and store.newest != name:
                 store.drop(name, ("optimizer",))
-            store.drop(name, parts)
-            sent = (*parts, "optimizer") if travels else parts
-            payload = (t for part in sent for t in tensors_in(store.peek(name, part)))
+            store.adopt(name, parts)
+            payload = (t for part in parts for t in tensors_in(store.peek(name, part)))
             received[name] = received.get(name, ()) + tuple(payload)
         engine.changed()
         for name, values in received.items():
@@ -277,8 +320,11 @@ class Mix(NamedTuple):
                 else:
                     common[part] = mixed(common[part], own, share)
             resets = self.optimizer_state == "reset"
-            if resets and store.newest not in (None, name):
-                store.drop(str(store.newest), ("optimizer",))
+            before = store.newest
+            if resets and before not in (None, name):
+                assert before is not None
+                if not store.has_own(before, "parameters"):  # its turn is over
+                    store.drop(before, ("optimizer",))
             store.newest = name if share == 1 else None
             store.mixes += 1
             if resets and share < 1:
@@ -291,7 +337,9 @@ class Mix(NamedTuple):
             engine.channel.send("weights", name, AGGREGATOR, values)
 
 
-Action: TypeAlias = PassWeights | Contribute | Average | Synchronize | Begin | Send | Mix
+Action: TypeAlias = (
+    PassWeights | Contribute | Average | Synchronize | Begin | Send | Mix
+)
 
 
 def closes(actions: Iterable[Any]) -> list[Any]:

@@ -12,6 +12,7 @@ from split_lightning.protocols.actions import (
     Buffers,
     Contribute,
     OptimizerState,
+    Policy,
     Train,
 )
 from split_lightning.protocols.protocol import Protocol, check_count, check_policies
@@ -69,7 +70,7 @@ class FedAvg(Protocol):
         check_policies(optimizer_state, buffers)
         self.every = every
         self.optimizer_state: OptimizerState = optimizer_state
-        self.buffers: Buffers = buffers
+        self.policy = Policy(optimizer_state, buffers=buffers)
 
     @override
     def plan(self, round: Round) -> Iterator[Any]:
@@ -78,9 +79,9 @@ class FedAvg(Protocol):
             for batch in batches:
                 yield Train((batch,))
             if is_due:
-                yield Contribute(client, "client", self.optimizer_state, self.buffers)
+                yield Contribute(client, ("client",), self.policy)
         if is_due:
-            yield Average(("client",), self.optimizer_state, self.buffers)
+            yield Average(("client",), self.policy)
 
 
 class Local(Protocol):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from split_lightning.protocols.least_batch import shared_out
 from split_lightning.engines.local import LocalEngine
 from split_lightning.finite import NotFinite, are_finite
 from split_lightning.message import Values
@@ -19,8 +18,10 @@ from split_lightning.protocols.actions import (
     Buffers,
     Contribute,
     OptimizerState,
+    Policy,
     Train,
 )
+from split_lightning.protocols.least_batch import shared_out
 from split_lightning.protocols.protocol import Protocol, check_count, check_policies
 from split_lightning.protocols.round import Round
 
@@ -71,7 +72,7 @@ class CycleSL(Protocol):
         self.every = every
         self.moves_weights = every is not None
         self.optimizer_state: OptimizerState = optimizer_state
-        self.buffers: Buffers = buffers
+        self.policy = Policy(optimizer_state, buffers=buffers)
 
     @override
     def plan(self, round: Round) -> Iterator[Any]:
@@ -80,11 +81,9 @@ class CycleSL(Protocol):
             yield Train(batches)
             for batch in batches if is_due else ():
                 if batch.ends_round:
-                    yield Contribute(
-                        batch.client_id, "client", self.optimizer_state, self.buffers
-                    )
+                    yield Contribute(batch.client_id, ("client",), self.policy)
         if is_due:
-            yield Average(("client",), self.optimizer_state, self.buffers)
+            yield Average(("client",), self.policy)
 
     @override
     def serve(self, party: Party, engine: LocalEngine) -> Any:

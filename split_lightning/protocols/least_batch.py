@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 
-
 class Draw(NamedTuple):
     """So many of a client's next samples, for one step."""
 

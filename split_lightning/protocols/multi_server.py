@@ -13,6 +13,7 @@ from split_lightning.protocols.actions import (
     Buffers,
     OptimizerState,
     PassWeights,
+    Policy,
     Train,
 )
 from split_lightning.protocols.protocol import Protocol, check_count, check_policies
@@ -71,28 +72,20 @@ class MultiServer(Protocol):
         self.shuffle = shuffle
         self.local_steps = local_steps
         self.optimizer_state: OptimizerState = optimizer_state
-        self.server_optimizer_state: OptimizerState = server_optimizer_state
-        self.buffers: Buffers = buffers
+        self.policy = Policy(
+            optimizer_state, server_optimizer_state, buffers, ("client", "server")
+        )
 
     @override
     def plan(self, round: Round) -> Iterator[Any]:
         clients = round.clients(self.clients_per_round, self.shuffle)
-        groups = {
-            k: group_of(k, len(round.sizes), self.num_servers) for k in clients
-        }
+        groups = {k: group_of(k, len(round.sizes), self.num_servers) for k in clients}
         turns = round.turns(clients, self.local_steps, self.shuffle, groups)
         for client, batches in turns:
             yield PassWeights(client, self.optimizer_state)
             for batch in batches:
                 yield Train((batch,))
         if round.is_due(self.every):
-            yield Average(
-                ("client",),
-                self.optimizer_state,
-                self.buffers,
-                remote=("client", "server"),
-            )
+            yield Average(("client",), self.policy)
         if round.is_due(self.servers_every):
-            yield Average(
-                ("server",), self.server_optimizer_state, self.buffers, ("server",)
-            )
+            yield Average(("server",), self.policy)

@@ -12,6 +12,7 @@ from split_lightning.protocols.actions import (
     Buffers,
     Contribute,
     OptimizerState,
+    Policy,
     Synchronize,
     Train,
 )
@@ -67,7 +68,7 @@ class ParallelSplitLearning(Protocol):
         self.cohort = "mean" if every == "step" else None
         self.moves_weights = every is not None
         self.optimizer_state: OptimizerState = optimizer_state
-        self.buffers: Buffers = buffers
+        self.policy = Policy(optimizer_state, buffers=buffers)
 
     @override
     def plan(self, round: Round) -> Iterator[Any]:
@@ -78,11 +79,9 @@ class ParallelSplitLearning(Protocol):
                 yield Synchronize(tuple(batch.client_id for batch in batches))
             for batch in batches if is_due else ():
                 if batch.ends_round:
-                    yield Contribute(
-                        batch.client_id, "client", self.optimizer_state, self.buffers
-                    )
+                    yield Contribute(batch.client_id, ("client",), self.policy)
         if is_due:
-            yield Average(("client",), self.optimizer_state, self.buffers)
+            yield Average(("client",), self.policy)
 
 
 class GPSL(Protocol):

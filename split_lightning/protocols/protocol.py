@@ -34,6 +34,7 @@ class Protocol(pl.Callback, ABC):
         num_servers: Number of servers, each for a group of neighbouring clients;
             `None`: one for each client.
         together: Whether several clients train in one step.
+        sequential: Whether all clients train one server, one after the other.
         cohort: Whether these act on one state, by the `mean` of their gradients, weighted
             by samples, or by the `sum`; `None`: each has its own.
         joint_norm: Whether BatchNorm of a cohort sees all its samples as one batch.
@@ -58,6 +59,7 @@ class Protocol(pl.Callback, ABC):
 
     num_servers: int | None = 1
     together: bool = False
+    sequential: bool = False
     cohort: Cohort | None = None
     joint_norm: bool = False
     unsplit_at: Literal["client", "server"] | None = None

@@ -41,6 +41,8 @@ class RoundRobinWeightPassing(Protocol):
         trainer = Trainer(callbacks=[RoundRobinWeightPassing()])
     """
 
+    sequential = True
+
     def __init__(
         self,
         enabled: bool = True,

@@ -12,6 +12,7 @@ from split_lightning.protocols.actions import (
     Buffers,
     Contribute,
     OptimizerState,
+    Policy,
     Train,
 )
 from split_lightning.protocols.protocol import Protocol, check_count, check_policies
@@ -57,22 +58,18 @@ class SplitFedV1(Protocol):
         check_policies(server_optimizer_state)
         self.every = every
         self.optimizer_state: OptimizerState = optimizer_state
-        self.server_optimizer_state: OptimizerState = server_optimizer_state
-        self.buffers: Buffers = buffers
+        self.policy = Policy(optimizer_state, server_optimizer_state, buffers)
 
     @override
     def plan(self, round: Round) -> Iterator[Any]:
-        clients, servers = self.optimizer_state, self.server_optimizer_state
-        is_due = round.is_due(self.every)
+        roles, is_due = ("client", "server"), round.is_due(self.every)
         for client, batches in round.turns(round.clients(self.clients_per_round)):
             for batch in batches:
                 yield Train((batch,))
             if is_due:
-                yield Contribute(client, "client", clients, self.buffers)
-                yield Contribute(client, "server", servers, self.buffers, remote=False)
+                yield Contribute(client, roles, self.policy)
         if is_due:
-            yield Average(("client",), clients, self.buffers)
-            yield Average(("server",), servers, self.buffers, remote=())
+            yield Average(roles, self.policy)
 
 
 class SplitFedV2(Protocol):
@@ -95,6 +92,8 @@ class SplitFedV2(Protocol):
         ValueError: If an argument is out of range.
     """
 
+    sequential = True
+
     def __init__(
         self,
         shuffle: bool = True,
@@ -112,7 +111,7 @@ class SplitFedV2(Protocol):
         self.local_steps = local_steps
         self.every = every
         self.optimizer_state: OptimizerState = optimizer_state
-        self.buffers: Buffers = buffers
+        self.policy = Policy(optimizer_state, buffers=buffers)
 
     @override
     def plan(self, round: Round) -> Iterator[Any]:
@@ -122,11 +121,9 @@ class SplitFedV2(Protocol):
             for batch in batches:
                 yield Train((batch,))
             if is_due and batches[-1].ends_round:
-                yield Contribute(
-                    client, "client", self.optimizer_state, self.buffers
-                )
+                yield Contribute(client, ("client",), self.policy)
         if is_due:
-            yield Average(("client",), self.optimizer_state, self.buffers)
+            yield Average(("client",), self.policy)
 
 
 class SplitFedV3(Protocol):
@@ -159,18 +156,15 @@ class SplitFedV3(Protocol):
         check_count("every", every, "rounds")
         check_policies(server_optimizer_state, buffers)
         self.every = every
-        self.server_optimizer_state: OptimizerState = server_optimizer_state
-        self.buffers: Buffers = buffers
+        self.policy = Policy("keep", server_optimizer_state, buffers)
 
     @override
     def plan(self, round: Round) -> Iterator[Any]:
-        policy, is_due = self.server_optimizer_state, round.is_due(self.every)
+        roles, is_due = ("server",), round.is_due(self.every)
         for client, batches in round.turns(round.clients(self.clients_per_round)):
             for batch in batches:
                 yield Train((batch,))
             if is_due:
-                yield Contribute(client, "server", policy, self.buffers, remote=False)
+                yield Contribute(client, roles, self.policy)
         if is_due:
-            yield Average(
-                ("server",), policy, self.buffers, remote=(), pooled=False
-            )
+            yield Average(roles, self.policy, pooled=False)

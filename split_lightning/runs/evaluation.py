@@ -15,8 +15,8 @@ from split_lightning.callbacks.confusion_matrix import (
     ConfusionMatrix,
     by_class,
 )
-from split_lightning.classifier import Classifier
 from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.module import SplitLightningModule
 from split_lightning.runs.report import figures_table, print_line
 
 _MOST_ROWS = 20
@@ -24,7 +24,7 @@ _MOST_ROWS = 20
 
 def evaluate(
     trainer: pl.Trainer,
-    module: Classifier,
+    module: SplitLightningModule,
     data: SplitDataModule,
     confusion: ConfusionMatrix,
 ) -> tuple[dict[str, Any], ClassFigures]:

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from split_lightning.channel import values_of
-from split_lightning.topologies.client_network import ClientSegment
+from split_lightning.message import as_values
 from split_lightning.models.logits import logits_in
-from split_lightning.models.segment import Segment, Stretches
+from split_lightning.models.segment import Segment
+from split_lightning.models.stage import Stage
 from split_lightning.runs.artifacts import save_tensors
+from split_lightning.topologies.client_network import ClientSegment
 
 # The largest difference from the logits of the run, in units of the largest logit
 # (or 1): another runtime rounds in another way.
@@ -142,13 +143,13 @@ class Exporter:
         two, three = (self.images[:2],), (self.images[:3],)
         for segment in self.stages.values():
             free: Any = tuple(map(_free, two, three))
-            if isinstance(segment, ClientSegment | Segment | Stretches):
+            if isinstance(segment, ClientSegment | Segment | Stage):
                 free = (free,)  # of `*inputs`, which is one argument
             with torch.no_grad():
                 programs.append(
                     torch.export.export(segment, two, dynamic_shapes=free, strict=False)
                 )
-                two, three = values_of(segment(*two)), values_of(segment(*three))
+                two, three = as_values(segment(*two)), as_values(segment(*three))
         return programs
 
     def _crossing_names(self) -> list[list[str]]:
@@ -157,7 +158,7 @@ class Exporter:
         values: tuple[Any, ...] = (self.images[:1],)
         for segment in list(self.stages.values())[:-1]:
             with torch.no_grad():
-                values = values_of(segment(*values))
+                values = as_values(segment(*values))
             crosses = f"smashed_at_cut_{len(names) + 1}" if names else "smashed"
             several = [f"{crosses}_{i}" for i in range(len(values))]
             names.append(several if len(values) > 1 else [crosses])
@@ -202,7 +203,7 @@ def _run(runners: Sequence[Runner], images: Tensor) -> Tensor:
     """Returns the logits of segments that run one after the other."""
     values: tuple[Any, ...] = (images,)
     for runner in runners:
-        values = values_of(logits_in(runner(*values)))
+        values = as_values(logits_in(runner(*values)))
     logits: Tensor = values[0]
     return logits
 

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from torch import nn
 
-from split_lightning.classifier import Classifier
 from split_lightning.models.weights import NETWORKS, differences, listed, read_state
+from split_lightning.module import SplitLightningModule
 from split_lightning.paths import absence
-from split_lightning.replicas import State
 from split_lightning.runs.artifacts import save_segment
+from split_lightning.store import State
 
 
 def save_networks(
-    module: Classifier, folder: Path, metadata: Mapping[str, str]
+    module: SplitLightningModule, folder: Path, metadata: Mapping[str, str]
 ) -> None:
     """Writes the trained networks of a run; removes those that were there before.
 
@@ -34,54 +34,45 @@ def save_networks(
         OSError: If a file cannot be written.
     """
     shutil.rmtree(folder / NETWORKS, ignore_errors=True)
-    clients = module.parties.representatives()
-    for name, segment in module.segments().items():
-        if len(clients) > 1 and module.parties.differ_in(segment):
+    clients = module.engine.representatives()
+    apart = module.names_apart(clients)
+    for name, layers in module.segments(clients[0] if clients else None).items():
+        if name in apart:
             (folder / f"{name}.safetensors").unlink(missing_ok=True)
-            continue
-        if clients:
-            module.parties.show(clients[0])
-        save_segment(segment, folder / f"{name}.safetensors", metadata)
-    for client_id in clients if len(clients) > 1 else ():
-        module.parties.show(client_id)
-        _save_own(module, client_id, folder, metadata)
-    module.parties.show_live()
+        else:
+            save_segment(layers, folder / f"{name}.safetensors", metadata)
+    for client_id in clients:
+        own = folder / NETWORKS / str(client_id)
+        own.mkdir(parents=True)
+        for name, layers in module.segments(client_id).items():
+            if name in apart and name in module.names_of(client_id):
+                about = {**metadata, "client": str(client_id)}
+                save_segment(layers, own / f"{name}.safetensors", about)
 
 
-def _save_own(
-    module: Classifier, client_id: int, folder: Path, metadata: Mapping[str, str]
-) -> None:
-    """Writes what of a client's network, which is in place, is not that of all."""
-    own = folder / NETWORKS / str(client_id)
-    own.mkdir(parents=True)
-    for name, segment in module.segments().items():
-        parties = module.parties
-        if parties.differ_in(segment) and parties.holds(client_id, segment):
-            about = {**metadata, "client": str(client_id)}
-            save_segment(segment, own / f"{name}.safetensors", about)
-
-
-def load_networks(module: Classifier, folder: Path) -> None:
+def load_networks(module: SplitLightningModule, folder: Path) -> None:
     """Puts the networks that a run ended with in place.
 
     Raises:
         ValueError: If a file is missing or torn, or does not fit.
     """
     clients = sorted(int(path.name) for path in folder.glob(f"{NETWORKS}/*"))
-    own: dict[nn.Module, dict[int, State]] = {}
-    for name, segment in module.segments().items():
+    own: dict[str, dict[int, State]] = {}
+    for name, layers in module.segments().items():
         common = folder / f"{name}.safetensors"
         if common.is_file() or not clients:
-            segment.load_state_dict(_fitting(segment, common))
+            state = _fitting(layers, common)
+            layers.load_state_dict(state)
+            own[name] = dict.fromkeys(clients, state)
             continue
         folders = {k: folder / NETWORKS / str(k) for k in clients}
-        own[segment] = {
-            k: _fitting(segment, path / f"{name}.safetensors")
+        own[name] = {
+            k: _fitting(layers, path / f"{name}.safetensors")
             for k, path in folders.items()
-            if module.parties.holds(k, segment)
+            if name in module.names_of(k)
         }
-    module.parties.forget()
-    module.parties.hold(clients, own)
+    module.engine.forget()
+    module.put(own)
 
 
 def _fitting(segment: nn.Module, file: Path) -> State:

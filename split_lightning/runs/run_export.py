@@ -14,8 +14,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import split_lightning
-from split_lightning.classifier import Classifier
 from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.module import SplitLightningModule
 from split_lightning.paths import path_of
 from split_lightning.runs.exporting import TOLERANCE, Exporter
 from split_lightning.runs.report import print_line
@@ -25,7 +25,7 @@ _NUM_IMAGES = 64  # of the test set, on which what was written is checked
 
 def export_run(
     cfg: DictConfig,
-    module: Classifier,
+    module: SplitLightningModule,
     data: SplitDataModule,
     formats: Sequence[str],
     new_network: Callable[[], nn.Module],
@@ -45,7 +45,7 @@ def export_run(
     Raises:
         ValueError: If the network cannot be written so, or a check fails.
     """
-    if "safetensors" in formats and module.parties.kinds.have_networks:
+    if "safetensors" in formats and module.topology.has_client_networks:
         raise ValueError(
             "Expected `format` to be torch or onnx where clients have networks of "
             "their own (`model.client_networks`): there is no one unsplit network "
@@ -99,7 +99,7 @@ def describe(cfg: DictConfig, data: SplitDataModule, images: Tensor) -> dict[str
         "mean": mean,
         "std": std,
         "input": f"{kind} of shape {axes}",
-        "network": OmegaConf.to_container(cfg.protocol.module.network, resolve=True),
+        "network": OmegaConf.to_container(cfg.module.network, resolve=True),
         "cut_layers": OmegaConf.to_container(cfg.topology.cut_layers, resolve=True),
         "split_lightning": split_lightning.__version__,
         "torch": str(torch.__version__),

@@ -50,13 +50,16 @@ class TopologyConfig:
     """Where the network is cut, and who has the labels: `conf/topology`."""
 
     network: Any = MISSING
-    cut_layers: list[Any] = MISSING
+    cut_layers: Any = field(default=None, metadata=_PLAIN)
     labels: str = MISSING
     label_holder: int = 0
     parts: Any = None
     join: str | None = None
     missing: str | None = None
     missing_parts: Any = None
+    client_networks: Any = "${model.client_networks}"
+    client_optimizer: Any = "${optimizer.client}"
+    client_scheduler: Any = "${optimizer.client_scheduler}"
 
 
 @dataclass
@@ -65,17 +68,6 @@ class SystemConfig:
 
     clock: Any = None
     availability: Any = None
-
-
-@dataclass
-class ProtocolConfig:
-    """Who acts in which step, and how weights flow: `conf/protocol`."""
-
-    module: Any = MISSING
-    schedule: Any = MISSING
-    servers: Any = MISSING
-    callbacks: dict[str, Any] = field(default_factory=dict)
-    ignores: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -111,11 +103,14 @@ class TrainConfig:
     output_dir: str = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    protocol: Any = MISSING
     topology: TopologyConfig = field(default_factory=TopologyConfig)
     system: SystemConfig = field(default_factory=SystemConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: Any = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] | None = field(default_factory=dict)
+    engine: Any = MISSING
+    channel: Any = None
     datamodule: Any = MISSING
+    module: Any = MISSING

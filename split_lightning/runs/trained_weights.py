@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from split_lightning.classifier import Classifier, num_live
 from split_lightning.models.weights import read_torch
+from split_lightning.module import SplitLightningModule
 from split_lightning.paths import path_of
+from split_lightning.resumption import num_live, require_format
 from split_lightning.runs.network_files import load_networks, require_fit
 
 
-def restore(module: Classifier, folder: str | Path, checkpoint: str | None) -> None:
+def restore(
+    module: SplitLightningModule, folder: str | Path, checkpoint: str | None
+) -> None:
     """Puts the trained weights of a run in place, of all its networks.
 
     Raises:
@@ -23,13 +26,15 @@ def restore(module: Classifier, folder: str | Path, checkpoint: str | None) -> N
         return
     file = checkpoint_file(folder, checkpoint)
     content = _content_of(file)
-    module.make_room(num_live(content))
+    require_format(content)
+    module.engine.make_room(num_live(content))
     require_fit(module, content["state_dict"], file)
     module.load_state_dict(content["state_dict"])
-    module.parties.load_state_dict(content["parties"])
+    device = next(module.parameters()).device
+    module.engine.load_state_dict(content["engine"], device)
 
 
-def choose_network(module: Classifier, client: int | None) -> None:
+def choose_network(module: SplitLightningModule, client: int | None) -> None:
     """Puts one client's network in place, for good.
 
     Args:
@@ -40,7 +45,7 @@ def choose_network(module: Classifier, client: int | None) -> None:
         ValueError: If `client` is needed, or has no network of its own; lists those
             that have.
     """
-    clients = module.parties.representatives()
+    clients = module.engine.representatives()
     if len(clients) > 1 and client not in clients:
         raise ValueError(
             f"Expected argument `client` to be one of {', '.join(map(str, clients))}: "
@@ -52,9 +57,7 @@ def choose_network(module: Classifier, client: int | None) -> None:
             f"`client={client}` would change nothing: all clients of this run have the "
             "same network. Leave it out."
         )
-    for client_id in [client] if client is not None else clients:
-        module.parties.show(client_id)
-    module.parties.forget()
+    module.engine.keep_only(module.last_client if client is None else client)
 
 
 def checkpoint_file(folder: Path, checkpoint: str) -> Path:
@@ -76,7 +79,9 @@ def checkpoint_file(folder: Path, checkpoint: str) -> Path:
 
 def _content_of(file: Path) -> dict[str, Any]:
     content = read_torch(file)
-    parts = ("state_dict", "parties")
+    parts = ("state_dict", "engine")
+    if isinstance(content, dict) and "state_dict" in content:
+        require_format(content)
     if not isinstance(content, dict) or not all(
         isinstance(content.get(part), dict) for part in parts
     ):

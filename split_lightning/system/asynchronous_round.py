@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from split_lightning.data.seconds import Seconds
-from split_lightning.data.service import TurnEvent
+from split_lightning.system.seconds import Seconds
 
 
 class Turn(NamedTuple):
@@ -223,12 +222,3 @@ class AsynchronousRound:
             following = self._left[client_id][0]
             heapq.heappush(self._waiting, (following.number, client_id))
         self._push(time, _Kind.BEGIN, 0)
-
-
-def events_of_turns(events: Iterable[Event]) -> tuple[TurnEvent, ...]:
-    """Returns those events that are begins and ends of turns."""
-    return tuple(
-        TurnEvent(event.client_id, begins=isinstance(event, Began))
-        for event in events
-        if not isinstance(event, Served)
-    )

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from split_lightning.models.flops import flop_counter
 from split_lightning.message import as_values, num_bytes
+from split_lightning.models.flops import flop_counter
 from split_lightning.random_state import unchanged_random_state
 
 

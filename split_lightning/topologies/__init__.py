@@ -1,7 +1,7 @@
 """Topologies: where the network is cut, and which party has which segment."""
 
+from split_lightning.models.parts import Columns, Parts, Tiles
 from split_lightning.topologies.client_network import ClientNetwork
-from split_lightning.topologies.parts import Columns, Parts, Tiles
 from split_lightning.topologies.topology import CutLayers, Labels, Topology, place
 
 __all__ = [

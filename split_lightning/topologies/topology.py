@@ -8,13 +8,13 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 from torch import nn
 
 from split_lightning.models.joins import Missing
+from split_lightning.models.parts import Parts
 from split_lightning.models.segment import Layers
 from split_lightning.models.split import CutLayer, in_order, listed, path_of, split
 from split_lightning.models.vertical import parts_of
 from split_lightning.placement import CLIENT, Home, Layout, Placement
 from split_lightning.topologies.client_groups import grouped
 from split_lightning.topologies.client_network import ClientNetwork
-from split_lightning.topologies.parts import Parts
 
 # The layer after which to cut, or several in order; the first may be a list of its own,
 # which is dealt out to the clients. `None`: the network is not cut.
@@ -46,13 +46,20 @@ class Topology(NamedTuple):
     parts: Parts | None = None
     missing: Missing | None = None
 
+    @property
+    def has_client_networks(self) -> bool:
+        """Whether clients differ in their networks, not only in where they cut."""
+        return any(None in layout for layout in self.placement.layouts)
+
     def layers(self, modules: Sequence[nn.Module]) -> dict[str, nn.Module]:
         """Returns segments by name; those with one name as one module."""
         found: dict[str, list[nn.Module]] = {}
         for name, module in zip(self.names, modules, strict=True):
             found.setdefault(name, []).append(module)
         order = sorted(found, key=lambda name: (name != "client", name != "server"))
-        return {k: found[k][0] if len(found[k]) == 1 else Layers(found[k]) for k in order}
+        return {
+            k: found[k][0] if len(found[k]) == 1 else Layers(found[k]) for k in order
+        }
 
 
 def place(
@@ -128,7 +135,10 @@ def place(
         number = len(groups)
         modules, places = [*groups, *modules[1:]], [0] * (number - 1) + places
         layouts = [
-            (*(CLIENT if own == group else None for own in range(number)), *layouts[0][1:])
+            (
+                *(CLIENT if own == group else None for own in range(number)),
+                *layouts[0][1:],
+            )
             for group in range(number)
         ]
         argument = "client_networks"

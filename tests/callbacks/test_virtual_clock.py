@@ -7,6 +7,7 @@ import torch
 from protocols import ROUNDS, batches_of, fit, make_data, make_split, make_unsplit
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from split_lightning.server_map import ServerMap
 from test_resume import check
 from test_train import command
 
@@ -19,7 +20,6 @@ from split_lightning.callbacks import (
     VirtualClock,
 )
 from split_lightning.data import ParallelSchedule, PooledSchedule, RoundRobinSchedule
-from split_lightning.server_map import ServerMap
 from split_lightning.system import System, work_of
 
 EACH = ServerMap(None)

@@ -15,6 +15,9 @@ import pytest
 import torch
 from conftest import RandomImages
 from flwr_datasets.partitioner import LinearPartitioner
+from split_lightning.data.asynchronous_round import Began, HandedIn, Served
+from split_lightning.data.seconds import BatchSeconds
+from split_lightning.data.service import TurnEvent
 
 from split_lightning import SplitDataModule
 from split_lightning.data import (
@@ -22,10 +25,7 @@ from split_lightning.data import (
     Availability,
     RoundRobinSchedule,
 )
-from split_lightning.data.asynchronous_round import Began, HandedIn, Served
-from split_lightning.data.seconds import BatchSeconds
 from split_lightning.seeding import generator
-from split_lightning.data.service import TurnEvent
 
 
 class Given:

@@ -22,6 +22,7 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import RandomImages
+from split_lightning.server_map import ServerMap
 
 from split_lightning import SplitDataModule
 from split_lightning.data import (
@@ -32,7 +33,6 @@ from split_lightning.data import (
     PooledSchedule,
     RoundRobinSchedule,
 )
-from split_lightning.server_map import ServerMap
 
 SIZES = [12, 7, 20, 3, 15, 9]  # with batches of 4: 3, 2, 5, 1, 4 and 3 of them
 BATCHES = [3, 2, 5, 1, 4, 3]

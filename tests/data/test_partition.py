@@ -10,8 +10,8 @@ import torch
 from datasets import Dataset
 
 from split_lightning.data import Images, SplitDataModule, label_counts, partition
-from split_lightning.seeding import generator
 from split_lightning.data.shards import EvenShardPartitioner
+from split_lightning.seeding import generator
 
 LABELS = torch.randint(0, 10, (1003,), generator=torch.Generator().manual_seed(0))
 PARTITIONERS = {

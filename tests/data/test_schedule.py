@@ -4,13 +4,13 @@ from itertools import groupby
 
 import pytest
 import torch
+from split_lightning.server_map import ServerMap
 
 from split_lightning.data import (
     ClientBatchSampler,
     ParallelSchedule,
     RoundRobinSchedule,
 )
-from split_lightning.server_map import ServerMap
 
 SIZES = {4: 5, 0: 2, 2: 8}  # in the order of their turns
 

@@ -1,8 +1,8 @@
 """When things happen: times worked out by hand."""
 
 import pytest
-
 from split_lightning.route import Stage, route_of
+
 from split_lightning.system import System, Timeline, Work
 
 # Client 0 computes 10 operations a second, client 1 twice as fast: see `System2`.

@@ -22,7 +22,6 @@ _IGNORED = (
     "ckpt_path",
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
-    "protocol.ignores",
     "callbacks.history.title",
 )
 _FOLDER = "OUTPUT_DIR"  # in the place of each run's own
@@ -112,10 +111,10 @@ def differing_settings(runs: Sequence[Mapping[str, Setting]]) -> list[str]:
     """Returns the keys whose values differ between runs, choices of groups first.
 
     A key that passes on the same other key in all runs (`${seed}`) is left out. So is
-    what a choice tells: a key inside of a group (`protocol.schedule.shuffle`) from
+    what a choice tells: a key inside of a group (`protocol.shuffle`) from
     which runs have chosen differently differs where it does so among runs of the same
     choice. So is one that a run lacks because the object that it belongs to, or
-    another of its group (`protocol.module`, of `protocol.schedule.shuffle`), is of
+    another of its group (`protocol.enabled`, of `protocol.shuffle`), is of
     another class. To lack a key is the same as to have nothing there (null, an empty
     list). A run without any settings is left out of account.
 
