@@ -14,6 +14,18 @@ on noise of CIFAR-10's shape: a turn is one batch of two images, to keep rounds 
   a typo; here it steps the client's own.) Past `--notebook-max` clients its figures
   are not measured but extrapolated, and marked so.
 
+Further, of the command line with many clients of whom few take part in a round:
+
+    python benchmarks/clients.py --sampled 100 --clients 100 1000 10000 --samples 50000
+    python benchmarks/clients.py --plan --clients 100000 --samples 100000
+
+- `--sampled`: a round of so many clients, of one batch each, by the command line's own
+  configuration (`--set` adds to it). The data set has the same `--samples` whatever the
+  number of clients. `before`: from the start of the command in a process that has
+  imported torch to the end of the first step; `ratio`: of the peak to that of the
+  fewest clients.
+- `--plan`: what `python -m split_lightning.plan` takes for the same round.
+
 Columns: `peak`: the process's largest resident set; `live`: weights, buffers and
 optimizer states at the end; `waiting`: as much of that as is held for clients whose
 turn it is not; `s/round`: seconds of the last round. Sizes are in MiB.
@@ -22,8 +34,11 @@ turn it is not; `s/round`: seconds of the last round. Sizes are in MiB.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import logging
+import os
 import resource
 import subprocess
 import sys
@@ -32,6 +47,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import environment
@@ -41,6 +57,7 @@ import torch
 from noise import NoiseImages
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.loggers import TensorBoardLogger
+from stopwatch import Probe, Stopwatch, measured_by
 from torch import Tensor
 from torchvision.models import resnet18
 
@@ -131,8 +148,118 @@ def peak_rss() -> int:
     return peak * (1 if sys.platform == "darwin" else 1024)
 
 
-def run_case(way: str, options: argparse.Namespace) -> Figures:
+class Round(NamedTuple):
+    """What a round of the command line took (bytes, seconds)."""
+
+    before: float
+    peak_before: float
+    seconds: float
+    peak: float
+
+
+class FirstBatch(Probe):
+    """Notes what training took until the end of the first step."""
+
+    seconds = peak = 0.0
+
+    def tick(self, batch: Any) -> None:
+        """Notes the time and the memory of the first step."""
+        if not self.seconds:
+            self.seconds, self.peak = time.perf_counter(), peak_rss()
+
+
+def keys(num_clients: int, options: argparse.Namespace, folder: str) -> list[str]:
+    """Returns the command line of a round in which few of many clients take part."""
+    return [
+        f"hydra.run.dir={folder}/run",
+        f"num_clients={num_clients}",
+        f"clients_per_round={options.sampled}",
+        "rounds=1",
+        "local_steps=1",
+        f"batch_size={SAMPLES_PER_CLIENT}",
+        "data=cifar10",
+        "data.val_share=0",
+        f"datamodule.source={{_target_:noise.NoiseImages,num_samples:{options.samples}}}",
+        "model=resnet18",
+        f"model.cut_layer={options.cut_layer}",
+        f"threads={options.threads}",
+        "trainer.accelerator=cpu",
+        *options.set,
+    ]
+
+
+def train_round(num_clients: int, options: argparse.Namespace) -> Round:
+    """Trains a round by the command line, in this process."""
+    from split_lightning.train import main
+
+    start, first = time.perf_counter(), FirstBatch()
+    with tempfile.TemporaryDirectory() as folder, measured_by(first):
+        sys.argv = [
+            "split_lightning.train",
+            *keys(num_clients, options, folder),
+            f"trainer.limit_train_batches={options.sampled}",
+            "trainer.limit_test_batches=1",
+            f"+callbacks.probe._target_={Stopwatch.__module__}.Stopwatch",
+        ]
+        with contextlib.redirect_stdout(sys.stderr):
+            main()
+    before, end = first.seconds - start, time.perf_counter()
+    return Round(before, first.peak, end - first.seconds, peak_rss())
+
+
+def plan_round(num_clients: int, options: argparse.Namespace) -> None:
+    """Prints what the plan of a round takes, and what it says."""
+    if importlib.util.find_spec("split_lightning.plan") is None:
+        sys.exit("--plan needs `python -m split_lightning.plan`, which is not there yet.")
+    with tempfile.TemporaryDirectory() as folder:
+        words = keys(num_clients, options, folder)
+        command = [sys.executable, "-m", "split_lightning.plan", *words]
+        here = str(Path(__file__).parent)  # of `noise`
+        path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+        start = time.perf_counter()
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path})
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024
+    print(f"{num_clients:,} clients: {seconds:.1f} s, peak {peak / MIB:,.0f} MiB")
+
+
+def report_rounds(options: argparse.Namespace) -> None:
+    """Prints what a round of the command line takes, by number of clients."""
+    print(f"{options.sampled} clients a round, {options.samples:,} samples", end="; ")
+    print("times in s, sizes in MiB")
+    print(" clients    before  peak before  the rest      peak   ratio", flush=True)
+    least = 0.0
+    for num_clients in sorted(options.clients):
+        case = ["--case", "round", "--clients", str(num_clients)]
+        for name in ("sampled", "samples", "cut_layer", "threads"):
+            case += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+        case += [word for key in options.set for word in ("--set", key)]
+        figures = Round(*run_alone(case))
+        least = least or figures.peak
+        print(
+            f"{num_clients:8,}{figures.before:10.1f}{figures.peak_before / MIB:13,.0f}"
+            f"{figures.seconds:10.1f}{figures.peak / MIB:10,.0f}"
+            f"{figures.peak / least:8.2f}",
+            flush=True,
+        )
+
+
+def run_alone(case: list[str]) -> list[float]:
+    """Runs a case in a process of its own; returns its figures."""
+    # NOTE Linux hands the parent's peak down: this process must only ever import.
+    command = [sys.executable, __file__, *case]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    figures: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def run_case(way: str, options: argparse.Namespace) -> Figures | Round:
     """Runs a case in this process."""
+    if way == "round":
+        return train_round(options.clients[0], options)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     train = train_notebook if way == "notebook" else partial(train_ours, way.split()[1])
@@ -145,10 +272,7 @@ def measure(way: str, num_clients: int, options: argparse.Namespace) -> Figures:
     case = ["--case", way, "--clients", str(run)]
     for name in ("cut_layer", "rounds", "threads"):
         case += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    # NOTE Linux hands the parent's peak down: this process must only ever import.
-    command = [sys.executable, __file__, *case]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    peak, live, waiting, seconds = json.loads(done.stdout.splitlines()[-1])
+    peak, live, waiting, seconds = run_alone(case)
     more = (num_clients - run) * waiting / (run - 1)
     seconds *= num_clients / run
     return Figures(peak + more, live + more, waiting + more, seconds)
@@ -181,15 +305,27 @@ def main() -> None:
     add("--rounds", type=int, default=2)
     add("--notebook-max", type=int, default=100, help="extrapolate from there on")
     add("--threads", type=int, default=1, help="a batch of two needs no more")
-    add("--case", choices=WAYS, help=argparse.SUPPRESS)
+    add("--sampled", type=int, help="clients in a round of the command line")
+    add("--samples", type=int, default=50_000, help="of the data set, then")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="then, too")
+    add("--plan", action="store_true", help="the plan of such a round (100 clients)")
+    add("--case", choices=(*WAYS, "round"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if min(*options.clients, options.notebook_max) < 2:
         parser.error("--clients and --notebook-max must be 2 or more")
     torch.set_num_threads(options.threads)
+    if options.plan:
+        options.sampled = options.sampled or 100
+        for num_clients in options.clients:
+            plan_round(num_clients, options)
+        return
     if options.case:
         print(json.dumps(run_case(options.case, options)))
         return
     print(environment.describe(), f"cut after {options.cut_layer}", sep="\n")
+    if options.sampled:
+        report_rounds(options)
+        return
     print(f"{'':12} clients       peak       live    waiting   s/round", flush=True)
     for way in WAYS:
         report(way, options)
