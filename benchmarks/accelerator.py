@@ -8,8 +8,8 @@ CIFAR-10's shape, cut after the layer of the configuration, channels-last, in fp
 in bf16 (autocast). They are interleaved in one process and in alternating order;
 ratios are taken within a repeat.
 
-- `ours`: `SplitLightningModule` and `SplitDataModule` with one client, in a Trainer with
-  `RoundRobinWeightPassing` and no logger. Images come from the CPU's memory.
+- `ours`: `SplitLightningModule` and `SplitDataModule` with one client, in a Trainer
+  with `RoundRobinWeightPassing` and no logger. Images come from the CPU's memory.
 - `command line`: what `python -m split_lightning.train` builds, in this process.
 - `split loop`, `unsplit loop`: bare loops on images that are on the device.
 
@@ -41,7 +41,10 @@ import split_lightning as sl
 import split_lightning.train
 from split_lightning.models import cifar_resnet18, split
 
-STEMS = {"resnet18": (resnet18, "maxpool"), "cifar_resnet18": (cifar_resnet18, "layer1")}
+STEMS = {
+    "resnet18": (resnet18, "maxpool"),
+    "cifar_resnet18": (cifar_resnet18, "layer1"),
+}
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
 WAITS = (
@@ -123,7 +126,9 @@ def ours(case: Case, probe: Probe) -> None:
         NoiseImages(case.num_samples), 1, batch_size=case.batch_size, val_share=0.0
     )
     network = case.make(num_classes=10)
-    module = sl.SplitLightningModule(network, case.cut, SGD, SGD, 10, channels_last=True)
+    module = sl.SplitLightningModule(
+        network, case.cut, SGD, SGD, 10, channels_last=True
+    )
     with measured_by(probe) as stopwatch:
         trainer = pl.Trainer(
             accelerator=case.accelerator,
@@ -162,7 +167,10 @@ def command_line(case: Case, probe: Probe) -> None:
             f"+callbacks.probe._target_={Stopwatch.__module__}.Stopwatch",
         ]  # fmt: skip
         try:
-            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            with (
+                contextlib.redirect_stdout(printed),
+                contextlib.redirect_stderr(printed),
+            ):
                 split_lightning.train.main()
         except SystemExit as end:
             if end.code:
@@ -253,7 +261,9 @@ def summary(figures: list[float], form: str) -> str:
 
 def profile(case: Case, options: argparse.Namespace) -> None:
     """Prints the operations of each variant that take most time, and what waits."""
-    key = "self_cuda_time_total" if case.device.type == "cuda" else "self_cpu_time_total"
+    key = (
+        "self_cuda_time_total" if case.device.type == "cuda" else "self_cpu_time_total"
+    )
     for name, variant in VARIANTS.items():
         probe = Operations(options.warmup, options.batches)
         variant(case, probe)

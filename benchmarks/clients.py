@@ -210,7 +210,9 @@ def train_round(num_clients: int, options: argparse.Namespace) -> Round:
 def plan_round(num_clients: int, options: argparse.Namespace) -> None:
     """Prints what the plan of a round takes, and what it says."""
     if importlib.util.find_spec("split_lightning.plan") is None:
-        sys.exit("--plan needs `python -m split_lightning.plan`, which is not there yet.")
+        sys.exit(
+            "--plan needs `python -m split_lightning.plan`, which is not there yet."
+        )
     with tempfile.TemporaryDirectory() as folder:
         words = keys(num_clients, options, folder)
         command = [sys.executable, "-m", "split_lightning.plan", *words]

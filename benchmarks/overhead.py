@@ -72,7 +72,10 @@ def segments() -> tuple[nn.Module, nn.Module]:
 
 def bare_loop(probe: Probe, count: int) -> None:
     client, server = segments()
-    client_optimizer, server_optimizer = SGD(client.parameters()), SGD(server.parameters())
+    client_optimizer, server_optimizer = (
+        SGD(client.parameters()),
+        SGD(server.parameters()),
+    )
     for inputs, targets in batches(count):
         client_optimizer.zero_grad()
         server_optimizer.zero_grad()
@@ -188,7 +191,10 @@ def command_line(probe: Probe, count: int, turn: int | None = None) -> None:
         ]
         typed, sys.argv = sys.argv, words
         try:
-            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            with (
+                contextlib.redirect_stdout(printed),
+                contextlib.redirect_stderr(printed),
+            ):
                 split_lightning.train.main()
         except SystemExit as end:
             if end.code:

@@ -1,4 +1,4 @@
-"""Rows: a data set for partitioners, whose selections cost nothing until they are read."""
+"""Rows: a data set for partitioners, whose selections are cheap until they are read."""
 
 from __future__ import annotations
 
