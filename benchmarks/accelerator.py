@@ -19,12 +19,9 @@ The profile counts what makes the CPU wait for the device, per step.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import itertools
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -32,13 +29,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from command_line import train
 from noise import NoiseImages
-from stopwatch import Probe, Stopwatch, measured_by
+from stopwatch import Probe, measured_by
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
 import split_lightning as sl
-import split_lightning.train
 from split_lightning.models import cifar_resnet18, split
 
 STEMS = {
@@ -147,36 +144,21 @@ def ours(case: Case, probe: Probe) -> None:
 def command_line(case: Case, probe: Probe) -> None:
     """Runs `python -m split_lightning.train` in this process."""
     source = f"{{_target_:noise.NoiseImages,num_samples:{case.num_samples}}}"
-    printed = io.StringIO()
-    with tempfile.TemporaryDirectory() as folder, measured_by(probe):
-        typed, sys.argv = sys.argv, [
-            "split_lightning.train",
-            f"hydra.run.dir={folder}/run",
-            "num_clients=1",
-            "rounds=1",
-            "data=cifar10",
-            "data.val_share=0",
-            f"datamodule.source={source}",
-            f"model={case.stem}",
-            f"model.cut_layer={case.cut}",
-            f"batch_size={case.batch_size}",
-            f"threads={torch.get_num_threads()}",
-            f"trainer.accelerator={case.accelerator}",
-            f"trainer.precision={PRECISIONS[case.precision]}",
-            "trainer.limit_test_batches=1",
-            f"+callbacks.probe._target_={Stopwatch.__module__}.Stopwatch",
-        ]  # fmt: skip
-        try:
-            with (
-                contextlib.redirect_stdout(printed),
-                contextlib.redirect_stderr(printed),
-            ):
-                split_lightning.train.main()
-        except SystemExit as end:
-            if end.code:
-                raise RuntimeError(printed.getvalue()) from end
-        finally:
-            sys.argv = typed
+    words = [
+        "num_clients=1",
+        "rounds=1",
+        "data=cifar10",
+        "data.val_share=0",
+        f"datamodule.source={source}",
+        f"model={case.stem}",
+        f"model.cut_layer={case.cut}",
+        f"batch_size={case.batch_size}",
+        f"threads={torch.get_num_threads()}",
+        f"trainer.accelerator={case.accelerator}",
+        f"trainer.precision={PRECISIONS[case.precision]}",
+        "trainer.limit_test_batches=1",
+    ]
+    train(words, probe)
 
 
 VARIANTS: dict[str, Callable[[Case, Probe], None]] = {

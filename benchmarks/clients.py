@@ -14,17 +14,7 @@ on noise of CIFAR-10's shape: a turn is one batch of two images, to keep rounds 
   a typo; here it steps the client's own.) Past `--notebook-max` clients its figures
   are not measured but extrapolated, and marked so.
 
-Further, of the command line with many clients of whom few take part in a round:
-
-    python benchmarks/clients.py --sampled 100 --clients 100 1000 10000 --samples 50000
-    python benchmarks/clients.py --plan --clients 100000 --samples 100000
-
-- `--sampled`: a round of so many clients, of one batch each, by the command line's own
-  configuration (`--set` adds to it). The data set has the same `--samples` whatever the
-  number of clients. `before`: from the start of the command in a process that has
-  imported torch to the end of the first step; `ratio`: of the peak to that of the
-  fewest clients.
-- `--plan`: what `python -m split_lightning.plan` takes for the same round.
+With `--sampled` or `--plan`: see benchmarks/rounds.py.
 
 Columns: `peak`: the process's largest resident set; `live`: weights, buffers and
 optimizer states at the end; `waiting`: as much of that as is held for clients whose
@@ -34,20 +24,13 @@ turn it is not; `s/round`: seconds of the last round. Sizes are in MiB.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.util
 import json
 import logging
-import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import environment
@@ -55,9 +38,10 @@ import notebook
 import pytorch_lightning as pl
 import torch
 from noise import NoiseImages
+from processes import MIB, peak_rss, run_alone
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.loggers import TensorBoardLogger
-from stopwatch import Probe, Stopwatch, measured_by
+from rounds import Round, plan_round, report_rounds, train_round
 from torch import Tensor
 from torchvision.models import resnet18
 
@@ -67,7 +51,6 @@ SAMPLES_PER_CLIENT = 2
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
 WAYS = ("ours reset", "ours travel", "ours keep", "notebook")
 CUT_LAYERS = [name for name, _ in resnet18().named_children()][:-1]
-MIB = 2**20
 
 
 class Figures(NamedTuple):
@@ -142,122 +125,6 @@ def tensor_bytes(held: Any) -> int:
     return sum(map(tensor_bytes, values)) if isinstance(values, list) else 0
 
 
-def peak_rss() -> int:
-    """Returns the largest resident set of this process, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024)
-
-
-class Round(NamedTuple):
-    """What a round of the command line took (bytes, seconds)."""
-
-    before: float
-    peak_before: float
-    seconds: float
-    peak: float
-
-
-class FirstBatch(Probe):
-    """Notes what training took until the end of the first step."""
-
-    seconds = peak = 0.0
-
-    def tick(self, batch: Any) -> None:
-        """Notes the time and the memory of the first step."""
-        if not self.seconds:
-            self.seconds, self.peak = time.perf_counter(), peak_rss()
-
-
-def keys(num_clients: int, options: argparse.Namespace, folder: str) -> list[str]:
-    """Returns the command line of a round in which few of many clients take part."""
-    return [
-        f"hydra.run.dir={folder}/run",
-        f"num_clients={num_clients}",
-        f"clients_per_round={options.sampled}",
-        "rounds=1",
-        "local_steps=1",
-        f"batch_size={SAMPLES_PER_CLIENT}",
-        "data=cifar10",
-        "data.val_share=0",
-        f"datamodule.source={{_target_:noise.NoiseImages,num_samples:{options.samples}}}",
-        "model=resnet18",
-        f"model.cut_layer={options.cut_layer}",
-        f"threads={options.threads}",
-        "trainer.accelerator=cpu",
-        *options.set,
-    ]
-
-
-def train_round(num_clients: int, options: argparse.Namespace) -> Round:
-    """Trains a round by the command line, in this process."""
-    from split_lightning.train import main
-
-    start, first = time.perf_counter(), FirstBatch()
-    with tempfile.TemporaryDirectory() as folder, measured_by(first):
-        sys.argv = [
-            "split_lightning.train",
-            *keys(num_clients, options, folder),
-            f"trainer.limit_train_batches={options.sampled}",
-            "trainer.limit_test_batches=1",
-            f"+callbacks.probe._target_={Stopwatch.__module__}.Stopwatch",
-        ]
-        with contextlib.redirect_stdout(sys.stderr):
-            main()
-    before, end = first.seconds - start, time.perf_counter()
-    return Round(before, first.peak, end - first.seconds, peak_rss())
-
-
-def plan_round(num_clients: int, options: argparse.Namespace) -> None:
-    """Prints what the plan of a round takes, and what it says."""
-    if importlib.util.find_spec("split_lightning.plan") is None:
-        sys.exit(
-            "--plan needs `python -m split_lightning.plan`, which is not there yet."
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        words = keys(num_clients, options, folder)
-        command = [sys.executable, "-m", "split_lightning.plan", *words]
-        here = str(Path(__file__).parent)  # of `noise`
-        path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-        start = time.perf_counter()
-        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path})
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    peak *= 1 if sys.platform == "darwin" else 1024
-    print(f"{num_clients:,} clients: {seconds:.1f} s, peak {peak / MIB:,.0f} MiB")
-
-
-def report_rounds(options: argparse.Namespace) -> None:
-    """Prints what a round of the command line takes, by number of clients."""
-    print(f"{options.sampled} clients a round, {options.samples:,} samples", end="; ")
-    print("times in s, sizes in MiB")
-    print(" clients    before  peak before  the rest      peak   ratio", flush=True)
-    least = 0.0
-    for num_clients in sorted(options.clients):
-        case = ["--case", "round", "--clients", str(num_clients)]
-        for name in ("sampled", "samples", "cut_layer", "threads"):
-            case += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-        case += [word for key in options.set for word in ("--set", key)]
-        figures = Round(*run_alone(case))
-        least = least or figures.peak
-        print(
-            f"{num_clients:8,}{figures.before:10.1f}{figures.peak_before / MIB:13,.0f}"
-            f"{figures.seconds:10.1f}{figures.peak / MIB:10,.0f}"
-            f"{figures.peak / least:8.2f}",
-            flush=True,
-        )
-
-
-def run_alone(case: list[str]) -> list[float]:
-    """Runs a case in a process of its own; returns its figures."""
-    # NOTE Linux hands the parent's peak down: this process must only ever import.
-    command = [sys.executable, __file__, *case]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr)
-    figures: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
-
-
 def run_case(way: str, options: argparse.Namespace) -> Figures | Round:
     """Runs a case in this process."""
     if way == "round":
@@ -274,7 +141,7 @@ def measure(way: str, num_clients: int, options: argparse.Namespace) -> Figures:
     case = ["--case", way, "--clients", str(run)]
     for name in ("cut_layer", "rounds", "threads"):
         case += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    peak, live, waiting, seconds = run_alone(case)
+    peak, live, waiting, seconds = run_alone(__file__, case)
     more = (num_clients - run) * waiting / (run - 1)
     seconds *= num_clients / run
     return Figures(peak + more, live + more, waiting + more, seconds)

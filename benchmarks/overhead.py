@@ -23,15 +23,11 @@ a loop over a set ends early: `PYTHONHASHSEED` makes it the same in each run.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import itertools
 import logging
 import os
 import pstats
 import statistics
-import sys
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -42,12 +38,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import environment
 import pytorch_lightning as pl
 import torch
-from stopwatch import Calls, Probe, Profile, Stopwatch, Times, measured_by
+from command_line import train
+from stopwatch import Calls, Probe, Profile, Times, measured_by
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import split_lightning as sl
-import split_lightning.train
 from split_lightning.models import DigitsCNN, split
 
 CUT, BATCH_SIZE, WARMUP = "relu1", 32, 20
@@ -176,32 +172,16 @@ def loader(probe: Probe, count: int) -> None:
 
 def command_line(probe: Probe, count: int, turn: int | None = None) -> None:
     """Runs `python -m split_lightning.train` in this process."""
-    printed = io.StringIO()
-    with tempfile.TemporaryDirectory() as folder, measured_by(probe):
-        words = [
-            "split_lightning.train",
-            f"hydra.run.dir={folder}/run",
-            f"num_clients={NUM_CLIENTS}",
-            "rounds=1",
-            f"local_epochs={passes(turn or count)}",
-            f"model.cut_layer={CUT}",
-            f"trainer.limit_train_batches={count}",
-            "trainer.accelerator=cpu",
-            "threads=1",
-            f"+callbacks.probe._target_={Stopwatch.__module__}.Stopwatch",
-        ]
-        typed, sys.argv = sys.argv, words
-        try:
-            with (
-                contextlib.redirect_stdout(printed),
-                contextlib.redirect_stderr(printed),
-            ):
-                split_lightning.train.main()
-        except SystemExit as end:
-            if end.code:
-                raise RuntimeError(printed.getvalue()) from end
-        finally:
-            sys.argv = typed
+    words = [
+        f"num_clients={NUM_CLIENTS}",
+        "rounds=1",
+        f"local_epochs={passes(turn or count)}",
+        f"model.cut_layer={CUT}",
+        f"trainer.limit_train_batches={count}",
+        "trainer.accelerator=cpu",
+        "threads=1",
+    ]
+    train(words, probe)
 
 
 TIMED: dict[str, Variant] = {
