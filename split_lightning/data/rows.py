@@ -41,7 +41,7 @@ class Rows(Dataset):  # type: ignore[misc]  # has no types
         if numbers.ndim != 1 or numbers.dtype.kind not in "iu":  # refused, or empty
             return super().select(indices, *args, **kwargs)
         selected = object.__new__(type(self))
-        selected.__dict__["_selection"] = (self, numbers)
+        selected.__dict__["_selection"] = (self, numbers.astype(np.int64))
         return selected
 
     @cached_property
@@ -57,7 +57,7 @@ class Rows(Dataset):  # type: ignore[misc]  # has no types
         if name.startswith("__") or "_selection" not in self.__dict__:
             raise AttributeError(f"`Rows` has no attribute {name!r}.")
         origin, numbers = self.__dict__.pop("_selection")
-        full = Dataset.select(origin, numbers)
+        full = Dataset.select(origin, numbers.tolist())
         self.__dict__.update(full.__dict__)  # before `full` deletes its tables
         return getattr(self, name)
 
