@@ -47,7 +47,7 @@ class Channel:
         return payload
 
     def lower(self, gradients: list[dict[str, Values]]) -> list[dict[str, Values]]:
-        """Returns the gradients that the clients of a step are sent at the first cut."""
+        """Returns the gradients that clients are sent at the first cut."""
         return gradients if self.downlink is None else self.downlink(gradients)
 
     def notify(self, event: Message | Computed) -> None:

@@ -66,8 +66,9 @@ class SplitLightningModule(pl.LightningModule):
 
     The client sends its activations at the cut and the labels to the server; the server
     runs the rest of the network and the loss, and sends the gradient at the cut back
-    (Gupta and Raskar 2018, https://arxiv.org/abs/1810.06060). All step after both stages
-    of the backward pass. The numbers are those of the unsplit network, bit for bit.
+    (Gupta and Raskar 2018, https://arxiv.org/abs/1810.06060). All parties step after
+    both stages of the backward pass. The numbers are those of the unsplit network, bit
+    for bit.
 
     The module is composed of a task (the loss), segments of the network that a
     placement assigns to parties, a channel that delivers their messages, and an engine
@@ -81,8 +82,8 @@ class SplitLightningModule(pl.LightningModule):
             of the first, a list gives clients different cuts: client `k` cuts after
             entry `k * entries // clients`, as in `[["layer1", "layer2"], "avgpool"]`.
             `None`: the network is not cut, for the baselines.
-        client_optimizer: Makes the optimizer of the clients' parameters. `None`: that of
-            the servers is for all, where the network is not cut.
+        client_optimizer: Makes the optimizer of the clients' parameters. `None`, where
+            the network is not cut: the servers' optimizer is for all.
         server_optimizer: Makes the optimizer of the servers' parameters.
         num_classes: Number of classes.
         client_scheduler: Makes the learning-rate scheduler of the clients' optimizer.
@@ -187,21 +188,20 @@ class SplitLightningModule(pl.LightningModule):
             )
         self.automatic_optimization = False
         self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
-        self.client_optimizer, self.server_optimizer = (
-            client_optimizer,
-            server_optimizer,
-        )
-        self.client_scheduler, self.server_scheduler = (
-            client_scheduler,
-            server_scheduler,
-        )
+        # What makes the optimizer and the scheduler of each role.
+        self.makes_optimizer = {"client": client_optimizer, "server": server_optimizer}
+        self.makes_scheduler = {"client": client_scheduler, "server": server_scheduler}
         self.scheduler_interval = scheduler_interval
         self.accumulate_grad_batches = accumulate_grad_batches
         self.memory_format = (
             torch.channels_last if channels_last else torch.contiguous_format
         )
-        given = {"criterion": criterion, "client_networks": client_networks}
-        given |= {"channel": channel, "engine": engine}
+        given: dict[str, Any] = {
+            "criterion": criterion,
+            "client_networks": client_networks,
+            "channel": channel,
+            "engine": engine,
+        }
         own = (name for name, value in given.items() if value is not None)
         self.objects = ("network", *own)  # arguments that are no plain options
 
@@ -421,16 +421,15 @@ class SplitLightningModule(pl.LightningModule):
 
     @override
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
-        factories = {"client": self.client_optimizer, "server": self.server_optimizer}
-        makers = {"client": self.client_scheduler, "server": self.server_scheduler}
-        optimizers, schedulers = [], []
+        optimizers, schedulers = list[Optimizer](), list[Any]()
         for role in self.optimizer_names:
-            factory = factories[role]
-            assert factory is not None
-            optimizers.append(
-                make_optimizer(role, factory, self.engine.parameters(role))
+            factory, parameters = (
+                self.makes_optimizer[role],
+                self.engine.parameters(role),
             )
-            make = makers[role]
+            assert factory is not None
+            optimizers.append(make_optimizer(role, factory, parameters))
+            make = self.makes_scheduler[role]
             if make is not None:
                 scheduler = make_scheduler(make, optimizers[-1])
                 schedulers.append({"scheduler": scheduler, "name": f"lr/{role}"})
@@ -511,6 +510,7 @@ class SplitLightningModule(pl.LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             data = getattr(self.trainer, "datamodule", None)
             protocol, added = find_protocol(self.trainer, data)
+            assert isinstance(data, SplitDataModule)
             self.verify(self.trainer, data, protocol)
             require_known_monitors(self.trainer, self, data, client_metric)
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]

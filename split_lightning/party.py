@@ -156,7 +156,9 @@ class Party:
         """
         calls, sizes = self.calls.pop(key), [len(own) for own in targets]
         logits = [self.task.logits(call.outputs) for call in calls]
-        parts = logits if len(logits) == len(sizes) else list(logits[0].split(sizes))
+        parts = (
+            logits if len(logits) == len(sizes) else list(torch.split(logits[0], sizes))
+        )
         if weights is None:
             total = self.task.loss(_cat(logits), _cat(targets))
             own = self.task.losses(total, parts, targets)
@@ -282,7 +284,10 @@ def _sent(call: Call) -> list[Values]:
         return [tuple(map(_leaf, call.outputs))]
     _require_tensors(call.outputs)
     parts = (
-        [own.requires_grad_(v.requires_grad) for own in v.detach().split(call.sizes)]
+        [
+            own.requires_grad_(v.requires_grad)
+            for own in torch.split(v.detach(), call.sizes)
+        ]
         for v in call.outputs
     )
     return list(zip(*parts, strict=True))
@@ -299,7 +304,7 @@ def _returned(calls: Iterable[Call]) -> list[Values]:
         parts = [
             [None] * len(call.sizes)
             if gradient is None
-            else gradient.split([own[place] for own in call.rows])
+            else torch.split(gradient, [own[place] for own in call.rows])
             for place, gradient in enumerate(gradients)
         ]
         found += zip(*parts, strict=True)

@@ -65,7 +65,8 @@ class Task(nn.Module):
             each = F.cross_entropy(
                 torch.cat(list(parts)), torch.cat(list(targets)), reduction="none"
             )
-            return [own.mean() for own in each.split([len(own) for own in targets])]
+            sizes = [len(own) for own in targets]
+            return [own.mean() for own in torch.split(each, sizes)]
 
     def logits(self, outputs: Any) -> Tensor:
         """Returns the logits `(B, K)` in what the network returns.

@@ -34,9 +34,17 @@ _ROLES = ("client", "server")
 class Samples(Protocol):
     """What one client brings to a step, such as a `ClientBatch`."""
 
-    client_id: int
-    inputs: Tensor
-    targets: Tensor
+    @property
+    def client_id(self) -> int:
+        """The client."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """Its samples, of shape `(B, ...)`."""
+
+    @property
+    def targets(self) -> Tensor:
+        """Their labels, of shape `(B,)`."""
 
 
 class LocalEngine:
@@ -90,7 +98,7 @@ class LocalEngine:
             channel: Delivers messages.
             task: The loss.
         """
-        at_rest = dict if self.spill is None else self.spill.store
+        at_rest: Any = dict if self.spill is None else self.spill.store
         self.placement, self.channel, self.task = placement, channel, task
         self.stores: list[StateStore] = []
         for number, (module, place) in enumerate(zip(modules, places, strict=True)):
@@ -277,9 +285,9 @@ class LocalEngine:
                 if name is not None:
                     names[store.place][position].append((name, number))
                     wanted.append(self.state_name(name))
-            if self.placement.num_groups != 1 or not store.last:
-                if self.placement.num_clients > 1:
-                    store.remember_start()
+            is_passed_on = bool(store.last) and self.placement.num_groups == 1
+            if self.placement.num_clients > 1 and not is_passed_on:
+                store.remember_start()
             for name, seat in store.check_out(wanted).items():
                 live.setdefault(name, {})[store.place] = seat
         parties = {
@@ -300,7 +308,7 @@ class LocalEngine:
 
     def _party(
         self, name: str, segments: Mapping[int, Seat], clients: tuple[int, ...]
-    ) -> Party:
+    ) -> Any:
         normalisation: Normalisation = "joint"
         if self.cohort and not self.joint_norm and role_of(name) == "client":
             mixes = all(is_only_mixer(seat.module) for seat in segments.values())
@@ -348,7 +356,7 @@ class LocalEngine:
     def _exchange_statistics(self, clients: Iterable[int]) -> None:
         """Sends what BatchNorm of clients needs to see their samples as one batch."""
         for _ in range(2):  # in the forward pass and in the backward pass
-            own = {}
+            own: dict[str, Values] = {}
             for client in clients:
                 for store, name in self.homes(client, "client"):
                     payload = statistics(store.seats[0].module)

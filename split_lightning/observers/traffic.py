@@ -1,4 +1,4 @@
-"""`Traffic`: counts the bytes of the messages between parties. All bytes are counted here."""
+"""`Traffic`: counts bytes, those of all messages between parties."""
 
 from __future__ import annotations
 
