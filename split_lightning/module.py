@@ -22,6 +22,7 @@ from split_lightning.client_metrics import ClientMetrics, client_metric
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import ClientBatch, TrainLoader
 from split_lightning.engines.local import LocalEngine
+from split_lightning.engines.networks import Networks
 from split_lightning.finite import FiniteCheck, NonFinitePolicy, NotFinite
 from split_lightning.fitness import set_least_batch
 from split_lightning.loading import missing_arguments
@@ -120,6 +121,7 @@ class SplitLightningModule(pl.LightningModule):
         topology: The segments, and who has them.
         channel: Delivers messages. Its `observers` see all of them.
         engine: Computes.
+        networks: The network of each client.
         traffic: Counts bytes.
         skipped_batches: Number of batches that were left out since the run's start.
 
@@ -224,6 +226,7 @@ class SplitLightningModule(pl.LightningModule):
             self.channel,
             self.task,
         )
+        self.networks = Networks(self.engine)
         self.engine.clip = clipping(gradient_clip_val, gradient_clip_algorithm)
         self.more_copies = self.engine.copies
         self.finite = FiniteCheck(non_finite)
@@ -244,7 +247,7 @@ class SplitLightningModule(pl.LightningModule):
 
         The network is that of the client that trained last.
         """
-        logits: Tensor = self.engine.predict(
+        logits: Tensor = self.networks.predict(
             self.engine.last_client, self.laid_out(inputs)
         )
         return logits
@@ -267,7 +270,7 @@ class SplitLightningModule(pl.LightningModule):
         """
         client = self.engine.last_client if client_id is None else client_id
         modules = list(self.first_copies)
-        for number, _, module in self.engine.segments_of(client):
+        for number, _, module in self.networks.segments(client):
             modules[number] = module
         return self.topology.layers(modules)
 
@@ -283,7 +286,7 @@ class SplitLightningModule(pl.LightningModule):
         client = self.engine.last_client if client_id is None else client_id
         stages: list[tuple[list[str], list[list[nn.Module]]]] = []
         last = -1
-        for number, name, module in self.engine.segments_of(client):
+        for number, name, module in self.networks.segments(client):
             place_of = self.topology.places[number]
             if place_of == last:  # side by side
                 stages[-1][0].append(name)
@@ -308,7 +311,7 @@ class SplitLightningModule(pl.LightningModule):
 
     def names_apart(self, clients: Sequence[int]) -> set[str]:
         """Returns the names of the layers in which clients' networks differ."""
-        numbers = self.engine.segments_apart(clients)
+        numbers = self.networks.apart(clients)
         return {self.topology.names[number] for number in numbers}
 
     def put(self, states: Mapping[str, Mapping[int, Mapping[str, Tensor]]]) -> None:
@@ -319,7 +322,7 @@ class SplitLightningModule(pl.LightningModule):
         """
         for number, name in enumerate(self.topology.names):
             for client_id, state in states[name].items():
-                self.engine.put(number, client_id, state)
+                self.networks.put(number, client_id, state)
 
     def laid_out(self, inputs: Tensor) -> Tensor:
         """Returns images `(B, C, H, W)` in the memory layout of the weights."""
@@ -465,7 +468,7 @@ class SplitLightningModule(pl.LightningModule):
         Returns:
             The logits of each network in turn, `(networks * B, K)`.
         """
-        clients = self.engine.representatives() or [self.engine.last_client]
+        clients = self.networks.representatives() or [self.engine.last_client]
         found = [self._evaluate("test", client, *batch) for client in clients]
         logits = [own for own in found if own is not None]
         return torch.cat(logits) if logits else None
@@ -477,7 +480,7 @@ class SplitLightningModule(pl.LightningModule):
         metrics: Any = self.task.metrics[part]
         logits: Tensor | None = None
         if len(targets):
-            logits = self.engine.predict(client_id, self.laid_out(inputs))
+            logits = self.networks.predict(client_id, self.laid_out(inputs))
             metrics["accuracy"].update(logits, targets)
             metrics["loss"].update(self.task.loss(logits, targets), len(targets))
         for name, metric in metrics.items():

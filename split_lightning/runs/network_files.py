@@ -34,7 +34,7 @@ def save_networks(
         OSError: If a file cannot be written.
     """
     shutil.rmtree(folder / NETWORKS, ignore_errors=True)
-    clients = module.engine.representatives()
+    clients = module.networks.representatives()
     apart = module.names_apart(clients)
     for name, layers in module.segments(clients[0] if clients else None).items():
         if name in apart:
