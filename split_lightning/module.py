@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,7 +26,6 @@ from split_lightning.engines.networks import Networks
 from split_lightning.finite import FiniteCheck, NonFinitePolicy, NotFinite
 from split_lightning.fitness import set_least_batch
 from split_lightning.loading import missing_arguments
-from split_lightning.models.stage import stage_of
 from split_lightning.observers.traffic import Traffic
 from split_lightning.optimizers import (
     OptimizerFactory,
@@ -226,7 +225,7 @@ class SplitLightningModule(pl.LightningModule):
             self.channel,
             self.task,
         )
-        self.networks = Networks(self.engine)
+        self.networks = Networks(self.engine, self.topology)
         self.engine.clip = clipping(gradient_clip_val, gradient_clip_algorithm)
         self.more_copies = self.engine.copies
         self.finite = FiniteCheck(non_finite)
@@ -268,11 +267,7 @@ class SplitLightningModule(pl.LightningModule):
         Args:
             client_id: The client whose network it is; `None`: that trained last.
         """
-        client = self.engine.last_client if client_id is None else client_id
-        modules = list(self.first_copies)
-        for number, _, module in self.networks.segments(client):
-            modules[number] = module
-        return self.topology.layers(modules)
+        return self.networks.layers(client_id)
 
     def stages(self, client_id: int | None = None) -> dict[str, nn.Module]:
         """Returns what computes one after the other, from inputs to logits.
@@ -283,46 +278,7 @@ class SplitLightningModule(pl.LightningModule):
         Returns:
             From cut to cut a module, by role: `client`, `server`, `client_2`.
         """
-        client = self.engine.last_client if client_id is None else client_id
-        stages: list[tuple[list[str], list[list[nn.Module]]]] = []
-        last = -1
-        for number, name, module in self.networks.segments(client):
-            place_of = self.topology.places[number]
-            if place_of == last:  # side by side
-                stages[-1][0].append(name)
-                stages[-1][1][-1].append(module)
-            elif stages and stages[-1][0] == [name]:
-                stages[-1][1].append([module])
-            else:
-                stages.append(([name], [[module]]))
-            last = place_of
-        found: dict[str, nn.Module] = {}
-        for names, places in stages:
-            role = names[0].partition("/")[0] if self.topology.is_split else "network"
-            number = sum(key.partition("_")[0] == role for key in found) + 1
-            found[role if number == 1 else f"{role}_{number}"] = stage_of(places)
-        return found
-
-    def names_of(self, client_id: int) -> set[str]:
-        """Returns the names of the layers that are on a client's route."""
-        parties = self.engine.placement.of(client_id)
-        pairs = zip(self.topology.names, parties, strict=True)
-        return {name for name, party in pairs if party is not None}
-
-    def names_apart(self, clients: Sequence[int]) -> set[str]:
-        """Returns the names of the layers in which clients' networks differ."""
-        numbers = self.networks.apart(clients)
-        return {self.topology.names[number] for number in numbers}
-
-    def put(self, states: Mapping[str, Mapping[int, Mapping[str, Tensor]]]) -> None:
-        """Gives clients weights from elsewhere, to be evaluated.
-
-        Args:
-            states: By the name of layers, for each client their state dict.
-        """
-        for number, name in enumerate(self.topology.names):
-            for client_id, state in states[name].items():
-                self.networks.put(number, client_id, state)
+        return self.networks.stages(client_id)
 
     def laid_out(self, inputs: Tensor) -> Tensor:
         """Returns images `(B, C, H, W)` in the memory layout of the weights."""
