@@ -337,12 +337,12 @@ class SplitLightningModule(pl.LightningModule):
 
     @override
     def training_step(self, step: Step, batch_idx: int) -> Tensor:
-        self.traffic.counts_samples = step.share > 0
+        parts, first = step.parts, step.parts[0]
+        self.traffic.counts_samples = first.share > 0
         # Gradients of several processes are averaged.
-        scale = step.share * self.trainer.world_size / self.accumulate_grad_batches
-        parts = [
-            part._replace(inputs=self.laid_out(part.inputs)) for part in step.parts
-        ]
+        scale = first.share * self.trainer.world_size / self.accumulate_grad_batches
+        if self.memory_format == torch.channels_last:
+            parts = tuple(p._replace(inputs=self.laid_out(p.inputs)) for p in parts)
         self.finite.begin(self)
         losses = self._compute(parts, scale)
         if not self.finite.accepts(self, step, batch_idx, losses):
@@ -353,14 +353,13 @@ class SplitLightningModule(pl.LightningModule):
         if self.scheduler_interval == "batch":
             self._log_learning_rates(on_step=True)
         full = self.engine.accumulated == self.accumulate_grad_batches
-        if full or step.ends_turn or self.trainer.is_last_batch:
+        if full or first.ends_turn or self.trainer.is_last_batch:
             self.engine.step()
             if self.scheduler_interval == "batch":
                 self._step_schedulers()
         self._mark_trained(batch_idx)
-        self.clients.add_losses(step.parts, losses.own)
-        self.engine.trained([part.num_samples_of_all for part in step.parts])
-        self.clients.log_batch(self, step, losses.total)
+        self.engine.trained([part.num_samples_of_all for part in parts])
+        self.clients.add(self.trainer, parts, losses)
         return losses.total
 
     def _compute(
