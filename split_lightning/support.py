@@ -135,6 +135,7 @@ def require_fit(
         ValueError: If an argument has to be another.
     """
     refuse_unsupported(trainer)
+    _require_whole_steps(module, protocol)
     _require_one_device(module, trainer, protocol)
     _require_like_clients(module, trainer, protocol)
     _require_one_network(module, trainer, data, protocol)
@@ -180,11 +181,23 @@ def require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
                 "would have no loss of its own, and what clients send at different "
                 "depths is no batch that it could draw from."
             )
-        if module.accumulate_grad_batches != 1:
+
+
+def _require_whole_steps(module: SplitLightningModule, protocol: Protocol) -> None:
+    """Stops where gradients of several batches cannot wait for a step.
+
+    Raises:
+        ValueError: If they would.
+    """
+    reasons = {
+        CycleSL: "the server trains first, in steps of its own",
+        AsynchronousWeightPassing: "the batches of clients alternate",
+    }
+    for kind, reason in reasons.items():
+        if isinstance(protocol, kind) and module.accumulate_grad_batches != 1:
             raise ValueError(
-                "Expected argument `accumulate_grad_batches` to be 1 where the server "
-                "trains first, in steps of its own, but got "
-                f"{module.accumulate_grad_batches}."
+                f"Expected argument `accumulate_grad_batches` to be 1 where {reason} "
+                f"({kind.__name__}), but got {module.accumulate_grad_batches}."
             )
 
 
