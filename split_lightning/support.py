@@ -173,14 +173,13 @@ def require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
             f"trains the whole network, but got {module.hparams['cut_layer']!r}. (In a "
             "configuration leave `topology` out.)"
         )
-    if isinstance(protocol, CycleSL):
-        if cuts > 1:
-            raise ValueError(
-                "Expected argument `cut_layer` to be one layer where the server trains "
-                f"first, on what clients sent, but got {cuts}: behind another cut it "
-                "would have no loss of its own, and what clients send at different "
-                "depths is no batch that it could draw from."
-            )
+    if isinstance(protocol, CycleSL) and cuts > 1:
+        raise ValueError(
+            "Expected argument `cut_layer` to be one layer where the server trains "
+            f"first, on what clients sent, but got {cuts}: behind another cut it "
+            "would have no loss of its own, and what clients send at different "
+            "depths is no batch that it could draw from."
+        )
 
 
 def _require_whole_steps(module: SplitLightningModule, protocol: Protocol) -> None:
