@@ -135,11 +135,17 @@ def require_fit(
         ValueError: If an argument has to be another.
     """
     refuse_unsupported(trainer)
-    _require_cut(module, protocol)
+    _require_whole_steps(module, protocol)
     _require_one_device(module, trainer, protocol)
     _require_like_clients(module, trainer, protocol)
     _require_one_network(module, trainer, data, protocol)
     _require_parts(module, trainer, data, protocol)
+    if module.engine.spill is not None and (protocol.cohort or protocol.pools_samples):
+        raise MisconfigurationException(
+            "Expected argument `spill_to` to be null where all clients train one state "
+            f"({type(protocol).__name__}): none is ever at rest. Got "
+            f"{str(module.engine.spill.folder)!r}."
+        )
     if not data.availability.is_trivial and protocol.pools_samples:
         raise MisconfigurationException(
             "Expected argument `availability` to be null, or probabilities of 0, where "
@@ -148,8 +154,13 @@ def require_fit(
         )
 
 
-def _require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
-    """Stops where a protocol needs a network that is cut, or one that is not."""
+def require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
+    """Stops where a protocol needs a network that is cut, or one that is not.
+
+    Raises:
+        MisconfigurationException: Says what to change.
+        ValueError: If the server trains first, and an argument has to be another.
+    """
     name, cuts = type(protocol).__name__, len(set(module.topology.places)) - 1
     if protocol.unsplit_at is None and not module.topology.is_split:
         raise MisconfigurationException(
@@ -162,19 +173,30 @@ def _require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
             f"trains the whole network, but got {module.hparams['cut_layer']!r}. (In a "
             "configuration leave `topology` out.)"
         )
-    if isinstance(protocol, CycleSL):
-        if cuts > 1:
+    if isinstance(protocol, CycleSL) and cuts > 1:
+        raise ValueError(
+            "Expected argument `cut_layer` to be one layer where the server trains "
+            f"first, on what clients sent, but got {cuts}: behind another cut it "
+            "would have no loss of its own, and what clients send at different "
+            "depths is no batch that it could draw from."
+        )
+
+
+def _require_whole_steps(module: SplitLightningModule, protocol: Protocol) -> None:
+    """Stops where gradients of several batches cannot wait for a step.
+
+    Raises:
+        ValueError: If they would.
+    """
+    reasons = {
+        CycleSL: "the server trains first, in steps of its own",
+        AsynchronousWeightPassing: "the batches of clients alternate",
+    }
+    for kind, reason in reasons.items():
+        if isinstance(protocol, kind) and module.accumulate_grad_batches != 1:
             raise ValueError(
-                "Expected argument `cut_layer` to be one layer where the server trains "
-                f"first, on what clients sent, but got {cuts}: behind another cut it "
-                "would have no loss of its own, and what clients send at different "
-                "depths is no batch that it could draw from."
-            )
-        if module.accumulate_grad_batches != 1:
-            raise ValueError(
-                "Expected argument `accumulate_grad_batches` to be 1 where the server "
-                "trains first, in steps of its own, but got "
-                f"{module.accumulate_grad_batches}."
+                f"Expected argument `accumulate_grad_batches` to be 1 where {reason} "
+                f"({kind.__name__}), but got {module.accumulate_grad_batches}."
             )
 
 
