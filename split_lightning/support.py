@@ -135,7 +135,6 @@ def require_fit(
         ValueError: If an argument has to be another.
     """
     refuse_unsupported(trainer)
-    _require_cut(module, protocol)
     _require_one_device(module, trainer, protocol)
     _require_like_clients(module, trainer, protocol)
     _require_one_network(module, trainer, data, protocol)
@@ -148,8 +147,13 @@ def require_fit(
         )
 
 
-def _require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
-    """Stops where a protocol needs a network that is cut, or one that is not."""
+def require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
+    """Stops where a protocol needs a network that is cut, or one that is not.
+
+    Raises:
+        MisconfigurationException: Says what to change.
+        ValueError: If the server trains first, and an argument has to be another.
+    """
     name, cuts = type(protocol).__name__, len(set(module.topology.places)) - 1
     if protocol.unsplit_at is None and not module.topology.is_split:
         raise MisconfigurationException(
