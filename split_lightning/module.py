@@ -227,7 +227,6 @@ class SplitLightningModule(pl.LightningModule):
         self.engine.clip = clipping(gradient_clip_val, gradient_clip_algorithm)
         self.more_copies = self.engine.copies
         self.finite = FiniteCheck(non_finite)
-        self.channel.observers.append(self.finite)
         self.clients = ClientMetrics()
         self.resumption = Resumption()
         self.skipped_batches = 0
@@ -245,13 +244,10 @@ class SplitLightningModule(pl.LightningModule):
 
         The network is that of the client that trained last.
         """
-        logits: Tensor = self.engine.predict(self.last_client, self.laid_out(inputs))
+        logits: Tensor = self.engine.predict(
+            self.engine.last_client, self.laid_out(inputs)
+        )
         return logits
-
-    @property
-    def last_client(self) -> int:
-        """The client that trained last; 0 before training."""
-        return self.engine.last_client
 
     @property
     def client(self) -> nn.Module:
@@ -269,7 +265,7 @@ class SplitLightningModule(pl.LightningModule):
         Args:
             client_id: The client whose network it is; `None`: that trained last.
         """
-        client = self.last_client if client_id is None else client_id
+        client = self.engine.last_client if client_id is None else client_id
         modules = list(self.first_copies)
         for number, _, module in self.engine.segments_of(client):
             modules[number] = module
@@ -284,7 +280,7 @@ class SplitLightningModule(pl.LightningModule):
         Returns:
             From cut to cut a module, by role: `client`, `server`, `client_2`.
         """
-        client = self.last_client if client_id is None else client_id
+        client = self.engine.last_client if client_id is None else client_id
         stages: list[tuple[list[str], list[list[nn.Module]]]] = []
         last = -1
         for number, name, module in self.engine.segments_of(client):
@@ -363,7 +359,7 @@ class SplitLightningModule(pl.LightningModule):
                 self._step_schedulers()
         self._mark_trained(batch_idx)
         self.clients.add_losses(step.parts, losses.own)
-        self.engine.trained({p.client_id: p.num_samples_of_all for p in step.parts})
+        self.engine.trained([part.num_samples_of_all for part in step.parts])
         self.clients.log_batch(self, step, losses.total)
         return losses.total
 
@@ -470,7 +466,7 @@ class SplitLightningModule(pl.LightningModule):
         Returns:
             The logits of each network in turn, `(networks * B, K)`.
         """
-        clients = self.engine.representatives() or [self.last_client]
+        clients = self.engine.representatives() or [self.engine.last_client]
         found = [self._evaluate("test", client, *batch) for client in clients]
         logits = [own for own in found if own is not None]
         return torch.cat(logits) if logits else None

@@ -139,6 +139,12 @@ def require_fit(
     _require_like_clients(module, trainer, protocol)
     _require_one_network(module, trainer, data, protocol)
     _require_parts(module, trainer, data, protocol)
+    if module.engine.spill is not None and (protocol.cohort or protocol.pools_samples):
+        raise MisconfigurationException(
+            "Expected argument `spill_to` to be null where all clients train one state "
+            f"({type(protocol).__name__}): none is ever at rest. Got "
+            f"{str(module.engine.spill.folder)!r}."
+        )
     if not data.availability.is_trivial and protocol.pools_samples:
         raise MisconfigurationException(
             "Expected argument `availability` to be null, or probabilities of 0, where "

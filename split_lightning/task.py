@@ -76,10 +76,11 @@ class Task(nn.Module):
         Raises:
             ValueError: If it returns something else; says what.
         """
-        found = outputs
-        if isinstance(outputs, tuple) and len(outputs) == 1:
-            found = outputs[0]
-        logits = logits_in(found)
+        logits = outputs
+        if isinstance(logits, tuple) and len(logits) == 1:
+            logits = logits[0]
+        if not isinstance(logits, Tensor):
+            logits = logits_in(logits)
         if isinstance(logits, Tensor) and logits.ndim == 2:
             return logits
         raise ValueError(

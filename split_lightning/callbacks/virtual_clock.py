@@ -73,7 +73,7 @@ class VirtualClock(pl.Callback):
         if trainer.ckpt_path is not None:
             self.clock.load_state_dict(self._state_to_continue())
         self._state = None
-        pl_module.channel.observers.append(self.clock)
+        self.clock.watch(pl_module.channel)
 
     def _state_to_continue(self) -> dict[str, Any]:
         """Returns the times of the run that continues.
@@ -102,8 +102,8 @@ class VirtualClock(pl.Callback):
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        if stage == "fit" and self.clock in pl_module.channel.observers:
-            pl_module.channel.observers.remove(self.clock)
+        if stage == "fit" and self.clock is not None:
+            self.clock.leave(pl_module.channel)
         if self._data is not None:
             self._data.seconds, self._data = EqualSeconds(), None
 
