@@ -136,9 +136,9 @@ def require_fit(
     """
     refuse_unsupported(trainer)
     _require_one_device(module, trainer, protocol)
+    _require_parts(module, trainer, data, protocol)
     _require_like_clients(module, trainer, protocol)
     _require_one_network(module, trainer, data, protocol)
-    _require_parts(module, trainer, data, protocol)
     if module.engine.spill is not None and (protocol.cohort or protocol.pools_samples):
         raise MisconfigurationException(
             "Expected argument `spill_to` to be null where all clients train one state "
