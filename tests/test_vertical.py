@@ -283,9 +283,9 @@ def test_splitfed_averages_part_by_part(tmp_path):
 
 
 @pytest.mark.parametrize("missing", [None, "skip"])
-def test_groups_that_act_together_equal_a_plain_loop(tmp_path, missing):
-    """On the same weights: BatchNorm sees each group's samples by themselves."""
-    data = make_data(3, ParallelSplitLearning("step"), lack=missing and 0.3)
+def test_groups_that_act_on_one_state_equal_a_plain_loop(tmp_path, missing):
+    """BatchNorm sees each group's samples by themselves."""
+    data = make_data(3, GPSL(joint_norm=False), batch_size=12, lack=missing and 0.3)
     module = made(network("halves", "mean", missing))
     fit(tmp_path, module, data)
     net = network("halves", "mean", missing)
@@ -383,7 +383,7 @@ def test_a_head_is_the_clients_second_stage_however_many_holders(divided):
     assert list(module.stages()) == ["client", "server", "client_2"]
 
 
-@pytest.mark.parametrize("lack", [None, [0.5, 0.1]])
+@pytest.mark.parametrize("lack", [None, [0.5, 0.2]])
 @pytest.mark.parametrize("route", ROUTES)
 def test_bytes_are_those_of_what_is_there(tmp_path, route, lack):
     """Held against closed formulas: n of N samples are there, of d values each."""
@@ -443,10 +443,13 @@ def test_each_holder_clips_by_itself(tmp_path, route):
     assert_close(state_of(module), net.state_dict())
 
 
-def test_a_holder_that_has_none_of_a_batch_does_nothing(tmp_path):
+@pytest.mark.parametrize("num_clients", [1, 3])
+def test_a_holder_that_has_none_of_a_batch_does_nothing(tmp_path, num_clients):
     """Neither its weights nor its momentum nor its statistics change."""
     module = made(network("halves", "mean", "skip"))
-    fit(tmp_path, module, make_data(1, lack=[0.999, 0.0]))
+    protocol = ParallelSplitLearning()
+    data = make_data(num_clients, protocol, lack=[0.999, 0.0])
+    fit(tmp_path, module, data)
     before = network("halves", "mean", "skip").state_dict()
     own = {k: v for k, v in before.items() if k.startswith("bottoms.0")}
     assert_equal({k: v for k, v in state_of(module).items() if k in own}, own)
