@@ -240,6 +240,12 @@ def _require_like_clients(
             "they differ in the layers that they have. Let all cut after the same "
             "layer, without networks of their own."
         )
+    if differ and module.channel.downlink and not module.topology.has_client_networks:
+        raise ValueError(
+            "Expected argument `downlink` to be None where clients cut after different "
+            "layers, whose gradients are not of one place in the network, but got "
+            f"{type(module.channel.downlink).__name__}."
+        )
     if protocol.joint_norm:
         module.engine.require_joint_norm()
     travels = getattr(protocol, "optimizer_state", "keep") == "travel"
