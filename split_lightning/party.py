@@ -40,7 +40,8 @@ class Call(NamedTuple):
 
     Attributes:
         sizes: Number of samples of each client.
-        rows: For each client the number of rows of each of its inputs.
+        rows: For each client the number of rows of each of its inputs, and whether it
+            wants their gradient.
         inputs: Detached leaves.
         gradients: The gradients of the inputs, by their places; filled by the backward
             pass.
@@ -48,7 +49,7 @@ class Call(NamedTuple):
     """
 
     sizes: Sequence[int]
-    rows: list[list[int]]
+    rows: list[list[tuple[int, bool]]]
     inputs: Values
     gradients: dict[int, Tensor]
     outputs: Values
@@ -142,9 +143,9 @@ class Party:
         else:
             outputs = segment(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        rows = list[list[int]]()
+        rows = list[list[tuple[int, bool]]]()
         if len(several) > 1:
-            rows = [[len(value) for value in own] for own in several]
+            rows = [[(len(v), v.requires_grad) for v in own] for own in several]
         return Call(sizes, rows, inputs, gradients, outputs)
 
     def loss(
@@ -276,7 +277,9 @@ def joined(several: Sequence[Values]) -> Values:
     values = list(zip(*several, strict=True))
     _require_tensors(value for alike in values for value in alike)
     return tuple(
-        torch.cat([v.detach() for v in alike]).requires_grad_(alike[0].requires_grad)
+        torch.cat([v.detach() for v in alike]).requires_grad_(
+            any(v.requires_grad for v in alike)
+        )
         for alike in values
     )
 
@@ -317,7 +320,10 @@ def _returned(calls: Iterable[Call]) -> list[Values]:
             if gradient is None or len(call.sizes) == 1:
                 own.append([gradient] * len(call.sizes))
             else:
-                own.append(torch.split(gradient, [rows[number] for rows in call.rows]))
+                counts = [rows[number] for rows in call.rows]
+                parts = torch.split(gradient, [count for count, _ in counts])
+                pairs = zip(parts, counts, strict=True)
+                own.append([part if wants else None for part, (_, wants) in pairs])
         found += zip(*own, strict=True)
     return found
 

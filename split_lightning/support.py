@@ -137,9 +137,9 @@ def require_fit(
     refuse_unsupported(trainer)
     _require_whole_steps(module, protocol)
     _require_one_device(module, trainer, protocol)
+    _require_parts(module, trainer, data, protocol)
     _require_like_clients(module, trainer, protocol)
     _require_one_network(module, trainer, data, protocol)
-    _require_parts(module, trainer, data, protocol)
     if module.engine.spill is not None and (protocol.cohort or protocol.pools_samples):
         raise MisconfigurationException(
             "Expected argument `spill_to` to be null where all clients train one state "
@@ -251,6 +251,12 @@ def _require_like_clients(
             f"With {name} all clients mix their weights into the same ones, and here "
             "they differ in the layers that they have. Let all cut after the same "
             "layer, without networks of their own."
+        )
+    if differ and module.channel.downlink and not module.topology.has_client_networks:
+        raise ValueError(
+            "Expected argument `downlink` to be None where clients cut after different "
+            "layers, whose gradients are not of one place in the network, but got "
+            f"{type(module.channel.downlink).__name__}."
         )
     if protocol.joint_norm:
         module.engine.require_joint_norm()
