@@ -40,7 +40,7 @@ from split_lightning.protocols.plan import Step
 from split_lightning.protocols.protocol import Protocol
 from split_lightning.resumption import Resumption
 from split_lightning.step import StepLosses
-from split_lightning.support import find_protocol, require_fit
+from split_lightning.support import find_protocol, require_cut, require_fit
 from split_lightning.task import Task
 from split_lightning.topologies.client_network import ClientNetwork
 from split_lightning.topologies.topology import CutLayers, Labels, place
@@ -527,6 +527,7 @@ class SplitLightningModule(pl.LightningModule):
         Raises:
             MisconfigurationException: Says what to change.
         """
+        require_cut(self, protocol)
         self.follow(protocol, data.num_clients)
         data.protocol = protocol
         require_fit(self, trainer, data, protocol)

@@ -35,9 +35,9 @@ def refuse_unsupported(trainer: pl.Trainer) -> None:
     """
     if trainer.gradient_clip_val is not None:
         raise MisconfigurationException(
-            f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) cannot clip two "
-            "segments. Use SplitLightningModule(gradient_clip_val=...), in a "
-            "configuration `model.gradient_clip_val`, which clips each by itself."
+            f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) knows nothing of "
+            "parties. Use SplitLightningModule(gradient_clip_val=...), in a "
+            "configuration `model.gradient_clip_val`, which clips each one's gradient."
         )
     if trainer.accumulate_grad_batches != 1:
         raise MisconfigurationException(
@@ -135,7 +135,6 @@ def require_fit(
         ValueError: If an argument has to be another.
     """
     refuse_unsupported(trainer)
-    _require_cut(module, protocol)
     _require_one_device(module, trainer, protocol)
     _require_like_clients(module, trainer, protocol)
     _require_one_network(module, trainer, data, protocol)
@@ -148,13 +147,14 @@ def require_fit(
         )
 
 
-def _require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
+def require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
     """Stops where a protocol needs a network that is cut, or one that is not."""
     name, cuts = type(protocol).__name__, len(set(module.topology.places)) - 1
     if protocol.unsplit_at is None and not module.topology.is_split:
         raise MisconfigurationException(
             f"Expected argument `cut_layer` to name a layer, since {name} trains a "
-            "network that is split, but got None."
+            "network that is split, but got None. (In a configuration leave "
+            "`topology=unsplit` out.)"
         )
     if protocol.unsplit_at is not None and module.topology.is_split:
         raise MisconfigurationException(
