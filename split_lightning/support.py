@@ -139,6 +139,11 @@ def require_fit(
     _require_like_clients(module, trainer, protocol)
     _require_one_network(module, trainer, data, protocol)
     _require_parts(module, trainer, data, protocol)
+    if module.engine.spill is not None and (protocol.cohort or protocol.pools_samples):
+        raise ValueError(
+            "Expected argument `spill_to` to be null where all train one state, which "
+            f"never waits ({type(protocol).__name__}), but got a folder."
+        )
     if data.availability.is_trivial is False and protocol.pools_samples:
         raise MisconfigurationException(
             "Expected argument `availability` to be null, or probabilities of 0, where "

@@ -166,7 +166,9 @@ def _check_used(cfg: DictConfig, plain: Any, override: str) -> None:
 
 def _without_use(cfg: DictConfig, plain: Any, key: str, used: set[str]) -> str:
     """Says what in a run has no use for a key, and which keys it uses instead."""
-    protocol = f"protocol={choice_of(cfg, 'protocol')}"
+    protocol = str(choice_of(cfg, "protocol"))
+    if HydraConfig.initialized():
+        protocol = f"protocol={protocol}"
     if "." not in key:  # protocols alone refer to these
         own = used_keys(plain, ["protocol"]) & plain.keys()
         own |= {k for k in keys_of(plain) if is_within(k, "protocol") and "._" not in k}
@@ -174,8 +176,8 @@ def _without_use(cfg: DictConfig, plain: Any, key: str, used: set[str]) -> str:
         return f"{protocol} does not use `{key}`. {did_you_mean(key, known)}"
     group = key.partition(".")[0]
     topology, why = choice_of(cfg, "topology"), ""
-    if group in ("model", "optimizer", "topology") and topology is not None:
-        why = f" ({protocol}, topology={topology})"
+    if group in ("model", "optimizer", "topology"):
+        why = f" ({protocol}{f', topology={topology}' if topology else ''})"
     near = [k for k in keys_of(plain) if k != key and is_within(k, group)]
     near = [k for k in near if any(is_within(k, u) or is_within(u, k) for u in used)]
     return f"nothing in this run{why} uses `{key}`. {did_you_mean(key, near)}"
