@@ -66,8 +66,9 @@ class SplitLightningModule(pl.LightningModule):
 
     The client sends its activations at the cut and the labels to the server; the server
     runs the rest of the network and the loss, and sends the gradient at the cut back
-    (Gupta and Raskar 2018, https://arxiv.org/abs/1810.06060). All step after both stages
-    of the backward pass. The numbers are those of the unsplit network, bit for bit.
+    (Gupta and Raskar 2018, https://arxiv.org/abs/1810.06060). All parties step after
+    both stages of the backward pass. The numbers are those of the unsplit network, bit
+    for bit.
 
     The module is composed of a task (the loss), segments of the network that a
     placement assigns to parties, a channel that delivers their messages, and an engine
@@ -81,8 +82,8 @@ class SplitLightningModule(pl.LightningModule):
             of the first, a list gives clients different cuts: client `k` cuts after
             entry `k * entries // clients`, as in `[["layer1", "layer2"], "avgpool"]`.
             `None`: the network is not cut, for the baselines.
-        client_optimizer: Makes the optimizer of the clients' parameters. `None`: that of
-            the servers is for all, where the network is not cut.
+        client_optimizer: Makes the optimizer of the clients' parameters. `None`, where
+            the network is not cut: the servers' optimizer is for all.
         server_optimizer: Makes the optimizer of the servers' parameters.
         num_classes: Number of classes.
         client_scheduler: Makes the learning-rate scheduler of the clients' optimizer.
@@ -187,21 +188,20 @@ class SplitLightningModule(pl.LightningModule):
             )
         self.automatic_optimization = False
         self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
-        self.client_optimizer, self.server_optimizer = (
-            client_optimizer,
-            server_optimizer,
-        )
-        self.client_scheduler, self.server_scheduler = (
-            client_scheduler,
-            server_scheduler,
-        )
+        # What makes the optimizer and the scheduler of each role.
+        self.makes_optimizer = {"client": client_optimizer, "server": server_optimizer}
+        self.makes_scheduler = {"client": client_scheduler, "server": server_scheduler}
         self.scheduler_interval = scheduler_interval
         self.accumulate_grad_batches = accumulate_grad_batches
         self.memory_format = (
             torch.channels_last if channels_last else torch.contiguous_format
         )
-        given = {"criterion": criterion, "client_networks": client_networks}
-        given |= {"channel": channel, "engine": engine}
+        given: dict[str, Any] = {
+            "criterion": criterion,
+            "client_networks": client_networks,
+            "channel": channel,
+            "engine": engine,
+        }
         own = (name for name, value in given.items() if value is not None)
         self.objects = ("network", *own)  # arguments that are no plain options
 
@@ -227,7 +227,6 @@ class SplitLightningModule(pl.LightningModule):
         self.engine.clip = clipping(gradient_clip_val, gradient_clip_algorithm)
         self.more_copies = self.engine.copies
         self.finite = FiniteCheck(non_finite)
-        self.channel.observers.append(self.finite)
         self.clients = ClientMetrics()
         self.resumption = Resumption()
         self.skipped_batches = 0
@@ -245,13 +244,10 @@ class SplitLightningModule(pl.LightningModule):
 
         The network is that of the client that trained last.
         """
-        logits: Tensor = self.engine.predict(self.last_client, self.laid_out(inputs))
+        logits: Tensor = self.engine.predict(
+            self.engine.last_client, self.laid_out(inputs)
+        )
         return logits
-
-    @property
-    def last_client(self) -> int:
-        """The client that trained last; 0 before training."""
-        return self.engine.last_client
 
     @property
     def client(self) -> nn.Module:
@@ -269,7 +265,7 @@ class SplitLightningModule(pl.LightningModule):
         Args:
             client_id: The client whose network it is; `None`: that trained last.
         """
-        client = self.last_client if client_id is None else client_id
+        client = self.engine.last_client if client_id is None else client_id
         modules = list(self.first_copies)
         for number, _, module in self.engine.segments_of(client):
             modules[number] = module
@@ -284,7 +280,7 @@ class SplitLightningModule(pl.LightningModule):
         Returns:
             From cut to cut a module, by role: `client`, `server`, `client_2`.
         """
-        client = self.last_client if client_id is None else client_id
+        client = self.engine.last_client if client_id is None else client_id
         stages: list[tuple[list[str], list[list[nn.Module]]]] = []
         last = -1
         for number, name, module in self.engine.segments_of(client):
@@ -363,7 +359,7 @@ class SplitLightningModule(pl.LightningModule):
                 self._step_schedulers()
         self._mark_trained(batch_idx)
         self.clients.add_losses(step.parts, losses.own)
-        self.engine.trained({p.client_id: p.num_samples_of_all for p in step.parts})
+        self.engine.trained([part.num_samples_of_all for part in step.parts])
         self.clients.log_batch(self, step, losses.total)
         return losses.total
 
@@ -421,16 +417,15 @@ class SplitLightningModule(pl.LightningModule):
 
     @override
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
-        factories = {"client": self.client_optimizer, "server": self.server_optimizer}
-        makers = {"client": self.client_scheduler, "server": self.server_scheduler}
-        optimizers, schedulers = [], []
+        optimizers, schedulers = list[Optimizer](), list[Any]()
         for role in self.optimizer_names:
-            factory = factories[role]
-            assert factory is not None
-            optimizers.append(
-                make_optimizer(role, factory, self.engine.parameters(role))
+            factory, parameters = (
+                self.makes_optimizer[role],
+                self.engine.parameters(role),
             )
-            make = makers[role]
+            assert factory is not None
+            optimizers.append(make_optimizer(role, factory, parameters))
+            make = self.makes_scheduler[role]
             if make is not None:
                 scheduler = make_scheduler(make, optimizers[-1])
                 schedulers.append({"scheduler": scheduler, "name": f"lr/{role}"})
@@ -471,7 +466,7 @@ class SplitLightningModule(pl.LightningModule):
         Returns:
             The logits of each network in turn, `(networks * B, K)`.
         """
-        clients = self.engine.representatives() or [self.last_client]
+        clients = self.engine.representatives() or [self.engine.last_client]
         found = [self._evaluate("test", client, *batch) for client in clients]
         logits = [own for own in found if own is not None]
         return torch.cat(logits) if logits else None
@@ -511,6 +506,7 @@ class SplitLightningModule(pl.LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             data = getattr(self.trainer, "datamodule", None)
             protocol, added = find_protocol(self.trainer, data)
+            assert isinstance(data, SplitDataModule)
             self.verify(self.trainer, data, protocol)
             require_known_monitors(self.trainer, self, data, client_metric)
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]

@@ -28,7 +28,7 @@ class Seat(NamedTuple):
 
     Attributes:
         module: The segment.
-        role: The role of the parties that it serves, whose optimizer has its parameters.
+        role: The role of the parties that it serves; its optimizer has the parameters.
     """
 
     module: nn.Module
@@ -189,8 +189,8 @@ class StateStore:
         for name in [name for name in self.own[part] if role_of(name) in roles]:
             del self.own[part][name]
         for seat, names in enumerate(self._names):
-            name = names[part]
-            role = self.seats[seat].role if name is None else role_of(name)
+            there = names[part]
+            role = self.seats[seat].role if there is None else role_of(there)
             if role in roles:
                 own = clone(state) if part == "optimizer" else state
                 self._write(seat, part, own)
@@ -234,7 +234,7 @@ class StateStore:
         return self._seat_of(name, part) is not None or name in self.own[part]
 
     def origin(self, name: str) -> str | None:
-        """Returns under which name a party's weights are; `None`: they are the common."""
+        """Returns a party's name if it has weights of its own, else `None`."""
         return name if any(self.has_own(name, part) for part in WEIGHTS) else None
 
     def names(self) -> list[str]:

@@ -92,7 +92,7 @@ def find_protocol(trainer: pl.Trainer, data: Any) -> tuple[Protocol, list[pl.Cal
         has none.
 
     Raises:
-        MisconfigurationException: If there is none, or more than one, or no data module.
+        MisconfigurationException: If there is not one, or no data module.
     """
     if not isinstance(data, SplitDataModule):
         raise MisconfigurationException(
@@ -115,8 +115,8 @@ def find_protocol(trainer: pl.Trainer, data: Any) -> tuple[Protocol, list[pl.Cal
         raise MisconfigurationException(
             f"{data.num_clients} clients take turns, and nothing passes the weights "
             "on. Add RoundRobinWeightPassing() to the Trainer's callbacks, or another "
-            "protocol; RoundRobinWeightPassing(enabled=False) is for clients that never "
-            "share weights."
+            "protocol; RoundRobinWeightPassing(enabled=False) is for clients that "
+            "never share weights."
         )
     protocol = RoundRobinWeightPassing()
     return protocol, [protocol]
@@ -144,11 +144,11 @@ def require_fit(
             "Expected argument `spill_to` to be null where all train one state, which "
             f"never waits ({type(protocol).__name__}), but got a folder."
         )
-    if data.availability.is_trivial is False and protocol.pools_samples:
+    if not data.availability.is_trivial and protocol.pools_samples:
         raise MisconfigurationException(
             "Expected argument `availability` to be null, or probabilities of 0, where "
-            f"one party has all clients' samples ({type(protocol).__name__}): no client "
-            f"trains that could be away. Got {data.availability}."
+            f"one party has all samples ({type(protocol).__name__}): no client trains "
+            f"that could be away. Got {data.availability}."
         )
 
 
@@ -191,21 +191,29 @@ def _require_one_device(
     if protocol.together and trainer.world_size > 1:
         raise MisconfigurationException(
             f"{trainer.world_size} processes share out the batches of clients that "
-            f"train one at a time, and with {name} several take part in a step. Use one "
-            "device: Trainer(devices=1, strategy='auto')."
+            f"train one at a time, and with {name} several take part in a step. Use "
+            "one device: Trainer(devices=1, strategy='auto')."
         )
-    if (isinstance(protocol, CycleSL) or protocol.in_flight > 1) and not isinstance(
-        trainer.strategy, SingleDeviceStrategy
-    ):
-        raise MisconfigurationException(
-            f"{type(trainer.strategy).__name__} is for several processes, and {name} is "
-            "for one. Use one device: Trainer(devices=1, strategy='auto')."
-        )
+    if isinstance(protocol, CycleSL) or protocol.in_flight > 1:
+        require_one_device(trainer)
     if module.engine.placement.differ and trainer.world_size > 1:
         raise MisconfigurationException(
             f"{trainer.world_size} processes train the same layers in each step, and "
             "here clients differ in the layers that they have. Use one device: "
             "Trainer(devices=1, strategy='auto')."
+        )
+
+
+def require_one_device(trainer: pl.Trainer) -> None:
+    """Stops where something is for one process alone.
+
+    Raises:
+        MisconfigurationException: Names the strategy, and what to use instead.
+    """
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+        raise MisconfigurationException(
+            f"{type(trainer.strategy).__name__} is for several processes. Use one "
+            "device: Trainer(devices=1, strategy='auto')."
         )
 
 
@@ -231,16 +239,13 @@ def _require_like_clients(
         module.engine.require_joint_norm()
     travels = getattr(protocol, "optimizer_state", "keep") == "travel"
     moves = any(len(store.roles) > 1 for store in module.engine.stores)
-    kinds = [
-        getattr(make, "func", make)
-        for make in (module.client_optimizer, module.server_optimizer)
-    ]
+    kinds = [getattr(make, "func", make) for make in module.makes_optimizer.values()]
     if travels and moves and kinds[0] is not kinds[1]:
         names = [getattr(kind, "__name__", str(kind)) for kind in kinds]
         raise ValueError(
             "Expected argument `optimizer_state` to be 'keep' or 'reset' where layers "
             "go between clients and servers whose optimizers are of different kinds, "
-            f"but got 'travel', and the client's is {names[0]}, the server's {names[1]}."
+            f"but got 'travel'; the client's is {names[0]}, the server's {names[1]}."
         )
 
 
@@ -250,7 +255,7 @@ def _require_one_network(
     data: SplitDataModule,
     protocol: Protocol,
 ) -> None:
-    """Stops where Lightning would average the weights of different clients over time."""
+    """Stops where Lightning would average weights of different clients over time."""
     is_one = protocol.trains_one_network and protocol.num_servers == 1
     if data.num_clients == 1 or (is_one and not module.engine.placement.differ):
         return

@@ -174,7 +174,12 @@ class TrainLoader:
         inputs = _inputs_of(self.images, positions, self.normalize, self.lacking)
         targets = self.images.targets[positions]
         sizes = [len(own) for own in found]
-        parts = zip(planned, inputs.split(sizes), targets.split(sizes), strict=True)
+        parts = zip(
+            planned,
+            torch.split(inputs, sizes),
+            torch.split(targets, sizes),
+            strict=True,
+        )
         for batch, own, labels in parts:
             if self.augmentation is not None:
                 own = self._augmented(batch, own)

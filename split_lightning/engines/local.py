@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,15 @@ from split_lightning.party import BackwardPass, Party, Stepping, step
 from split_lightning.placement import Home, Placement
 from split_lightning.running_mean import StateMean
 from split_lightning.spill import SpillFolder
-from split_lightning.step import Batch, Route, StepLosses, Stop, split_step
+from split_lightning.step import (
+    Batch,
+    Labels,
+    Member,
+    Route,
+    StepLosses,
+    Visit,
+    split_step,
+)
 from split_lightning.store import Seat, State, StateStore
 from split_lightning.task import Task
 
@@ -34,9 +43,34 @@ _ROLES = ("client", "server")
 class Samples(Protocol):
     """What one client brings to a step, such as a `ClientBatch`."""
 
-    client_id: int
-    inputs: Tensor
-    targets: Tensor
+    @property
+    def client_id(self) -> int:
+        """The client."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """Its samples, of shape `(B, ...)`."""
+
+    @property
+    def targets(self) -> Tensor:
+        """Their labels, of shape `(B,)`."""
+
+
+class Live(NamedTuple):
+    """What is live for the clients of a step, until states move.
+
+    Attributes:
+        clients: The clients.
+        route: Who computes.
+        parties: The parties.
+        counted: What counts the samples that each party trains on: the counter, the
+            party's name in it, and the position of its client in the step.
+    """
+
+    clients: tuple[int, ...]
+    route: Route
+    parties: list[Any]
+    counted: list[tuple[Counter[str], str, int]]
 
 
 class LocalEngine:
@@ -58,6 +92,7 @@ class LocalEngine:
         accumulated: Number of batches whose gradients wait for a step.
         means: The means that are being formed, by segment.
         seen: The clients that ever trained.
+        last_client: The client that trained last; 0 before training.
     """
 
     def __init__(self, spill_to: str | Path | None = None) -> None:
@@ -67,9 +102,10 @@ class LocalEngine:
         self.optimizers: Mapping[str, Stepping] = {}
         self.backward_pass: BackwardPass = torch.autograd.backward
         self.party_type: Callable[..., Any] = Party
-        self.clip: Callable[[list[nn.Parameter]], Any] = _no_limit
+        self.clip: Callable[[list[nn.Parameter]], Any] | None = None
         self.serve: Callable[[Party, LocalEngine], Any] = _itself
         self.raw: Mapping[str, Optimizer] = {}
+        self._parameters: list[nn.Parameter] = []
         self.least_samples = 1  # that BatchNorm of a server needs in a batch
         self.copies = nn.ModuleList()  # live copies beside the first of each segment
 
@@ -90,7 +126,7 @@ class LocalEngine:
             channel: Delivers messages.
             task: The loss.
         """
-        at_rest = dict if self.spill is None else self.spill.store
+        at_rest: Any = dict if self.spill is None else self.spill.store
         self.placement, self.channel, self.task = placement, channel, task
         self.stores: list[StateStore] = []
         for number, (module, place) in enumerate(zip(modules, places, strict=True)):
@@ -118,9 +154,9 @@ class LocalEngine:
         self.means: dict[int, StateMean] = {}
         # Of clients' batches on their way: by party and place older parameters.
         self.stash: dict[tuple[int, int], dict[str, dict[int, State]]] = {}
-        self.accumulated, self.number, self._last_client = 0, 0, 0
+        self.accumulated, self.number, self.last_client = 0, 0, 0
         self.seen: set[int] = set()
-        self._route: tuple[tuple[int, ...], Route] | None = None
+        self._live: Live | None = None
 
     @property
     def num_live(self) -> int:
@@ -203,6 +239,12 @@ class LocalEngine:
         self.optimizers = {role: steps[own] for role, own in roles.items()}
         for store in self.stores:
             store.optimizers = self.raw
+        self._parameters = [
+            parameter
+            for store in self.stores
+            for seat in store.seats
+            for parameter in seat.module.parameters()
+        ]
 
     # Who has what
 
@@ -235,72 +277,81 @@ class LocalEngine:
             several: What each client of the step brings.
             scale: What the loss is multiplied by before the backward pass.
         """
-        clients = tuple(own.client_id for own in several)
-        route = self.route(clients)
-        sizes = [len(own.targets) for own in several]
-        shares: list[Tensor | None] = [None] * len(sizes)
-        if self.cohort == "mean" and len(sizes) > 1:
+        clients = tuple([own.client_id for own in several])
+        batches = [Batch(own.inputs, own.targets) for own in several]
+        if self.cohort == "mean" and len(batches) > 1:
+            sizes = [len(own.targets) for own in several]
             shares = [torch.tensor(size) / sum(sizes) for size in sizes]
-        batches = [
-            Batch(
-                own.inputs,
-                own.targets,
-                self.placement.label_party(own.client_id),
-                share,
-            )
-            for own, share in zip(several, shares, strict=True)
-        ]
+            pairs = zip(batches, shares, strict=True)
+            batches = [batch._replace(share=share) for batch, share in pairs]
+        if self._live is None or self._live.clients != clients or self.stash:
+            self._live = self._bring(clients)
         if self.cohort and self.joint_norm:
             self._exchange_statistics(clients)
+        self.channel.recent.clear()
+        route = self._live.route
         losses = split_step(self.number, batches, route, self.channel, scale)
         self.number += 1
         self.accumulated += 1
         return losses
 
-    def route(self, clients: tuple[int, ...]) -> Route:
-        """Makes live what a step of some clients needs; returns who computes."""
-        if self._route is not None and self._route[0] == clients and not self.stash:
-            return self._route[1]
+    def _bring(self, clients: tuple[int, ...]) -> Live:
+        """Makes live what a step of some clients needs."""
         if len({self.placement.group_of(client) for client in clients}) > 1:
             raise ValueError(
                 "Expected the clients of a step to share a server, but those of "
                 f"{list(clients)} do not."
             )
-        live: dict[str, dict[int, Seat]] = {}
-        names: list[list[list[tuple[str, int]]]] = [
-            [[] for _ in clients] for _ in range(self.num_places)
-        ]
+        segments: dict[str, dict[int, Seat]] = {}
+        members: list[list[Member]] = [[] for _ in range(self.num_places)]
+        counted = list[tuple[Counter[str], str, int]]()
         for number, store in enumerate(self.stores):
             wanted = []
             for position, client in enumerate(clients):
                 name = self.placement.of(client)[number]
                 if name is not None:
-                    names[store.place][position].append((name, number))
+                    members[store.place].append(Member(position, name, number))
                     wanted.append(self.state_name(name))
-            if self.placement.num_groups != 1 or not store.last:
-                if self.placement.num_clients > 1:
-                    store.remember_start()
+                    counted.append((store.samples, wanted[-1], position))
+            is_passed_on = bool(store.last) and self.placement.num_groups == 1
+            if self.placement.num_clients > 1 and not is_passed_on:
+                store.remember_start()
             for name, seat in store.check_out(wanted).items():
-                live.setdefault(name, {})[store.place] = seat
+                segments.setdefault(name, {})[store.place] = seat
         parties = {
-            name: self._party(name, segments, clients)
-            for name, segments in live.items()
+            name: self._party(name, own, clients) for name, own in segments.items()
         }
-        route = [
-            [
-                tuple(Stop(n, parties[self.state_name(n)], i) for n, i in own)
-                for own in place
-            ]
-            for place in names
-        ]
+        places = [self.visits(own, parties) for own in members]
+        labels = [self.way_of_labels(client) for client in clients]
         self.seen.update(clients)
-        self._last_client = clients[0]
-        self._route = clients, route
-        return route
+        self.last_client = clients[0]
+        return Live(clients, Route(places, labels), list(parties.values()), counted)
+
+    def visits(
+        self, members: Sequence[Member], parties: Mapping[str, Any]
+    ) -> list[Visit]:
+        """Returns the parties at a place, each with the clients it computes for."""
+        found: dict[str, list[Member]] = {}
+        for member in members:
+            found.setdefault(self.state_name(member.name), []).append(member)
+        return [
+            Visit(parties[name], own, role_of(name) == "client")
+            for name, own in found.items()
+        ]
+
+    def way_of_labels(self, client: int) -> Labels:
+        """Returns the way of a client's labels: behind its first smashed data."""
+        parties: list[set[str]] = [set() for _ in range(self.num_places)]
+        for store, name in self.homes(client):
+            parties[store.place].add(name)
+        cuts = (n for n in range(1, len(parties)) if parties[n] != parties[n - 1])
+        (last,) = parties[-1]
+        place = next(cuts, len(parties) - 1)
+        return Labels(self.placement.label_party(client), last, place)
 
     def _party(
         self, name: str, segments: Mapping[int, Seat], clients: tuple[int, ...]
-    ) -> Party:
+    ) -> Any:
         normalisation: Normalisation = "joint"
         if self.cohort and not self.joint_norm and role_of(name) == "client":
             mixes = all(is_only_mixer(seat.module) for seat in segments.values())
@@ -313,10 +364,8 @@ class LocalEngine:
         return self.serve(party, self) if role_of(name) == "server" else party
 
     def parties(self) -> list[Any]:
-        """Returns the parties of the last step, in the order of the network."""
-        assert self._route is not None
-        stops = (stop for place in self._route[1] for own in place for stop in own)
-        return list(dict.fromkeys(stop.party for stop in stops))
+        """Returns the parties of the last step."""
+        return [] if self._live is None else self._live.parties
 
     def step(self) -> None:
         """Steps the optimizers of the parties of the last step."""
@@ -325,10 +374,16 @@ class LocalEngine:
 
     def step_one(self, party: Party) -> None:
         """Steps one party, apart from the step that Lightning counts."""
-        self.clip(party.parameters())
-        optimizer = self.raw[role_of(party.name)]
+        if self.clip is not None:
+            self.clip(party.parameters())
+        optimizer = self.raw[party.role]
         optimizer.step()
         optimizer.zero_grad()
+
+    def gradients(self) -> list[Tensor]:
+        """Returns the gradients that there are now."""
+        found = [parameter.grad for parameter in self._parameters]
+        return [gradient for gradient in found if gradient is not None]
 
     def discard(self) -> None:
         """Drops the gradients that wait for a step."""
@@ -336,19 +391,18 @@ class LocalEngine:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
 
-    def trained(self, samples: Mapping[int, int]) -> None:
-        """Notes on how many samples the parties of clients trained."""
-        for client, count in samples.items():
-            for store, name in self.homes(client):
-                store.samples[self.state_name(name)] += count
-            oldest = [k for k in self.stash if k[0] == client]
-            if oldest:
-                del self.stash[min(oldest)]
+    def trained(self, counts: Sequence[int]) -> None:
+        """Notes on how many samples each client of the last step trained."""
+        assert self._live is not None
+        for samples, name, position in self._live.counted:
+            samples[name] += counts[position]
+        for client in self._live.clients if self.stash else ():
+            del self.stash[min(key for key in self.stash if key[0] == client)]
 
     def _exchange_statistics(self, clients: Iterable[int]) -> None:
         """Sends what BatchNorm of clients needs to see their samples as one batch."""
         for _ in range(2):  # in the forward pass and in the backward pass
-            own = {}
+            own: dict[str, Values] = {}
             for client in clients:
                 for store, name in self.homes(client, "client"):
                     payload = statistics(store.seats[0].module)
@@ -358,14 +412,9 @@ class LocalEngine:
             for name, payload in own.items():
                 self.channel.send("statistics", AGGREGATOR, name, payload)
 
-    @property
-    def last_client(self) -> int:
-        """The client that trained last; 0 before training."""
-        return self._last_client
-
     def changed(self) -> None:
         """Notes that states moved: the next step looks them up."""
-        self._route = None
+        self._live = None
 
     # Evaluation
 
@@ -439,7 +488,7 @@ class LocalEngine:
             for seat in self.stores[number].seats:
                 seat.module.load_state_dict(state)
         self.forget()
-        self._last_client = client_id
+        self.last_client = client_id
 
     # Checkpoints
 
@@ -452,7 +501,7 @@ class LocalEngine:
             "accumulated": self.accumulated,
             "number": self.number,
             "seen": sorted(self.seen),
-            "last_client": self._last_client,
+            "last_client": self.last_client,
             "num_live": self.num_live,
         }
 
@@ -467,7 +516,7 @@ class LocalEngine:
             self.means[number].load_state_dict(mean, device)
         self.stash = {(client, n): own for client, n, own in state["stash"]}
         self.accumulated, self.number = state["accumulated"], state["number"]
-        self.seen, self._last_client = set(state["seen"]), state["last_client"]
+        self.seen, self.last_client = set(state["seen"]), state["last_client"]
 
     def open(self) -> None:
         """Makes the folder for states at rest, if there is one.
@@ -497,10 +546,6 @@ def _evaluate(store: StateStore, name: str, inputs: Values) -> Any:
 
 def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
-
-
-def _no_limit(parameters: list[nn.Parameter]) -> None:
-    """Leaves gradients as they are."""
 
 
 def _itself(party: Party, engine: LocalEngine) -> Any:

@@ -1,4 +1,4 @@
-"""`MetaParty`: computes shapes instead of numbers, for plans that are only looked at."""
+"""`MetaParty`: computes shapes instead of numbers, for plans that are not run."""
 
 from __future__ import annotations
 

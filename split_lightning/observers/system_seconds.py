@@ -67,6 +67,7 @@ class SystemSeconds:
 
         channel = Channel()
         channel.observers.append(look)
+        channel.computations.append(look)
         self.run_step(client_id, num_samples, channel)
         forward = times["forward"]
         leaves = times.get("leaves", times["arrives"])

@@ -1,4 +1,4 @@
-"""`AsynchronousWeightPassing`: clients train at the same time; none waits for another."""
+"""`AsynchronousWeightPassing`: clients train at the same time, without waiting."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from split_lightning.system.asynchronous_round import (
 class AsynchronousWeightPassing(Protocol):
     """All turns run at the same time; the newest weights take a share of each by age.
 
-    A turn begins from the newest weights. At its end they become (1 - a) newest + a own,
+    A turn begins from the newest weights. At its end they become (1 - a) newest + a own
     with a = (1 + age) ** -staleness_exponent, where the age is the number of turns that
     ended since this one began: the polynomial rule of FedAsync (Xie et al. 2019,
     https://arxiv.org/abs/1903.03934). At age 0 a is 1: a hand-off. Each client has the

@@ -106,7 +106,8 @@ class ServerFirst:
         self, party: Party, engine: LocalEngine, passes: int, batch_size: int | None
     ) -> None:
         self.party = party
-        self.name, self.parameters = party.name, party.parameters
+        self.name, self.role = party.name, party.role
+        self.parameters = party.parameters
         self.engine = engine
         self.passes = passes
         self.batch_size = batch_size

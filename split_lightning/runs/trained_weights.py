@@ -57,7 +57,7 @@ def choose_network(module: SplitLightningModule, client: int | None) -> None:
             f"`client={client}` would change nothing: all clients of this run have the "
             "same network. Leave it out."
         )
-    module.engine.keep_only(module.last_client if client is None else client)
+    module.engine.keep_only(module.engine.last_client if client is None else client)
 
 
 def checkpoint_file(folder: Path, checkpoint: str) -> Path:
