@@ -523,7 +523,7 @@ class SplitLightningModule(pl.LightningModule):
         Raises:
             MisconfigurationException: Says what to change.
         """
-        require_cut(self, protocol)
+        require_cut(self, protocol)  # before the engine is prepared for it
         self.follow(protocol, data.num_clients)
         data.protocol = protocol
         require_fit(self, trainer, data, protocol)

@@ -153,7 +153,12 @@ def require_fit(
 
 
 def require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
-    """Stops where a protocol needs a network that is cut, or one that is not."""
+    """Stops where a protocol needs a network that is cut, or one that is not.
+
+    Raises:
+        MisconfigurationException: Says what to change.
+        ValueError: If the server trains first, and an argument has to be another.
+    """
     name, cuts = type(protocol).__name__, len(set(module.topology.places)) - 1
     if protocol.unsplit_at is None and not module.topology.is_split:
         raise MisconfigurationException(
