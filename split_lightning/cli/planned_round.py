@@ -75,7 +75,7 @@ def planned_round(cfg: DictConfig) -> Plan:
     if systems:
         clock, seconds = new_clock(systems[0], module, protocol, example)
         data.seconds = seconds or data.seconds
-        channel.observers.append(clock)
+        clock.watch(channel)
     with plugin.forward_context():
         dry = DryRun(module, protocol, example)
     before, rows, begun = dict(module.traffic.counts), [], 0.0

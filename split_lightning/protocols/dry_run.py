@@ -53,6 +53,7 @@ class DryRun:
         self.protocol = protocol
         self._events: list[Event] = []
         module.channel.observers.append(self._events.append)
+        module.channel.computations.append(self._events.append)
         measured = measure_segments(self.engine, example)
         seats = [seat for store in self.engine.stores for seat in store.seats]
         outputs = {
@@ -109,7 +110,7 @@ class DryRun:
             self.engine.accumulated = 0
             for party in self.engine.parties():
                 self._step(party)
-        self.engine.trained({own.client_id: own.num_samples for own in step.parts})
+        self.engine.trained([batch.num_samples for batch in step.parts])
 
     def _step(self, party: MetaParty) -> None:
         """Gives a party the optimizer state that it has from its first step on."""
