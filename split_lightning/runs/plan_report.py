@@ -106,26 +106,32 @@ def _described(action: Any) -> tuple[tuple[int, ...], str, int]:
 
 
 def folded(rows: Sequence[Row]) -> list[Row]:
-    """Returns rows of which equal steps, one after the other, are one.
+    """Returns rows of which equal ones, one after the other, are one.
 
-    A step is a training step with the actions until the next one.
+    First training steps of the same clients are one row; then training steps with the
+    same actions until the next one.
     """
+    turns = [_sum_of(list(several)) for _, several in groupby(rows, key=_what)]
     steps: list[list[Row]] = []
-    for row in rows:
+    for row in turns:
         if row.action == Train.__name__ or not steps:
             steps.append([])
         steps[-1].append(row)
     found: list[Row] = []
-    for _, several in groupby(steps, key=lambda step: [row[:3] for row in step]):
-        found += map(_sum_of, zip(*several, strict=True))
+    for _, alike in groupby(steps, key=lambda step: list(map(_what, step))):
+        found += map(_sum_of, zip(*alike, strict=True))
     return found
+
+
+def _what(row: Row) -> tuple[str, tuple[int, ...], str]:
+    return row.action, row.clients, row.more
 
 
 def _sum_of(rows: Sequence[Row]) -> Row:
     """Returns equal rows as one, with all that they send."""
     num_bytes = sum((Counter(row.num_bytes) for row in rows), Counter[str]())
-    samples = sum(row.samples for row in rows)
-    return rows[-1]._replace(samples=samples, num_bytes=num_bytes, count=len(rows))
+    samples, count = (sum(values) for values in zip(*((r.samples, r.count) for r in rows)))
+    return rows[-1]._replace(samples=samples, num_bytes=num_bytes, count=count)
 
 
 def report_plan(
