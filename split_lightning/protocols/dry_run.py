@@ -1,4 +1,4 @@
-"""`DryRun`: carries a protocol's plans out, message by message, and computes no numbers."""
+"""`DryRun`: carries plans out, message by message, and computes no numbers."""
 
 from __future__ import annotations
 
