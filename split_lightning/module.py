@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -58,7 +57,7 @@ _HYPERPARAMETERS = (
     "channels_last",
     "non_finite",
 )
-_logger = logging.getLogger(__name__)
+_LOOK_EVERY = 50  # batches on a GPU between looks whether numbers are finite
 
 
 class SplitLightningModule(pl.LightningModule):
@@ -526,6 +525,7 @@ class SplitLightningModule(pl.LightningModule):
         }
         self.engine.use(raw, {**steps, "server": counted})
         self.engine.backward_pass = self.manual_backward
+        self.finite.every = 1 if self.device.type == "cpu" else _LOOK_EVERY
         self.resumption.take_over_optimizers(self, raw)
 
     @override
