@@ -47,7 +47,6 @@ from split_lightning.callbacks import DriftMonitor, ResumeCheckpoint, VirtualClo
 from split_lightning.cli.rebuilding import evaluate
 from split_lightning.coders import AverageGradients
 from split_lightning.export import main as export_run
-from split_lightning.message import Message
 from split_lightning.models import DigitsCNN
 from split_lightning.runs.run_files import read_config
 from split_lightning.system import System, work_of
@@ -297,9 +296,8 @@ def test_bytes_are_counted_where_they_belong(tmp_path, cuts):
     """Held against closed formulas: what crosses, and what is handed over."""
     module, seen = made(cuts), Counter()
 
-    def count(event):
-        if isinstance(event, Message):
-            seen[event.kind, event.place] += event.num_bytes
+    def count(message):
+        seen[message.kind, message.place] += message.num_bytes
 
     module.channel.observers.append(count)
     data = make_data(**SKEWED)
