@@ -35,9 +35,9 @@ def refuse_unsupported(trainer: pl.Trainer) -> None:
     """
     if trainer.gradient_clip_val is not None:
         raise MisconfigurationException(
-            f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) cannot clip two "
-            "segments. Use SplitLightningModule(gradient_clip_val=...), in a "
-            "configuration `model.gradient_clip_val`, which clips each by itself."
+            f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) knows nothing of "
+            "parties. Use SplitLightningModule(gradient_clip_val=...), in a "
+            "configuration `model.gradient_clip_val`, which clips each one's gradient."
         )
     if trainer.accumulate_grad_batches != 1:
         raise MisconfigurationException(
@@ -135,6 +135,7 @@ def require_fit(
         ValueError: If an argument has to be another.
     """
     refuse_unsupported(trainer)
+    _require_whole_steps(module, protocol)
     _require_one_device(module, trainer, protocol)
     _require_parts(module, trainer, data, protocol)
     _require_like_clients(module, trainer, protocol)
@@ -164,7 +165,8 @@ def require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
     if protocol.unsplit_at is None and not module.topology.is_split:
         raise MisconfigurationException(
             f"Expected argument `cut_layer` to name a layer, since {name} trains a "
-            "network that is split, but got None."
+            "network that is split, but got None. (In a configuration leave "
+            "`topology=unsplit` out.)"
         )
     if protocol.unsplit_at is not None and module.topology.is_split:
         raise MisconfigurationException(
@@ -172,19 +174,30 @@ def require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
             f"trains the whole network, but got {module.hparams['cut_layer']!r}. (In a "
             "configuration leave `topology` out.)"
         )
-    if isinstance(protocol, CycleSL):
-        if cuts > 1:
+    if isinstance(protocol, CycleSL) and cuts > 1:
+        raise ValueError(
+            "Expected argument `cut_layer` to be one layer where the server trains "
+            f"first, on what clients sent, but got {cuts}: behind another cut it "
+            "would have no loss of its own, and what clients send at different "
+            "depths is no batch that it could draw from."
+        )
+
+
+def _require_whole_steps(module: SplitLightningModule, protocol: Protocol) -> None:
+    """Stops where gradients of several batches cannot wait for a step.
+
+    Raises:
+        ValueError: If they would.
+    """
+    reasons = {
+        CycleSL: "the server trains first, in steps of its own",
+        AsynchronousWeightPassing: "the batches of clients alternate",
+    }
+    for kind, reason in reasons.items():
+        if isinstance(protocol, kind) and module.accumulate_grad_batches != 1:
             raise ValueError(
-                "Expected argument `cut_layer` to be one layer where the server trains "
-                f"first, on what clients sent, but got {cuts}: behind another cut it "
-                "would have no loss of its own, and what clients send at different "
-                "depths is no batch that it could draw from."
-            )
-        if module.accumulate_grad_batches != 1:
-            raise ValueError(
-                "Expected argument `accumulate_grad_batches` to be 1 where the server "
-                "trains first, in steps of its own, but got "
-                f"{module.accumulate_grad_batches}."
+                f"Expected argument `accumulate_grad_batches` to be 1 where {reason} "
+                f"({kind.__name__}), but got {module.accumulate_grad_batches}."
             )
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "export": "write a run's network in formats that need no split_lightning",
     "compare": "compare runs side by side",
     "cuts": "say what each cut of a network would cost",
+    "plan": "say what happens in a round, and what it sends",
 }
 
 

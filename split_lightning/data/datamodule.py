@@ -305,6 +305,10 @@ class SplitDataModule(pl.LightningDataModule):
             )
         self.parts, self.val_parts, self._counted = [], [], None
         for client_id, (samples, num) in enumerate(zip(owned, num_val, strict=True)):
+            if num == 0:
+                self.val_parts.append(samples[:0])
+                self.parts.append(samples)
+                continue
             # Drawn: partitioners leave each class of a client in an order of theirs.
             order = torch.randperm(
                 len(samples), generator=generator(self.seed, "validation", client_id)
