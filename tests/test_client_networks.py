@@ -134,7 +134,7 @@ def assert_network(module, client, parts):
     images = torch.rand(5, *IMAGE, generator=torch.Generator().manual_seed(9))
     module.eval()
     with torch.no_grad():
-        logits = module.engine.predict(client, images)
+        logits = module.networks.predict(client, images)
     own = module.stages(client)["client"].state_dict()
     torch.testing.assert_close(logits, server(segment(images)), rtol=1e-4, atol=1e-5)
     mine = segment.state_dict()
@@ -167,7 +167,7 @@ def test_a_round_robin_equals_a_plain_loop(tmp_path, entries, policy):
             step([own[group], at_server], loss)
     for k in range(3):
         assert_network(module, k, (nets[GROUP[k]], server))
-    assert module.engine.representatives() == [0, 1]
+    assert module.networks.representatives() == [0, 1]
     size = sum(t.nbytes for t in nets[0].state_dict().values())
     momentum = sum(p.nbytes for p in nets[0].parameters())
     changes = 2 * ROUNDS - 1

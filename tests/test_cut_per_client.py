@@ -164,7 +164,7 @@ def test_splitfed_v1_is_federated_averaging(tmp_path, cuts, policy):
     fit(tmp_path, module, make_data(3, protocol, **SKEWED))
     expected = plain_fedavg(make_data(**SKEWED), policy=policy)[0]
     assert_close(state_of(module), expected)
-    assert module.engine.representatives() == []
+    assert module.networks.representatives() == []
 
 
 class Copies:
@@ -263,7 +263,7 @@ def test_splitfed_v3_equals_a_plain_loop(tmp_path, cuts):
     for client in range(3):
         expected = copies.network_of(client).state_dict()
         assert_close(state_of(module, client), expected)
-    assert module.engine.representatives() == [0, 1, 2]
+    assert module.networks.representatives() == [0, 1, 2]
 
 
 def test_several_servers_equal_a_plain_loop(tmp_path, cuts):
