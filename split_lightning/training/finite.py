@@ -12,11 +12,11 @@ from torch.nn.utils import get_total_norm
 
 from split_lightning.message import role_of
 from split_lightning.processes import all_agree
-from split_lightning.protocols.plan import Step
 from split_lightning.step import StepLosses
 
 if TYPE_CHECKING:
     from split_lightning.module import SplitLightningModule
+    from split_lightning.protocols.plan import Step
 
 NonFinitePolicy: TypeAlias = Literal["stop", "skip"]
 _logger = logging.getLogger(__name__)

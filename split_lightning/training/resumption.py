@@ -63,9 +63,8 @@ class Resumption:
         require_format(checkpoint)
         live = num_live(checkpoint)
         trainer = module._trainer
-        if trainer is None and "SplitDataModule" in checkpoint:
-            clients = checkpoint["SplitDataModule"]["num_clients"]
-            module.engine.placement = module.engine.placement.with_clients(clients, 1)
+        if trainer is None:
+            module.engine.place_as(checkpoint["engine"])
         module.engine.make_room(live)  # where it is no fit: there is none yet
         if module.engine.num_live > live:
             raise ValueError(
