@@ -1,4 +1,4 @@
-"""`DryRun`: carries a protocol's plans out, message by message, and computes no numbers."""
+"""`DryRun`: carries the plans of a protocol out, and computes no numbers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ class DryRun:
             for seat in store.seats
         }
         self.engine.party_type = partial(MetaParty, lambda layers: outputs[id(layers)])
-        self.engine.serve = lambda party, engine: party  # passes of its own send nothing
+        self.engine.serve = lambda party, engine: (
+            party
+        )  # passes of its own send nothing
         self._take_over_optimizers()
         for optimizer in self.engine.raw.values():
             _step_once(optimizer)
