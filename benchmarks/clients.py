@@ -86,7 +86,7 @@ def train_ours(policy: str, num_clients: int, cut_layer: str, rounds: int) -> Fi
             enable_model_summary=False,
         )
         trainer.fit(module, datamodule=data)
-    waiting = tensor_bytes(module.clients.state_dict())
+    waiting = tensor_bytes(module.engine.state_dict())
     states = [optimizer.state for optimizer in trainer.optimizers]
     live = tensor_bytes([module.state_dict(), states]) + waiting
     return Figures(peak_rss(), live, waiting, starts[-1] - starts[-2])

@@ -40,7 +40,8 @@ class Call(NamedTuple):
 
     Attributes:
         sizes: Number of samples of each client.
-        rows: For each client the number of rows of each of its inputs.
+        rows: For each client the number of rows of each of its inputs, and whether it
+            wants their gradient.
         inputs: Detached leaves.
         gradients: The gradients of the inputs, by their places; filled by the backward
             pass.
@@ -48,7 +49,7 @@ class Call(NamedTuple):
     """
 
     sizes: Sequence[int]
-    rows: list[list[int]]
+    rows: list[list[tuple[int, bool]]]
     inputs: Values
     gradients: dict[int, Tensor]
     outputs: Values
@@ -142,9 +143,9 @@ class Party:
         else:
             outputs = segment(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        rows = list[list[int]]()
+        rows = list[list[tuple[int, bool]]]()
         if len(several) > 1:
-            rows = [[len(value) for value in own] for own in several]
+            rows = [[(len(v), v.requires_grad) for v in own] for own in several]
         return Call(sizes, rows, inputs, gradients, outputs)
 
     def loss(
@@ -152,6 +153,7 @@ class Party:
         key: Key,
         targets: Sequence[Tensor],
         weights: Sequence[Tensor] | None = None,
+        shares: Sequence[Tensor] | None = None,
         scale: float = 1.0,
     ) -> Losses:
         """Stage 1 of the backward pass: from the loss down to the cut.
@@ -161,6 +163,7 @@ class Party:
             targets: For each client its labels.
             weights: For each client what its mean loss counts in the step's; `None`:
                 the loss is one mean over all samples.
+            shares: See `backward`.
             scale: What the loss is multiplied by before the backward pass.
         """
         calls, sizes = self.calls.pop(key), [len(own) for own in targets]
@@ -178,19 +181,32 @@ class Party:
         if key[1] in self._stashed:
             self._hand_on(key[1])
         own = [loss.detach() for loss in own]
-        return Losses(total.detach(), own, _returned(calls))
+        gradients = _returned(calls)
+        if shares is not None:
+            gradients = _weighed(gradients, [1 / share for share in shares])
+        return Losses(total.detach(), own, gradients)
 
-    def backward(self, key: Key, gradients: Iterable[Values]) -> list[Values]:
+    def backward(
+        self,
+        key: Key,
+        gradients: Sequence[Values],
+        shares: Sequence[Tensor] | None = None,
+    ) -> list[Values]:
         """Stage 2 of the backward pass: on from the cut.
 
         Args:
             key: Names the call.
             gradients: For each client the gradients of what it sent on; `None` for
                 values of which nothing behind the cut has a gradient.
+            shares: For each client what its gradient counts in the mean over clients
+                that share this party's state: a client multiplies what it gets by its
+                share, and what it sends on is as it was. `None`: there is no mean.
 
         Returns:
             For each client the gradients of what came to the segment.
         """
+        if shares is not None:
+            gradients = _weighed(gradients, shares)
         calls, rest = self.calls.pop(key), iter(gradients)
         outputs, slopes = list[Tensor](), list[Tensor]()
         for call in calls:
@@ -203,7 +219,10 @@ class Party:
             torch.autograd.backward(outputs, slopes)
         if key[1] in self._stashed:
             self._hand_on(key[1])
-        return _returned(calls)
+        returned = _returned(calls)
+        if shares is not None:
+            returned = _weighed(returned, [1 / share for share in shares])
+        return returned
 
     def parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of its live segments."""
@@ -244,7 +263,7 @@ def step(
     if clip is not None:
         for party in parties:
             clip(party.parameters())
-    for role in dict.fromkeys(party.role for party in parties):
+    for role in dict.fromkeys([party.role for party in parties]):
         optimizers[role].step()
         optimizers[role].zero_grad()
 
@@ -258,7 +277,9 @@ def joined(several: Sequence[Values]) -> Values:
     values = list(zip(*several, strict=True))
     _require_tensors(value for alike in values for value in alike)
     return tuple(
-        torch.cat([v.detach() for v in alike]).requires_grad_(alike[0].requires_grad)
+        torch.cat([v.detach() for v in alike]).requires_grad_(
+            any(v.requires_grad for v in alike)
+        )
         for alike in values
     )
 
@@ -299,9 +320,20 @@ def _returned(calls: Iterable[Call]) -> list[Values]:
             if gradient is None or len(call.sizes) == 1:
                 own.append([gradient] * len(call.sizes))
             else:
-                own.append(torch.split(gradient, [rows[number] for rows in call.rows]))
+                counts = [rows[number] for rows in call.rows]
+                parts = torch.split(gradient, [count for count, _ in counts])
+                pairs = zip(parts, counts, strict=True)
+                own.append([part if wants else None for part, (_, wants) in pairs])
         found += zip(*own, strict=True)
     return found
+
+
+def _weighed(several: Sequence[Values], factors: Sequence[Tensor]) -> list[Values]:
+    """Multiplies each client's gradients by a factor."""
+    return [
+        tuple(None if v is None else v * factor.to(v) for v in values)
+        for values, factor in zip(several, factors, strict=True)
+    ]
 
 
 def _require_tensors(values: Iterable[Any]) -> None:

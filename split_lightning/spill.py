@@ -1,4 +1,4 @@
-"""What waits, in files of a folder in the place of memory."""
+"""What waits, in files of a folder instead of memory."""
 
 from __future__ import annotations
 

@@ -165,7 +165,8 @@ class _Flow:
             outputs = party.forward((self.number, place), several, sizes)
             for member, values in zip(members, outputs, strict=True):
                 leaving[member.client].append((member.name, values))
-            self._note(members, "forward")
+            if self.channel.computations:
+                self._note(members, "forward")
         self.sent.append(leaving)
 
     def loss(self, place: int, scale: float) -> StepLosses:
@@ -173,18 +174,16 @@ class _Flow:
         totals, losses = list[Tensor](), [torch.empty(0)] * len(self.batches)
         gradients: list[dict[str, Values]] = [{} for _ in self.batches]
         for party, members, is_client in self.route.places[place]:
-            weights, targets = None, [self.targets[member.client] for member in members]
-            if is_client and len(self.batches) > 1:
-                weights = [self._weight(member.client) for member in members]
-            found = party.loss((self.number, place), targets, weights, scale)
+            targets = [self.targets[member.client] for member in members]
+            weights, shares = self._weights(members, is_client)
+            found = party.loss((self.number, place), targets, weights, shares, scale)
             totals.append(found.total)
             returned = zip(members, found.own, found.gradients, strict=True)
             for (client, name, _), own, values in returned:
                 losses[client] = own
-                gradients[client][name] = self._weigh(
-                    client, is_client, values, out=True
-                )
-            self._note(members, "backward")
+                gradients[client][name] = values
+            if self.channel.computations:
+                self._note(members, "backward")
         self._return(place, gradients)
         total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
         return StepLosses(total, losses)
@@ -193,16 +192,13 @@ class _Flow:
         """Lets the parties at a place continue the backward pass: stage 2."""
         gradients: list[dict[str, Values]] = [{} for _ in self.batches]
         for party, members, is_client in self.route.places[place]:
-            several = [
-                self._weigh(client, is_client, self.returned[client][name], out=False)
-                for client, name, _ in members
-            ]
-            found = party.backward((self.number, place), several)
+            several = [self.returned[client][name] for client, name, _ in members]
+            _, shares = self._weights(members, is_client)
+            found = party.backward((self.number, place), several, shares)
             for (client, name, _), values in zip(members, found, strict=True):
-                gradients[client][name] = self._weigh(
-                    client, is_client, values, out=True
-                )
-            self._note(members, "backward")
+                gradients[client][name] = values
+            if self.channel.computations:
+                self._note(members, "backward")
         self._return(place, gradients)
 
     def _return(self, place: int, gradients: list[dict[str, Values]]) -> None:
@@ -224,20 +220,25 @@ class _Flow:
                         )
                     self.returned[client][sender] = part
 
-    # Clients that share a state act on the mean of their gradients: a client multiplies
-    # what it gets by its share, and what it sends on is as it was.
+    def _weights(
+        self, members: Sequence[Member], is_client: bool
+    ) -> tuple[list[Tensor] | None, list[Tensor] | None]:
+        """Returns what clients with their own loss, and their gradients, count.
 
-    def _weight(self, client: int) -> Tensor:
-        """Returns what a client's mean loss counts in the step's."""
-        part, share = torch.tensor(self.sizes[client]), self.batches[client].share
-        return (part if share is None else share * part) / sum(self.sizes)
-
-    def _weigh(self, client: int, is_client: bool, values: Values, out: bool) -> Values:
-        share = self.batches[client].share
-        if share is None or not is_client:
-            return values
-        factor = 1 / share if out else share
-        return tuple(None if v is None else v * factor.to(v) for v in values)
+        Returns:
+            For each client the weight of its mean loss in the step's; `None`: the loss
+            is one mean over all samples. And its share in a mean of gradients; `None`:
+            gradients are not averaged.
+        """
+        if not is_client or len(self.batches) == 1:
+            return None, None
+        parts = [torch.tensor(self.sizes[member.client]) for member in members]
+        shares = [self.batches[member.client].share for member in members]
+        known = [share for share in shares if share is not None]
+        if len(known) < len(shares):
+            return [part / sum(self.sizes) for part in parts], None
+        pairs = zip(known, parts, strict=True)
+        return [share * part / sum(self.sizes) for share, part in pairs], known
 
     def _note(self, members: Sequence[Member], direction: Direction) -> None:
         """Tells those that look at computations what was computed."""

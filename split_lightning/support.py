@@ -135,14 +135,16 @@ def require_fit(
         ValueError: If an argument has to be another.
     """
     refuse_unsupported(trainer)
+    _require_whole_steps(module, protocol)
     _require_one_device(module, trainer, protocol)
+    _require_parts(module, trainer, data, protocol)
     _require_like_clients(module, trainer, protocol)
     _require_one_network(module, trainer, data, protocol)
-    _require_parts(module, trainer, data, protocol)
     if module.engine.spill is not None and (protocol.cohort or protocol.pools_samples):
-        raise ValueError(
-            "Expected argument `spill_to` to be null where all train one state, which "
-            f"never waits ({type(protocol).__name__}), but got a folder."
+        raise MisconfigurationException(
+            "Expected argument `spill_to` to be null where all clients train one state "
+            f"({type(protocol).__name__}): none is ever at rest. Got "
+            f"{str(module.engine.spill.folder)!r}."
         )
     if not data.availability.is_trivial and protocol.pools_samples:
         raise MisconfigurationException(
@@ -172,19 +174,30 @@ def require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
             f"trains the whole network, but got {module.hparams['cut_layer']!r}. (In a "
             "configuration leave `topology` out.)"
         )
-    if isinstance(protocol, CycleSL):
-        if cuts > 1:
+    if isinstance(protocol, CycleSL) and cuts > 1:
+        raise ValueError(
+            "Expected argument `cut_layer` to be one layer where the server trains "
+            f"first, on what clients sent, but got {cuts}: behind another cut it "
+            "would have no loss of its own, and what clients send at different "
+            "depths is no batch that it could draw from."
+        )
+
+
+def _require_whole_steps(module: SplitLightningModule, protocol: Protocol) -> None:
+    """Stops where gradients of several batches cannot wait for a step.
+
+    Raises:
+        ValueError: If they would.
+    """
+    reasons = {
+        CycleSL: "the server trains first, in steps of its own",
+        AsynchronousWeightPassing: "the batches of clients alternate",
+    }
+    for kind, reason in reasons.items():
+        if isinstance(protocol, kind) and module.accumulate_grad_batches != 1:
             raise ValueError(
-                "Expected argument `cut_layer` to be one layer where the server trains "
-                f"first, on what clients sent, but got {cuts}: behind another cut it "
-                "would have no loss of its own, and what clients send at different "
-                "depths is no batch that it could draw from."
-            )
-        if module.accumulate_grad_batches != 1:
-            raise ValueError(
-                "Expected argument `accumulate_grad_batches` to be 1 where the server "
-                "trains first, in steps of its own, but got "
-                f"{module.accumulate_grad_batches}."
+                f"Expected argument `accumulate_grad_batches` to be 1 where {reason} "
+                f"({kind.__name__}), but got {module.accumulate_grad_batches}."
             )
 
 
@@ -239,6 +252,12 @@ def _require_like_clients(
             f"With {name} all clients mix their weights into the same ones, and here "
             "they differ in the layers that they have. Let all cut after the same "
             "layer, without networks of their own."
+        )
+    if differ and module.channel.downlink and not module.topology.has_client_networks:
+        raise ValueError(
+            "Expected argument `downlink` to be None where clients cut after different "
+            "layers, whose gradients are not of one place in the network, but got "
+            f"{type(module.channel.downlink).__name__}."
         )
     if protocol.joint_norm:
         module.engine.require_joint_norm()

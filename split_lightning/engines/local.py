@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
 
 from split_lightning.batch_norm import Normalisation, is_only_mixer, statistics
 from split_lightning.channel import Channel
-from split_lightning.message import AGGREGATOR, Values, as_values, role_of
+from split_lightning.message import AGGREGATOR, Values, role_of
 from split_lightning.party import BackwardPass, Party, Stepping, step
 from split_lightning.placement import Home, Placement
 from split_lightning.running_mean import StateMean
@@ -263,11 +262,6 @@ class LocalEngine:
             return name
         return "client/all" + name.partition(".")[1] + name.partition(".")[2]
 
-    def current(self, client_id: int, store: StateStore, name: str) -> str:
-        """Returns under which name the state is that a client would continue from."""
-        last = store.last.get(self.placement.group_of(client_id))
-        return last or self.state_name(name)
-
     # Training
 
     def compute(self, several: Sequence[Samples], scale: float = 1.0) -> StepLosses:
@@ -416,80 +410,6 @@ class LocalEngine:
         """Notes that states moved: the next step looks them up."""
         self._live = None
 
-    # Evaluation
-
-    def predict(self, client_id: int, inputs: Tensor) -> Any:
-        """Returns what a client's network returns; live states stay as they are."""
-        flow: Values = (inputs,)
-        for place in range(self.num_places):
-            sent: Values = ()
-            for store, name in self.homes(client_id):
-                if store.place == place:
-                    state = self.current(client_id, store, name)
-                    sent += as_values(_evaluate(store, state, flow))
-            flow = sent
-        return self.task.logits(flow)
-
-    def segments_of(self, client_id: int) -> Iterator[tuple[int, str, nn.Module]]:
-        """Yields the segments of a client's network: number, party and module.
-
-        A segment whose state is at rest is a copy.
-        """
-        for number, name in enumerate(self.placement.of(client_id)):
-            if name is None:
-                continue
-            store = self.stores[number]
-            state = self.current(client_id, store, name)
-            module = store.live(state)
-            if module is None:
-                module = copy.deepcopy(store.seats[0].module)
-                module.load_state_dict(store.weights_of(state), strict=False)
-            yield number, name, module
-
-    def representatives(self) -> list[int]:
-        """Returns one client for each network that differs; none if there is one."""
-        found: dict[Any, int] = {}
-        for client in sorted(self.seen) or range(self.placement.num_clients):
-            origins = [
-                (number, store.origin(self.current(client, store, name)))
-                for number, (store, name) in enumerate(
-                    zip(self.stores, self.placement.of(client), strict=True)
-                )
-                if name is not None
-            ]
-            found.setdefault(tuple(origins), client)
-        return sorted(found.values()) if len(found) > 1 else []
-
-    def segments_apart(self, clients: Sequence[int]) -> set[int]:
-        """Returns the numbers of the segments in which clients' networks differ."""
-        origins: dict[int, set[str | None]] = {}
-        for client in clients:
-            for number, name in enumerate(self.placement.of(client)):
-                if name is not None:
-                    store = self.stores[number]
-                    origin = store.origin(self.current(client, store, name))
-                    origins.setdefault(number, set()).add(origin)
-        return {number for number, own in origins.items() if len(own) > 1}
-
-    def put(self, number: int, client_id: int, state: Mapping[str, Tensor]) -> None:
-        """Gives a client weights of one segment, to be evaluated."""
-        name = self.placement.of(client_id)[number]
-        if name is not None:
-            self.stores[number].put(self.state_name(name), state)
-            self.seen.add(client_id)
-
-    def keep_only(self, client_id: int) -> None:
-        """Puts one client's network in place, for good."""
-        modules = {
-            number: module.state_dict()
-            for number, _, module in self.segments_of(client_id)
-        }
-        for number, state in modules.items():
-            for seat in self.stores[number].seats:
-                seat.module.load_state_dict(state)
-        self.forget()
-        self.last_client = client_id
-
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
@@ -532,20 +452,6 @@ class LocalEngine:
         self.forget()
         if self.spill is not None:
             self.spill.close()
-
-
-def _evaluate(store: StateStore, name: str, inputs: Values) -> Any:
-    """Returns what a segment returns with the weights of a party."""
-    module = store.live(name)
-    if module is not None:
-        return module(*inputs)
-    module = store.seats[0].module
-    weights = {k: v.to(_device(module)) for k, v in store.weights_of(name).items()}
-    return functional_call(module, weights, inputs)
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
 
 
 def _itself(party: Party, engine: LocalEngine) -> Any:

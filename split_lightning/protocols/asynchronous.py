@@ -23,9 +23,11 @@ from split_lightning.protocols.round import Planned, Round
 from split_lightning.system.asynchronous_round import (
     AsynchronousRound,
     Began,
+    Event,
     Served,
     Turn,
 )
+from split_lightning.system.seconds import Seconds
 
 
 class AsynchronousWeightPassing(Protocol):
@@ -116,19 +118,10 @@ class AsynchronousWeightPassing(Protocol):
         waiting: dict[int, deque[list[Planned]]] = {}
         for own in turns:
             waiting.setdefault(own[0].client_id, deque()).append(own)
-        simulated = AsynchronousRound(
-            [
-                Turn(number, own[0].client_id, [batch.num_samples for batch in own])
-                for number, own in enumerate(turns)
-            ],
-            round.seconds,
-            self.in_flight,
-            self.max_staleness,
-        )
         policies = self.optimizer_state, self.buffers
         running: dict[int, Iterator[Planned]] = {}
         unsent: dict[int, Iterator[Planned]] = {}
-        for event in simulated.run():
+        for event in self._simulated(turns, round.seconds):
             client = event.client_id
             if isinstance(event, Began):
                 turn = waiting[client].popleft()
@@ -142,6 +135,19 @@ class AsynchronousWeightPassing(Protocol):
                 yield from map(Send, islice(unsent[client], 1))
             else:
                 yield Mix(client, event.age, self.staleness_exponent, *policies)
+
+    def events(self, round: Round) -> list[Event]:
+        """Returns what happens in a round, and when."""
+        return self._simulated(self._turns(round), round.seconds)
+
+    def _simulated(self, turns: list[list[Planned]], seconds: Seconds) -> list[Event]:
+        numbered = [
+            Turn(number, own[0].client_id, [batch.num_samples for batch in own])
+            for number, own in enumerate(turns)
+        ]
+        return AsynchronousRound(
+            numbered, seconds, self.in_flight, self.max_staleness
+        ).run()
 
     def _turns(self, round: Round) -> list[list[Planned]]:
         """Returns the batches of each turn, in the order of the round robin."""

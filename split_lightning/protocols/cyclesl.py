@@ -125,6 +125,7 @@ class ServerFirst:
         key: Key,
         targets: Sequence[Tensor],
         weights: Sequence[Tensor] | None = None,
+        shares: Sequence[Tensor] | None = None,
         scale: float = 1.0,
     ) -> Losses:
         """Trains the server, then runs stage 1 with its new weights.
@@ -147,7 +148,7 @@ class ServerFirst:
                     raise NotFinite(name)
             self.engine.step_one(self.party)
         self.party.forward(key, several, sizes)
-        losses = self.party.loss(key, targets, weights, scale)
+        losses = self.party.loss(key, targets, weights, shares, scale)
         for parameter in self.party.parameters():
             parameter.grad = None
         return losses
