@@ -32,7 +32,7 @@ virtual seconds, too.
 round=NUMBER        which round, from 1; the rounds before it are planned with it
 csv=FILE            where all actions go, one a row; the terminal has about 50
 +experiment=NAME    keys as an experiment has them
-KEY=VALUE           of the configuration: protocol=fedavg num_clients=100 system=lan""",
+KEY=VALUE           of the configuration: protocol=fedavg, num_clients=9, system=lan""",
     usage="[KEY=VALUE ...]",
 )
 

@@ -1,4 +1,4 @@
-"""`DryRun`: carries plans out, message by message, and computes no numbers."""
+"""`DryRun`: carries the plans of a protocol out, and computes no numbers."""
 
 from __future__ import annotations
 
