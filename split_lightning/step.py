@@ -14,7 +14,7 @@ from split_lightning.message import Computed, Direction, Values, role_of
 from split_lightning.party import Party
 
 
-class Stop(NamedTuple):
+class Waypoint(NamedTuple):
     """A party on a route.
 
     Attributes:
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
 # For each place in the network, and for each client of the step, the parties that
 # compute there, side by side.
-Route: TypeAlias = list[list[tuple[Stop, ...]]]
+Route: TypeAlias = list[list[tuple[Waypoint, ...]]]
 
 
 class StepLosses(NamedTuple):
@@ -116,19 +116,19 @@ class _Flow:
     def forward(self, place: int) -> None:
         """Lets the parties at a place compute on what they are sent."""
         arrived: list[dict[str, Values]] = []
-        for client, stops in enumerate(self.route[place]):
+        for client, waypoints in enumerate(self.route[place]):
             arrived.append(
-                {s.name: self._receive(client, s.name, place) for s in stops}
+                {own.name: self._receive(client, own.name, place) for own in waypoints}
             )
             self._send_labels(client, place)
         self.sent.append([[] for _ in self.batches])
         for party, members in by_party(self.route[place]):
-            several = [arrived[client][stop.name] for client, stop in members]
+            several = [arrived[client][waypoint.name] for client, waypoint in members]
             sizes = [self.sizes[client] for client, _ in members]
             outputs = party.forward((self.number, place), several, sizes)
-            for (client, stop), values in zip(members, outputs, strict=True):
-                self.sent[-1][client].append((stop.name, values))
-                self._notify(stop, "forward", client)
+            for (client, waypoint), values in zip(members, outputs, strict=True):
+                self.sent[-1][client].append((waypoint.name, values))
+                self._notify(waypoint, "forward", client)
 
     def _receive(self, client: int, name: str, place: int) -> Values:
         values: Values = ()
@@ -139,7 +139,7 @@ class _Flow:
 
     def _send_labels(self, client: int, place: int) -> None:
         """Sends a client's labels right behind its first smashed data."""
-        here = {stop.name for stop in self.route[place][client]}
+        here = {waypoint.name for waypoint in self.route[place][client]}
         before = {sender for sender, _ in self.sent[place][client]}
         is_last = place == len(self.route) - 1
         if client in self.labelled or not (is_last or (place and here - before)):
@@ -160,12 +160,14 @@ class _Flow:
             weights = self._weights(party, clients)
             found = party.loss((self.number, place), targets, weights, scale)
             totals.append(found.total)
-            for (client, stop), loss, values in zip(
+            for (client, waypoint), loss, values in zip(
                 members, found.own, found.gradients, strict=True
             ):
                 own[client] = loss
-                gradients[client][stop.name] = self._weigh_out(party, client, values)
-                self._notify(stop, "backward", client)
+                gradients[client][waypoint.name] = self._weigh_out(
+                    party, client, values
+                )
+                self._notify(waypoint, "backward", client)
         self._return(place, gradients)
         return StepLosses(torch.stack(totals).sum() if totals[1:] else totals[0], own)
 
@@ -174,13 +176,15 @@ class _Flow:
         arrived, gradients = self.returned, [dict[str, Values]() for _ in self.batches]
         for party, members in by_party(self.route[place]):
             several = [
-                self._weigh_in(party, client, arrived[client][stop.name])
-                for client, stop in members
+                self._weigh_in(party, client, arrived[client][waypoint.name])
+                for client, waypoint in members
             ]
             found = party.backward((self.number, place), several)
-            for (client, stop), values in zip(members, found, strict=True):
-                gradients[client][stop.name] = self._weigh_out(party, client, values)
-                self._notify(stop, "backward", client)
+            for (client, waypoint), values in zip(members, found, strict=True):
+                gradients[client][waypoint.name] = self._weigh_out(
+                    party, client, values
+                )
+                self._notify(waypoint, "backward", client)
         self._return(place, gradients)
 
     def _return(self, place: int, gradients: list[dict[str, Values]]) -> None:
@@ -224,17 +228,17 @@ class _Flow:
             return values
         return tuple(None if v is None else v * (1 / share).to(v) for v in values)
 
-    def _notify(self, stop: Stop, direction: Direction, client: int) -> None:
+    def _notify(self, waypoint: Waypoint, direction: Direction, client: int) -> None:
         size = self.sizes[client]
-        self.channel.notify(Computed(stop.name, stop.segment, direction, size))
+        self.channel.notify(Computed(waypoint.name, waypoint.segment, direction, size))
 
 
 def by_party(
-    stops: Sequence[tuple[Stop, ...]],
-) -> list[tuple[Party, list[tuple[int, Stop]]]]:
+    waypoints: Sequence[tuple[Waypoint, ...]],
+) -> list[tuple[Party, list[tuple[int, Waypoint]]]]:
     """Returns for each party the clients that it computes for."""
-    members: dict[Party, list[tuple[int, Stop]]] = {}
-    for client, own in enumerate(stops):
-        for stop in own:
-            members.setdefault(stop.party, []).append((client, stop))
+    members: dict[Party, list[tuple[int, Waypoint]]] = {}
+    for client, own in enumerate(waypoints):
+        for waypoint in own:
+            members.setdefault(waypoint.party, []).append((client, waypoint))
     return list(members.items())

@@ -11,7 +11,7 @@ from torch import Tensor
 from split_lightning.channel import Channel
 from split_lightning.engines.local import LocalEngine
 from split_lightning.engines.meta import MetaParty
-from split_lightning.step import Batch, Route, Stop, split_step
+from split_lightning.step import Batch, Route, Waypoint, split_step
 from split_lightning.system.work import Measured, measure
 
 
@@ -67,8 +67,8 @@ def dry_step(
             store = engine.stores[number]
             party = parties.setdefault(name, new_party(name, {}))
             party.segments[store.place] = store.seats[0]
-            stop = Stop(name, party, number)  # type: ignore[arg-type]
-            route[store.place][position] += (stop,)
+            waypoint = Waypoint(name, party, number)  # type: ignore[arg-type]
+            route[store.place][position] += (waypoint,)
     batches = [
         Batch(
             torch.empty(count, device="meta"),

@@ -19,7 +19,7 @@ from split_lightning.party import BackwardPass, Party, Stepping, step
 from split_lightning.placement import Home, Placement
 from split_lightning.running_mean import StateMean
 from split_lightning.spill import SpillFolder
-from split_lightning.step import Batch, Route, StepLosses, Stop, split_step
+from split_lightning.step import Batch, Route, StepLosses, Waypoint, split_step
 from split_lightning.store import Seat, State, StateStore
 from split_lightning.task import Task
 
@@ -288,7 +288,7 @@ class LocalEngine:
         }
         route = [
             [
-                tuple(Stop(n, parties[self.state_name(n)], i) for n, i in own)
+                tuple(Waypoint(n, parties[self.state_name(n)], i) for n, i in own)
                 for own in place
             ]
             for place in names
@@ -315,8 +315,10 @@ class LocalEngine:
     def parties(self) -> list[Any]:
         """Returns the parties of the last step, in the order of the network."""
         assert self._route is not None
-        stops = (stop for place in self._route[1] for own in place for stop in own)
-        return list(dict.fromkeys(stop.party for stop in stops))
+        waypoints = (
+            waypoint for place in self._route[1] for own in place for waypoint in own
+        )
+        return list(dict.fromkeys(waypoint.party for waypoint in waypoints))
 
     def step(self) -> None:
         """Steps the optimizers of the parties of the last step."""
