@@ -55,7 +55,7 @@ def test_its_own_protocol_and_observer_work(program, tmp_path, capsys):
         "weights": weights,
     }
     turns = 4 * names["data"].num_clients
-    assert module.traffic.counts["handoffs"] == turns - 4  # the first turns of rounds
+    assert module.traffic.counts["handoffs"] == turns - 4  # where a round begins
     assert str(names["observer"].largest) in capsys.readouterr().out
 
 
