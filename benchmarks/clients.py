@@ -14,6 +14,8 @@ on noise of CIFAR-10's shape: a turn is one batch of two images, to keep rounds 
   a typo; here it steps the client's own.) Past `--notebook-max` clients its figures
   are not measured but extrapolated, and marked so.
 
+With `--sampled` or `--plan`: see benchmarks/rounds.py.
+
 Columns: `peak`: the process's largest resident set; `live`: weights, buffers and
 optimizer states at the end; `waiting`: as much of that as is held for clients whose
 turn it is not; `s/round`: seconds of the last round. Sizes are in MiB.
@@ -24,9 +26,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -39,8 +38,10 @@ import notebook
 import pytorch_lightning as pl
 import torch
 from noise import NoiseImages
+from processes import MIB, peak_rss, run_alone
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.loggers import TensorBoardLogger
+from rounds import Round, plan_round, report_rounds, train_round
 from torch import Tensor
 from torchvision.models import resnet18
 
@@ -50,7 +51,6 @@ SAMPLES_PER_CLIENT = 2
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
 WAYS = ("ours reset", "ours travel", "ours keep", "notebook")
 CUT_LAYERS = [name for name, _ in resnet18().named_children()][:-1]
-MIB = 2**20
 
 
 class Figures(NamedTuple):
@@ -86,7 +86,7 @@ def train_ours(policy: str, num_clients: int, cut_layer: str, rounds: int) -> Fi
             enable_model_summary=False,
         )
         trainer.fit(module, datamodule=data)
-    waiting = tensor_bytes(module.clients.state_dict())
+    waiting = tensor_bytes(module.engine.state_dict())
     states = [optimizer.state for optimizer in trainer.optimizers]
     live = tensor_bytes([module.state_dict(), states]) + waiting
     return Figures(peak_rss(), live, waiting, starts[-1] - starts[-2])
@@ -125,14 +125,10 @@ def tensor_bytes(held: Any) -> int:
     return sum(map(tensor_bytes, values)) if isinstance(values, list) else 0
 
 
-def peak_rss() -> int:
-    """Returns the largest resident set of this process, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024)
-
-
-def run_case(way: str, options: argparse.Namespace) -> Figures:
+def run_case(way: str, options: argparse.Namespace) -> Figures | Round:
     """Runs a case in this process."""
+    if way == "round":
+        return train_round(options.clients[0], options)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     train = train_notebook if way == "notebook" else partial(train_ours, way.split()[1])
@@ -145,10 +141,7 @@ def measure(way: str, num_clients: int, options: argparse.Namespace) -> Figures:
     case = ["--case", way, "--clients", str(run)]
     for name in ("cut_layer", "rounds", "threads"):
         case += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    # NOTE Linux hands the parent's peak down: this process must only ever import.
-    command = [sys.executable, __file__, *case]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    peak, live, waiting, seconds = json.loads(done.stdout.splitlines()[-1])
+    peak, live, waiting, seconds = run_alone(__file__, case)
     more = (num_clients - run) * waiting / (run - 1)
     seconds *= num_clients / run
     return Figures(peak + more, live + more, waiting + more, seconds)
@@ -181,15 +174,27 @@ def main() -> None:
     add("--rounds", type=int, default=2)
     add("--notebook-max", type=int, default=100, help="extrapolate from there on")
     add("--threads", type=int, default=1, help="a batch of two needs no more")
-    add("--case", choices=WAYS, help=argparse.SUPPRESS)
+    add("--sampled", type=int, help="clients in a round of the command line")
+    add("--samples", type=int, default=50_000, help="of the data set, then")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="then, too")
+    add("--plan", action="store_true", help="the plan of such a round (100 clients)")
+    add("--case", choices=(*WAYS, "round"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if min(*options.clients, options.notebook_max) < 2:
         parser.error("--clients and --notebook-max must be 2 or more")
     torch.set_num_threads(options.threads)
+    if options.plan:
+        options.sampled = options.sampled or 100
+        for num_clients in options.clients:
+            plan_round(num_clients, options)
+        return
     if options.case:
         print(json.dumps(run_case(options.case, options)))
         return
     print(environment.describe(), f"cut after {options.cut_layer}", sep="\n")
+    if options.sampled:
+        report_rounds(options)
+        return
     print(f"{'':12} clients       peak       live    waiting   s/round", flush=True)
     for way in WAYS:
         report(way, options)

@@ -4,9 +4,9 @@
     python benchmarks/protocols.py --memory --clients 10 1000
 
 All train torchvision's ResNet-18 (`--model` names another), as `conf` composes it, on
-noise of CIFAR-10's shape, with SGD(lr 0.01, momentum 0.9) and the protocol's own
-callbacks; no validation, checkpoints or progress bar. A step has `--batch-size` images
-in all protocols: of one client, or dealt out to those who act together. A turn is
+noise of CIFAR-10's shape, with SGD(lr 0.01, momentum 0.9) and the monitors of bytes
+and norms; no validation, checkpoints or progress bar. A step has `--batch-size` images
+in all protocols: of one client, or dealt out to those that train together. A turn is
 `--turn` batches. (Of CIFAR-10, in batches of 128, ten clients have 39 and 100 have 4.)
 
 Speed: protocols are interleaved in one process, each right beside a run of
@@ -49,10 +49,11 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from split_lightning.callbacks import CommunicationMonitor, CutMonitor
 from split_lightning.cli.building import build_module
 from split_lightning.cli.config import conf_folder
 
-EVERY = "protocol.callbacks.weight_passing.every"
+EVERY = "protocol.every"
 BASELINE = "centralized"
 # What is typed for each.
 PROTOCOLS = {
@@ -94,7 +95,8 @@ class Case:
         self, name: str, num_clients: int, options: argparse.Namespace, folder: str
     ) -> None:
         cfg = composed(name, num_clients, options, folder)
-        together = instantiate(cfg.protocol.schedule).acts_together
+        self.protocol = instantiate(cfg.protocol, _convert_="all")
+        together = self.protocol.together
         own = options.batch_size if together or not options.memory else 2
         part = max(own // num_clients, 1) if together else own  # of a client in a step
         cfg.batch_size = own if name == "gpsl" else part
@@ -107,11 +109,11 @@ class Case:
 
     def fit(self, *callbacks: pl.Callback, **limits: int) -> pl.Trainer:
         """Trains the case."""
-        own = instantiate(self.cfg.protocol.callbacks, _convert_="all")
+        own = [self.protocol, CommunicationMonitor(), CutMonitor()]
         trainer = pl.Trainer(
             accelerator="cpu",
             log_every_n_steps=10,
-            callbacks=[*own.values(), *callbacks],
+            callbacks=[*own, *callbacks],
             logger=TensorBoardLogger(self.folder, name="", default_hp_metric=False),
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -198,7 +200,7 @@ def memory_of(name: str, num_clients: int, options: argparse.Namespace) -> list[
         trainer = case.fit(clock, max_epochs=options.rounds)
         starts.append(time.perf_counter())
         peak = peak_rss()  # before what is in files is read
-        waiting = tensor_bytes(case.module.parties.state_dict())
+        waiting = tensor_bytes(case.module.engine.state_dict())
     states = [optimizer.state for optimizer in trainer.optimizers]
     live = tensor_bytes([case.module.state_dict(), states])
     return [peak, live, waiting, starts[-1] - starts[-2]]

@@ -12,6 +12,9 @@ state, from the end of one full batch to the end of another.
   TensorBoard as in a normal run; no validation, checkpoints or progress bar.
 - `notebook`: its torchvision data set, DataLoader (two workers) and step.
 - `unsplit`: the bare loop, contiguous fp32, on images in memory, normalised beforehand.
+
+With `--accelerator cpu` or `gpu` it compares ours with bare loops on that device, on
+noise: see benchmarks/accelerator.py.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import accelerator
 import environment
 import notebook
 import pytorch_lightning as pl
@@ -178,6 +182,13 @@ def parse() -> argparse.Namespace:
     add("--repeats", type=int, default=5)
     add("--threads", type=int, help="default: torch's own choice")
     add("--bf16", action="store_true", help="ours in bf16-mixed, too")
+    add("--accelerator", choices=("cpu", "gpu"), help="ours beside bare loops on it")
+    new = parser.add_argument_group("with --accelerator").add_argument
+    new("--batch-size", type=int, default=BATCH_SIZE)
+    new("--stems", nargs="+", choices=accelerator.STEMS, default=[*accelerator.STEMS])
+    precisions = [*accelerator.PRECISIONS]
+    new("--precisions", nargs="+", choices=precisions, default=precisions)
+    new("--profile", action="store_true", help="operations instead of speed")
     options = parser.parse_args()
     if not 0 < options.warmup < options.warmup + options.batches <= FULL_BATCHES:
         parser.error(f"--warmup and --batches: at least 1 each, {FULL_BATCHES} in all")
@@ -190,6 +201,10 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
+    if options.accelerator:
+        print(environment.describe(), flush=True)
+        accelerator.run(options)
+        return
     root = None if options.synthetic else options.root.expanduser()
     if root and not (root / CIFAR10.base_folder).is_dir():
         print(f"No CIFAR-10 in {root}: noise instead (--root names its folder).")

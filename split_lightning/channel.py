@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from split_lightning.message import Computed, Kind, Message, Values
 
-Observer: TypeAlias = Callable[[Message | Computed], None]
+Observer: TypeAlias = Callable[[Message], None]
 # Changes the gradients at the first cut: for each client of a step those that come from
 # each party.
 Downlink: TypeAlias = Callable[[list[dict[str, Values]]], list[dict[str, Values]]]
@@ -21,13 +21,17 @@ class Channel:
             `AverageGradients`; `None`: they stay as they are.
 
     Attributes:
-        observers: Are called with each `Message` that is delivered, and with each
-            `Computed`: traffic, clocks, norms. They look, and change nothing.
+        observers: Are called with each `Message`: traffic, clocks, norms. They look,
+            and change nothing.
+        computations: Are called with each `Computed`: clocks.
+        recent: The messages of the step so far.
     """
 
     def __init__(self, downlink: Downlink | None = None) -> None:
         self.downlink = downlink
         self.observers: list[Observer] = []
+        self.computations: list[Callable[[Computed], None]] = []
+        self.recent: list[Message] = []
 
     def send(
         self,
@@ -38,19 +42,9 @@ class Channel:
         step: int = 0,
         place: int = 0,
     ) -> Values:
-        """Returns the payload as it arrives.
-
-        A party sends itself nothing: the payload stays where it is.
-        """
-        if sender != receiver:
-            self.notify(Message(kind, sender, receiver, payload, step, place))
-        return payload
-
-    def lower(self, gradients: list[dict[str, Values]]) -> list[dict[str, Values]]:
-        """Returns the gradients that the clients of a step are sent at the first cut."""
-        return gradients if self.downlink is None else self.downlink(gradients)
-
-    def notify(self, event: Message | Computed) -> None:
-        """Shows an event to the observers."""
+        """Sends a payload from one party to another; returns it as it arrives."""
+        message = Message(kind, sender, receiver, payload, step, place)
+        self.recent.append(message)
         for observer in self.observers:
-            observer(event)
+            observer(message)
+        return payload

@@ -12,8 +12,8 @@ from torch import Tensor
 from split_lightning.callbacks.logs import is_logged, log_metrics
 from split_lightning.data.loader import ClientBatch
 from split_lightning.processes import summed
-from split_lightning.protocols.plan import Step
 from split_lightning.round_losses import RoundLosses
+from split_lightning.step import StepLosses
 
 if TYPE_CHECKING:
     from split_lightning.module import SplitLightningModule
@@ -34,22 +34,20 @@ class ClientMetrics:
         # Of each client's own validation share: those that are right, and all.
         self._right: dict[int, tuple[Tensor | int, int]] = {}
 
-    def add_losses(
-        self, parts: Sequence[ClientBatch], losses: Sequence[Tensor]
+    def add(
+        self, trainer: pl.Trainer, parts: Sequence[ClientBatch], losses: StepLosses
     ) -> None:
-        """Adds the mean losses of a step's batches."""
-        for part, loss in zip(parts, losses, strict=True):
-            self.losses.add(part.client_id, loss.float(), part.num_samples)
-
-    def log_batch(self, module: SplitLightningModule, step: Step, loss: Tensor) -> None:
-        """Logs a step's mean loss (`train/batch_loss`) where loggers are due."""
-        trainer = module.trainer
+        """Adds the losses of a step; logs `train/batch_loss` where loggers are due."""
+        for part, own in zip(parts, losses.own, strict=True):
+            self.losses.add(part.client_id, own.float(), part.num_samples)
+        is_due = is_logged(trainer)
         # Past `self.log`, which would cost more than the rest of the step's own work.
-        if is_logged(trainer) or trainer.is_last_batch:
+        if is_due or trainer.is_last_batch:
+            loss = losses.total
             if trainer.world_size > 1:
-                loss = summed(trainer, loss * step.share)
+                loss = summed(trainer, loss * parts[0].share)
             trainer.callback_metrics["train/batch_loss"] = loss
-            if is_logged(trainer):
+            if is_due:
                 log_metrics(trainer, {"train/batch_loss": float(loss)})
 
     def end_round(self, module: SplitLightningModule) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from split_lightning.message import Computed, Message, role_of
+from split_lightning.message import role_of
 from split_lightning.processes import all_agree
 from split_lightning.protocols.plan import Step
 from split_lightning.step import StepLosses
@@ -49,21 +49,13 @@ def are_finite(values: Iterable[Any]) -> bool:
 class FiniteCheck:
     """Looks at what a training step computed, before any optimizer steps.
 
-    It observes messages, to say where a number that is not finite was met first.
-
     Args:
         policy: Whether such a batch stops the run, or is left out.
     """
 
     def __init__(self, policy: NonFinitePolicy) -> None:
         self.policy = policy
-        self._messages: list[Message] = []
         self._buffers: list[tuple[Tensor, Tensor]] = []
-
-    def __call__(self, event: Message | Computed) -> None:
-        """Keeps a message of the step."""
-        if isinstance(event, Message) and event.kind in ("smashed", "gradient"):
-            self._messages.append(event)
 
     def begin(self, module: SplitLightningModule) -> None:
         """A step begins."""
@@ -88,16 +80,17 @@ class FiniteCheck:
         Raises:
             NonFiniteError: Names what is not finite and where, if a run is to stop.
         """
-        messages, self._messages = self._messages, []
-        gradients = [p.grad for p in module.parameters()]
-        is_sound = isinstance(losses, StepLosses) and are_finite(
-            [losses.total, *losses.own, *gradients]
-        )
-        if all_agree(module.trainer, is_sound):
+        is_sound = False
+        if isinstance(losses, StepLosses):
+            values = [losses.total, *losses.own, *module.engine.gradients()]
+            is_sound = bool(get_total_norm(values).isfinite()) or are_finite(values)
+        if module.trainer.world_size > 1:
+            is_sound = all_agree(module.trainer, is_sound)
+        if is_sound:
             return True
         what = str(losses)
         if isinstance(losses, StepLosses):
-            what = _first_unsound(module, losses, messages)
+            what = _first_unsound(module, losses)
         clients = ", ".join(map(str, step.client_ids))
         where = (
             f"round {module.trainer.current_epoch + 1}, client {clients}, "
@@ -117,12 +110,10 @@ class FiniteCheck:
         return False
 
 
-def _first_unsound(
-    module: SplitLightningModule, losses: StepLosses, messages: list[Message]
-) -> str:
+def _first_unsound(module: SplitLightningModule, losses: StepLosses) -> str:
     """Names what is not finite, in the order of a step."""
-    sent: dict[str, list[Any]] = {"smashed": [], "gradient": []}
-    for message in messages:
+    sent: dict[str, list[Any]] = {"smashed": [], "gradient": [], "labels": []}
+    for message in module.channel.recent:
         sent[message.kind] += message.payload
     gradients: dict[str, list[Any]] = {"client": [], "server": []}
     for party in module.engine.parties():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -57,6 +58,7 @@ class Computed(NamedTuple):
     num_samples: int
 
 
+@lru_cache(maxsize=100_000)
 def role_of(party: str) -> str:
     """Returns the role in a party's name: `client`, `server` or `aggregator`.
 

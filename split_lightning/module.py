@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,10 +22,10 @@ from split_lightning.client_metrics import ClientMetrics, client_metric
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import ClientBatch, TrainLoader
 from split_lightning.engines.local import LocalEngine
+from split_lightning.engines.networks import Networks
 from split_lightning.finite import FiniteCheck, NonFinitePolicy, NotFinite
 from split_lightning.fitness import set_least_batch
 from split_lightning.loading import missing_arguments
-from split_lightning.models.stage import stage_of
 from split_lightning.observers.traffic import Traffic
 from split_lightning.optimizers import (
     OptimizerFactory,
@@ -40,7 +40,7 @@ from split_lightning.protocols.plan import Step
 from split_lightning.protocols.protocol import Protocol
 from split_lightning.resumption import Resumption
 from split_lightning.step import StepLosses
-from split_lightning.support import find_protocol, require_fit
+from split_lightning.support import find_protocol, require_cut, require_fit
 from split_lightning.task import Task
 from split_lightning.topologies.client_network import ClientNetwork
 from split_lightning.topologies.topology import CutLayers, Labels, place
@@ -66,8 +66,9 @@ class SplitLightningModule(pl.LightningModule):
 
     The client sends its activations at the cut and the labels to the server; the server
     runs the rest of the network and the loss, and sends the gradient at the cut back
-    (Gupta and Raskar 2018, https://arxiv.org/abs/1810.06060). All step after both stages
-    of the backward pass. The numbers are those of the unsplit network, bit for bit.
+    (Gupta and Raskar 2018, https://arxiv.org/abs/1810.06060). All parties step after
+    both stages of the backward pass. The numbers are those of the unsplit network, bit
+    for bit.
 
     The module is composed of a task (the loss), segments of the network that a
     placement assigns to parties, a channel that delivers their messages, and an engine
@@ -81,8 +82,8 @@ class SplitLightningModule(pl.LightningModule):
             of the first, a list gives clients different cuts: client `k` cuts after
             entry `k * entries // clients`, as in `[["layer1", "layer2"], "avgpool"]`.
             `None`: the network is not cut, for the baselines.
-        client_optimizer: Makes the optimizer of the clients' parameters. `None`: that of
-            the servers is for all, where the network is not cut.
+        client_optimizer: Makes the optimizer of the clients' parameters. `None`, where
+            the network is not cut: the servers' optimizer is for all.
         server_optimizer: Makes the optimizer of the servers' parameters.
         num_classes: Number of classes.
         client_scheduler: Makes the learning-rate scheduler of the clients' optimizer.
@@ -119,6 +120,7 @@ class SplitLightningModule(pl.LightningModule):
         topology: The segments, and who has them.
         channel: Delivers messages. Its `observers` see all of them.
         engine: Computes.
+        networks: The network of each client.
         traffic: Counts bytes.
         skipped_batches: Number of batches that were left out since the run's start.
 
@@ -187,21 +189,20 @@ class SplitLightningModule(pl.LightningModule):
             )
         self.automatic_optimization = False
         self.save_hyperparameters(*_HYPERPARAMETERS, logger=False)
-        self.client_optimizer, self.server_optimizer = (
-            client_optimizer,
-            server_optimizer,
-        )
-        self.client_scheduler, self.server_scheduler = (
-            client_scheduler,
-            server_scheduler,
-        )
+        # What makes the optimizer and the scheduler of each role.
+        self.makes_optimizer = {"client": client_optimizer, "server": server_optimizer}
+        self.makes_scheduler = {"client": client_scheduler, "server": server_scheduler}
         self.scheduler_interval = scheduler_interval
         self.accumulate_grad_batches = accumulate_grad_batches
         self.memory_format = (
             torch.channels_last if channels_last else torch.contiguous_format
         )
-        given = {"criterion": criterion, "client_networks": client_networks}
-        given |= {"channel": channel, "engine": engine}
+        given: dict[str, Any] = {
+            "criterion": criterion,
+            "client_networks": client_networks,
+            "channel": channel,
+            "engine": engine,
+        }
         own = (name for name, value in given.items() if value is not None)
         self.objects = ("network", *own)  # arguments that are no plain options
 
@@ -224,10 +225,10 @@ class SplitLightningModule(pl.LightningModule):
             self.channel,
             self.task,
         )
+        self.networks = Networks(self.engine, self.topology)
         self.engine.clip = clipping(gradient_clip_val, gradient_clip_algorithm)
         self.more_copies = self.engine.copies
         self.finite = FiniteCheck(non_finite)
-        self.channel.observers.append(self.finite)
         self.clients = ClientMetrics()
         self.resumption = Resumption()
         self.skipped_batches = 0
@@ -245,13 +246,10 @@ class SplitLightningModule(pl.LightningModule):
 
         The network is that of the client that trained last.
         """
-        logits: Tensor = self.engine.predict(self.last_client, self.laid_out(inputs))
+        logits: Tensor = self.networks.predict(
+            self.engine.last_client, self.laid_out(inputs)
+        )
         return logits
-
-    @property
-    def last_client(self) -> int:
-        """The client that trained last; 0 before training."""
-        return self.engine.last_client
 
     @property
     def client(self) -> nn.Module:
@@ -269,11 +267,7 @@ class SplitLightningModule(pl.LightningModule):
         Args:
             client_id: The client whose network it is; `None`: that trained last.
         """
-        client = self.last_client if client_id is None else client_id
-        modules = list(self.first_copies)
-        for number, _, module in self.engine.segments_of(client):
-            modules[number] = module
-        return self.topology.layers(modules)
+        return self.networks.layers(client_id)
 
     def stages(self, client_id: int | None = None) -> dict[str, nn.Module]:
         """Returns what computes one after the other, from inputs to logits.
@@ -284,46 +278,7 @@ class SplitLightningModule(pl.LightningModule):
         Returns:
             From cut to cut a module, by role: `client`, `server`, `client_2`.
         """
-        client = self.last_client if client_id is None else client_id
-        stages: list[tuple[list[str], list[list[nn.Module]]]] = []
-        last = -1
-        for number, name, module in self.engine.segments_of(client):
-            place_of = self.topology.places[number]
-            if place_of == last:  # side by side
-                stages[-1][0].append(name)
-                stages[-1][1][-1].append(module)
-            elif stages and stages[-1][0] == [name]:
-                stages[-1][1].append([module])
-            else:
-                stages.append(([name], [[module]]))
-            last = place_of
-        found: dict[str, nn.Module] = {}
-        for names, places in stages:
-            role = names[0].partition("/")[0] if self.topology.is_split else "network"
-            number = sum(key.partition("_")[0] == role for key in found) + 1
-            found[role if number == 1 else f"{role}_{number}"] = stage_of(places)
-        return found
-
-    def names_of(self, client_id: int) -> set[str]:
-        """Returns the names of the layers that are on a client's route."""
-        parties = self.engine.placement.of(client_id)
-        pairs = zip(self.topology.names, parties, strict=True)
-        return {name for name, party in pairs if party is not None}
-
-    def names_apart(self, clients: Sequence[int]) -> set[str]:
-        """Returns the names of the layers in which clients' networks differ."""
-        numbers = self.engine.segments_apart(clients)
-        return {self.topology.names[number] for number in numbers}
-
-    def put(self, states: Mapping[str, Mapping[int, Mapping[str, Tensor]]]) -> None:
-        """Gives clients weights from elsewhere, to be evaluated.
-
-        Args:
-            states: By the name of layers, for each client their state dict.
-        """
-        for number, name in enumerate(self.topology.names):
-            for client_id, state in states[name].items():
-                self.engine.put(number, client_id, state)
+        return self.networks.stages(client_id)
 
     def laid_out(self, inputs: Tensor) -> Tensor:
         """Returns images `(B, C, H, W)` in the memory layout of the weights."""
@@ -341,12 +296,12 @@ class SplitLightningModule(pl.LightningModule):
 
     @override
     def training_step(self, step: Step, batch_idx: int) -> Tensor:
-        self.traffic.counts_samples = step.share > 0
+        parts, first = step.parts, step.parts[0]
+        self.traffic.counts_samples = first.share > 0
         # Gradients of several processes are averaged.
-        scale = step.share * self.trainer.world_size / self.accumulate_grad_batches
-        parts = [
-            part._replace(inputs=self.laid_out(part.inputs)) for part in step.parts
-        ]
+        scale = first.share * self.trainer.world_size / self.accumulate_grad_batches
+        if self.memory_format == torch.channels_last:
+            parts = tuple(p._replace(inputs=self.laid_out(p.inputs)) for p in parts)
         self.finite.begin(self)
         losses = self._compute(parts, scale)
         if not self.finite.accepts(self, step, batch_idx, losses):
@@ -357,14 +312,13 @@ class SplitLightningModule(pl.LightningModule):
         if self.scheduler_interval == "batch":
             self._log_learning_rates(on_step=True)
         full = self.engine.accumulated == self.accumulate_grad_batches
-        if full or step.ends_turn or self.trainer.is_last_batch:
+        if full or first.ends_turn or self.trainer.is_last_batch:
             self.engine.step()
             if self.scheduler_interval == "batch":
                 self._step_schedulers()
         self._mark_trained(batch_idx)
-        self.clients.add_losses(step.parts, losses.own)
-        self.engine.trained({p.client_id: p.num_samples_of_all for p in step.parts})
-        self.clients.log_batch(self, step, losses.total)
+        self.engine.trained([part.num_samples_of_all for part in parts])
+        self.clients.add(self.trainer, parts, losses)
         return losses.total
 
     def _compute(
@@ -421,16 +375,15 @@ class SplitLightningModule(pl.LightningModule):
 
     @override
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
-        factories = {"client": self.client_optimizer, "server": self.server_optimizer}
-        makers = {"client": self.client_scheduler, "server": self.server_scheduler}
-        optimizers, schedulers = [], []
+        optimizers, schedulers = list[Optimizer](), list[Any]()
         for role in self.optimizer_names:
-            factory = factories[role]
-            assert factory is not None
-            optimizers.append(
-                make_optimizer(role, factory, self.engine.parameters(role))
+            factory, parameters = (
+                self.makes_optimizer[role],
+                self.engine.parameters(role),
             )
-            make = makers[role]
+            assert factory is not None
+            optimizers.append(make_optimizer(role, factory, parameters))
+            make = self.makes_scheduler[role]
             if make is not None:
                 scheduler = make_scheduler(make, optimizers[-1])
                 schedulers.append({"scheduler": scheduler, "name": f"lr/{role}"})
@@ -471,7 +424,7 @@ class SplitLightningModule(pl.LightningModule):
         Returns:
             The logits of each network in turn, `(networks * B, K)`.
         """
-        clients = self.engine.representatives() or [self.last_client]
+        clients = self.networks.representatives() or [self.engine.last_client]
         found = [self._evaluate("test", client, *batch) for client in clients]
         logits = [own for own in found if own is not None]
         return torch.cat(logits) if logits else None
@@ -483,7 +436,7 @@ class SplitLightningModule(pl.LightningModule):
         metrics: Any = self.task.metrics[part]
         logits: Tensor | None = None
         if len(targets):
-            logits = self.engine.predict(client_id, self.laid_out(inputs))
+            logits = self.networks.predict(client_id, self.laid_out(inputs))
             metrics["accuracy"].update(logits, targets)
             metrics["loss"].update(self.task.loss(logits, targets), len(targets))
         for name, metric in metrics.items():
@@ -511,6 +464,7 @@ class SplitLightningModule(pl.LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             data = getattr(self.trainer, "datamodule", None)
             protocol, added = find_protocol(self.trainer, data)
+            assert isinstance(data, SplitDataModule)
             self.verify(self.trainer, data, protocol)
             require_known_monitors(self.trainer, self, data, client_metric)
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -527,6 +481,7 @@ class SplitLightningModule(pl.LightningModule):
         Raises:
             MisconfigurationException: Says what to change.
         """
+        require_cut(self, protocol)  # before the engine is prepared for it
         self.follow(protocol, data.num_clients)
         data.protocol = protocol
         require_fit(self, trainer, data, protocol)

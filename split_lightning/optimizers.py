@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeAlias
 
+from pytorch_lightning.core.optimizer import do_nothing_closure
 from pytorch_lightning.strategies import Strategy
 from torch import nn
 from torch.optim import Optimizer
@@ -62,21 +63,17 @@ class Uncounted:
 
     def step(self) -> Any:
         """Steps the parameters that have a gradient."""
-        return self.strategy.optimizer_step(self.optimizer, _no_closure)
+        return self.strategy.optimizer_step(self.optimizer, do_nothing_closure)
 
     def zero_grad(self) -> None:
         """Clears the gradients."""
         self.optimizer.zero_grad()
 
 
-def _no_closure() -> None:
-    """Does nothing: gradients are there before an optimizer steps."""
-
-
 def clipping(
     limit: float | None, algorithm: str
-) -> Callable[[list[nn.Parameter]], Any]:
-    """Returns what limits the gradient of a party.
+) -> Callable[[list[nn.Parameter]], Any] | None:
+    """Returns what limits the gradient of a party; `None`: nothing does.
 
     Args:
         limit: The limit; `None`: there is none.
@@ -86,7 +83,7 @@ def clipping(
         ValueError: If the limit is not positive.
     """
     if limit is None:
-        return lambda parameters: None
+        return None
     if limit <= 0:
         raise ValueError(
             "Expected argument `gradient_clip_val` to be positive, or null for no "

@@ -15,7 +15,7 @@ from split_lightning.batch_norm import (
     Normalisation,
     with_mean_buffers,
 )
-from split_lightning.message import Values, as_values, role_of
+from split_lightning.message import Values, role_of
 from split_lightning.store import Seat
 from split_lightning.task import Task
 
@@ -40,15 +40,16 @@ class Call(NamedTuple):
 
     Attributes:
         sizes: Number of samples of each client.
-        rows: For each client the number of rows of each of its inputs.
+        rows: For each client the number of rows of each of its inputs, and whether it
+            wants their gradient.
         inputs: Detached leaves.
         gradients: The gradients of the inputs, by their places; filled by the backward
             pass.
         outputs: What the segment returned, with its graph.
     """
 
-    sizes: list[int]
-    rows: list[list[int]]
+    sizes: Sequence[int]
+    rows: list[list[tuple[int, bool]]]
     inputs: Values
     gradients: dict[int, Tensor]
     outputs: Values
@@ -94,7 +95,7 @@ class Party:
         stash: Mapping[int, Mapping[str, Tensor]] | None = None,
         backward_pass: BackwardPass = torch.autograd.backward,
     ) -> None:
-        self.name = name
+        self.name, self.role = name, role_of(name)
         self.segments = dict(segments)
         self.task = task
         self.normalisation = normalisation
@@ -126,23 +127,33 @@ class Party:
             each = [partial(self._call, key, [own], [size]) for own, size in pairs]
             calls = with_mean_buffers(self.segments[key[1]].module, each, sizes)
         self.calls[key] = calls
-        return [own for call in calls for own in _sent(call)]
+        return _sent(calls)
 
     def _call(self, key: Key, several: Sequence[Values], sizes: Sequence[int]) -> Call:
-        segment, inputs = self.segments[key[1]].module, joined(several)
-        gradients = _caught(inputs)
+        segment = self.segments[key[1]].module
+        inputs = several[0] if len(several) == 1 else joined(several)
+        gradients: dict[int, Tensor] = {}
+        for number, value in enumerate(inputs):
+            if isinstance(value, Tensor) and value.requires_grad:
+                # Caught before autograd copies it into the strides of its leaf: some
+                # backward passes round in another way for other strides.
+                value.register_hook(partial(gradients.__setitem__, number))  # type: ignore[no-untyped-call]
         if key[1] in self.stash:
             outputs = functional_call(segment, self._leaves(key[1]), inputs)
         else:
             outputs = segment(*inputs)
-        rows = [[len(value) for value in own] for own in several if len(sizes) > 1]
-        return Call(list(sizes), rows, inputs, gradients, as_values(outputs))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        rows = list[list[tuple[int, bool]]]()
+        if len(several) > 1:
+            rows = [[(len(v), v.requires_grad) for v in own] for own in several]
+        return Call(sizes, rows, inputs, gradients, outputs)
 
     def loss(
         self,
         key: Key,
         targets: Sequence[Tensor],
         weights: Sequence[Tensor] | None = None,
+        shares: Sequence[Tensor] | None = None,
         scale: float = 1.0,
     ) -> Losses:
         """Stage 1 of the backward pass: from the loss down to the cut.
@@ -152,11 +163,14 @@ class Party:
             targets: For each client its labels.
             weights: For each client what its mean loss counts in the step's; `None`:
                 the loss is one mean over all samples.
+            shares: See `backward`.
             scale: What the loss is multiplied by before the backward pass.
         """
         calls, sizes = self.calls.pop(key), [len(own) for own in targets]
         logits = [self.task.logits(call.outputs) for call in calls]
-        parts = logits if len(logits) == len(sizes) else list(logits[0].split(sizes))
+        parts = (
+            logits if len(logits) == len(sizes) else list(torch.split(logits[0], sizes))
+        )
         if weights is None:
             total = self.task.loss(_cat(logits), _cat(targets))
             own = self.task.losses(total, parts, targets)
@@ -164,21 +178,35 @@ class Party:
             own = [self.task.loss(*pair) for pair in zip(parts, targets, strict=True)]
             total = torch.stack(own) @ torch.stack(list(weights)).to(own[0])
         self.backward_pass(total if scale == 1 else total * scale)
-        self._hand_on(key[1])
+        if key[1] in self._stashed:
+            self._hand_on(key[1])
         own = [loss.detach() for loss in own]
-        return Losses(total.detach(), own, _returned(calls))
+        gradients = _returned(calls)
+        if shares is not None:
+            gradients = _weighed(gradients, [1 / share for share in shares])
+        return Losses(total.detach(), own, gradients)
 
-    def backward(self, key: Key, gradients: Iterable[Values]) -> list[Values]:
+    def backward(
+        self,
+        key: Key,
+        gradients: Sequence[Values],
+        shares: Sequence[Tensor] | None = None,
+    ) -> list[Values]:
         """Stage 2 of the backward pass: on from the cut.
 
         Args:
             key: Names the call.
             gradients: For each client the gradients of what it sent on; `None` for
                 values of which nothing behind the cut has a gradient.
+            shares: For each client what its gradient counts in the mean over clients
+                that share this party's state: a client multiplies what it gets by its
+                share, and what it sends on is as it was. `None`: there is no mean.
 
         Returns:
             For each client the gradients of what came to the segment.
         """
+        if shares is not None:
+            gradients = _weighed(gradients, shares)
         calls, rest = self.calls.pop(key), iter(gradients)
         outputs, slopes = list[Tensor](), list[Tensor]()
         for call in calls:
@@ -189,8 +217,12 @@ class Party:
                     slopes.append(_cat(alike))
         if outputs:  # unless nothing trains before the cut
             torch.autograd.backward(outputs, slopes)
-        self._hand_on(key[1])
-        return _returned(calls)
+        if key[1] in self._stashed:
+            self._hand_on(key[1])
+        returned = _returned(calls)
+        if shares is not None:
+            returned = _weighed(returned, [1 / share for share in shares])
+        return returned
 
     def parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of its live segments."""
@@ -210,16 +242,15 @@ class Party:
 
     def _hand_on(self, place: int) -> None:
         """Gives the gradients of stashed parameters to the live ones."""
-        leaves = self._stashed.pop(place, None)
-        if leaves is not None:
-            for name, parameter in self._named(place):
-                parameter.grad = leaves[name].grad
+        leaves = self._stashed.pop(place)
+        for name, parameter in self._named(place):
+            parameter.grad = leaves[name].grad
 
 
 def step(
     parties: Sequence[Party],
     optimizers: Mapping[str, Stepping],
-    clip: Callable[[list[nn.Parameter]], None],
+    clip: Callable[[list[nn.Parameter]], Any] | None = None,
 ) -> None:
     """Lets parties take a step, after both stages of the backward pass.
 
@@ -229,25 +260,26 @@ def step(
             live in this process; those without a gradient stay as they are.
         clip: Limits a party's gradient, by itself: no party sees another's.
     """
-    for party in parties:
-        clip(party.parameters())
-    for role in dict.fromkeys(role_of(party.name) for party in parties):
+    if clip is not None:
+        for party in parties:
+            clip(party.parameters())
+    for role in dict.fromkeys([party.role for party in parties]):
         optimizers[role].step()
         optimizers[role].zero_grad()
 
 
 def joined(several: Sequence[Values]) -> Values:
-    """Returns what came for several clients as one batch; for one client as it is.
+    """Returns what came for several clients as one batch.
 
     Raises:
         ValueError: If numbers cross the cut that may depend on a client's batch.
     """
-    if len(several) == 1:
-        return several[0]
     values = list(zip(*several, strict=True))
     _require_tensors(value for alike in values for value in alike)
     return tuple(
-        torch.cat([v.detach() for v in alike]).requires_grad_(alike[0].requires_grad)
+        torch.cat([v.detach() for v in alike]).requires_grad_(
+            any(v.requires_grad for v in alike)
+        )
         for alike in values
     )
 
@@ -256,54 +288,52 @@ def _cat(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
-def _caught(inputs: Values) -> dict[int, Tensor]:
-    """Returns where the gradients of inputs will be.
-
-    They are caught before autograd copies them into the strides of their leaves: some
-    backward passes round in another way for other strides.
-    """
-    caught: dict[int, Tensor] = {}
-    for place, value in enumerate(inputs):
-        if isinstance(value, Tensor) and value.requires_grad:
-            value.register_hook(partial(caught.__setitem__, place))  # type: ignore[no-untyped-call]
-    return caught
-
-
-def _leaf(value: Any) -> Any:
-    """Returns a value as it is sent: a tensor detached from its graph."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.detach().requires_grad_(value.requires_grad)
-
-
-def _sent(call: Call) -> list[Values]:
-    """Returns what a segment sends on, for each client."""
-    if len(call.sizes) == 1:
-        return [tuple(map(_leaf, call.outputs))]
-    _require_tensors(call.outputs)
-    parts = (
-        [own.requires_grad_(v.requires_grad) for own in v.detach().split(call.sizes)]
-        for v in call.outputs
-    )
-    return list(zip(*parts, strict=True))
+def _sent(calls: Sequence[Call]) -> list[Values]:
+    """Returns what a segment sends on, for each client: detached from its graph."""
+    found = list[Values]()
+    for call in calls:
+        own: list[Any] = []
+        if len(call.sizes) > 1:
+            _require_tensors(call.outputs)
+        for value in call.outputs:
+            if not isinstance(value, Tensor):
+                own.append([value])
+                continue
+            sent, trains = value.detach(), value.requires_grad
+            parts = (
+                torch.split(sent, list(call.sizes)) if len(call.sizes) > 1 else [sent]
+            )
+            for part in parts if trains else ():
+                part.requires_grad_()
+            own.append(parts)
+        found += zip(*own, strict=True)
+    return found
 
 
 def _returned(calls: Iterable[Call]) -> list[Values]:
     """Returns the gradients of what came to a segment, for each client."""
     found: list[Values] = []
     for call in calls:
-        gradients = [call.gradients.get(place) for place in range(len(call.inputs))]
-        if len(call.sizes) == 1:
-            found.append(tuple(gradients))
-            continue
-        parts = [
-            [None] * len(call.sizes)
-            if gradient is None
-            else gradient.split([own[place] for own in call.rows])
-            for place, gradient in enumerate(gradients)
-        ]
-        found += zip(*parts, strict=True)
+        own: list[Any] = []
+        for number in range(len(call.inputs)):
+            gradient = call.gradients.get(number)
+            if gradient is None or len(call.sizes) == 1:
+                own.append([gradient] * len(call.sizes))
+            else:
+                counts = [rows[number] for rows in call.rows]
+                parts = torch.split(gradient, [count for count, _ in counts])
+                pairs = zip(parts, counts, strict=True)
+                own.append([part if wants else None for part, (_, wants) in pairs])
+        found += zip(*own, strict=True)
     return found
+
+
+def _weighed(several: Sequence[Values], factors: Sequence[Tensor]) -> list[Values]:
+    """Multiplies each client's gradients by a factor."""
+    return [
+        tuple(None if v is None else v * factor.to(v) for v in values)
+        for values, factor in zip(several, factors, strict=True)
+    ]
 
 
 def _require_tensors(values: Iterable[Any]) -> None:

@@ -1,4 +1,4 @@
-"""What waits, in files of a folder in the place of memory."""
+"""What waits, in files of a folder instead of memory."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class SpillFolder:
             self._own = None
 
 
-class FolderStore(MutableMapping[int, Any]):
+class FolderStore(MutableMapping[str, Any]):
     """A mapping whose values are files: plain containers and tensors.
 
     A value is read anew each time, and its file is gone when it is taken out (`pop`).
@@ -85,24 +85,25 @@ class FolderStore(MutableMapping[int, Any]):
     def __init__(self, spill: SpillFolder, number: int) -> None:
         self.spill = spill
         self.number = number
-        self._keys: dict[int, None] = {}  # in the order of a dict
+        self._keys: dict[str, None] = {}  # in the order of a dict
 
-    def _file(self, key: int) -> Path:
-        return self.spill.open() / f"{self.number}_{key}.pt"
+    def _file(self, key: str) -> Path:
+        name = key.replace("/", "-")  # of a party: `client/3`
+        return self.spill.open() / f"{self.number}_{name}.pt"
 
     @override
-    def __getitem__(self, key: int) -> Any:
+    def __getitem__(self, key: str) -> Any:
         if key not in self._keys:
             raise KeyError(key)
         return torch.load(self._file(key), weights_only=True)
 
     @override
-    def __setitem__(self, key: int, value: Any) -> None:
+    def __setitem__(self, key: str, value: Any) -> None:
         torch.save(value, self._file(key))
         self._keys[key] = None
 
     @override
-    def __delitem__(self, key: int) -> None:
+    def __delitem__(self, key: str) -> None:
         del self._keys[key]
         self._file(key).unlink()
 
@@ -111,7 +112,7 @@ class FolderStore(MutableMapping[int, Any]):
         return key in self._keys
 
     @override
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 
     @override

@@ -3,29 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from split_lightning.channel import Channel
-from split_lightning.message import Computed, Direction, Values, role_of
+from split_lightning.message import Computed, Direction, Values
 from split_lightning.party import Party
 
 
-class Waypoint(NamedTuple):
-    """A party on a route.
+class Member(NamedTuple):
+    """A client at a party.
 
     Attributes:
-        name: Its name in messages.
-        party: What computes for it here: clients that share a state share one.
+        client: Its position among the clients of the step.
+        name: The party's name in messages.
         segment: The number of the segment.
     """
 
+    client: int
     name: str
-    party: Party
     segment: int
+
+
+class Visit(NamedTuple):
+    """A party that computes at a place of the network, and for which clients.
+
+    Attributes:
+        party: What computes: clients that share a state share one.
+        members: The clients.
+        is_client: Whether it is a client, not a server.
+    """
+
+    party: Party
+    members: list[Member]
+    is_client: bool
+
+
+class Labels(NamedTuple):
+    """How a client's labels get to the loss.
+
+    Attributes:
+        sender: The party that has them.
+        receiver: The party that computes the loss.
+        place: The place of the network behind whose smashed data they follow.
+    """
+
+    sender: str
+    receiver: str
+    place: int
+
+
+class Route(NamedTuple):
+    """Who computes in a step.
+
+    Attributes:
+        places: For each place of the network the parties that compute there.
+        labels: For each client of the step the way of its labels.
+    """
+
+    places: list[list[Visit]]
+    labels: list[Labels]
 
 
 class Batch(NamedTuple):
@@ -34,20 +73,13 @@ class Batch(NamedTuple):
     Attributes:
         inputs: Its samples, of shape `(B, ...)`.
         targets: Their labels, of shape `(B,)`.
-        label_party: The name of the party that has the labels.
         share: What its gradient counts in a mean over clients that share a state;
             `None`: it counts as it is.
     """
 
     inputs: Tensor
     targets: Tensor
-    label_party: str
     share: Tensor | None = None
-
-
-# For each place in the network, and for each client of the step, the parties that
-# compute there, side by side.
-Route: TypeAlias = list[list[tuple[Waypoint, ...]]]
 
 
 class StepLosses(NamedTuple):
@@ -84,10 +116,11 @@ def split_step(
         scale: What the loss is multiplied by before the backward pass.
     """
     flow = _Flow(number, batches, route, channel)
-    for place in range(len(route)):
+    last = len(route.places) - 1
+    for place in range(last + 1):
         flow.forward(place)
-    losses = flow.loss(scale)  # stage 1: down to the last cut
-    for place in reversed(range(len(route) - 1)):
+    losses = flow.loss(last, scale)  # stage 1: down to the last cut
+    for place in reversed(range(last)):
         flow.backward(place)  # stage 2: on from cut to cut
     return losses
 
@@ -102,143 +135,113 @@ class _Flow:
     def __init__(
         self, number: int, batches: Sequence[Batch], route: Route, channel: Channel
     ) -> None:
-        self.number = number
-        self.batches = batches
-        self.route = route
-        self.channel = channel
-        self.sizes = [len(batch.targets) for batch in batches]
+        self.number, self.batches = number, batches
+        self.route, self.channel = route, channel
         self.targets = [batch.targets for batch in batches]
+        self.sizes = [len(own) for own in self.targets]
         self.sent: list[list[list[tuple[str, Values]]]] = []
         self.sent.append([[("", (batch.inputs,))] for batch in batches])
         self.returned: list[dict[str, Values]] = []
-        self.labelled: set[int] = set()
 
     def forward(self, place: int) -> None:
         """Lets the parties at a place compute on what they are sent."""
-        arrived: list[dict[str, Values]] = []
-        for client, waypoints in enumerate(self.route[place]):
-            arrived.append(
-                {own.name: self._receive(client, own.name, place) for own in waypoints}
-            )
-            self._send_labels(client, place)
-        self.sent.append([[] for _ in self.batches])
-        for party, members in by_party(self.route[place]):
-            several = [arrived[client][waypoint.name] for client, waypoint in members]
-            sizes = [self.sizes[client] for client, _ in members]
+        send, arriving = self.channel.send, self.sent[place]
+        leaving: list[list[tuple[str, Values]]] = [[] for _ in self.batches]
+        for party, members, _ in self.route.places[place]:
+            several, sizes = list[Values](), list[int]()
+            for client, name, _ in members:
+                values: Values = ()
+                for sender, own in arriving[client]:
+                    if sender and sender != name:
+                        own = send("smashed", sender, name, own, self.number, place - 1)
+                    values += own
+                several.append(values)
+                sizes.append(self.sizes[client])
+                labels = self.route.labels[client]
+                if labels.place == place and labels.sender != labels.receiver:
+                    own = (self.targets[client],)
+                    own = send("labels", *labels[:2], own, self.number, place - 1)
+                    (self.targets[client],) = own
             outputs = party.forward((self.number, place), several, sizes)
-            for (client, waypoint), values in zip(members, outputs, strict=True):
-                self.sent[-1][client].append((waypoint.name, values))
-                self._notify(waypoint, "forward", client)
+            for member, values in zip(members, outputs, strict=True):
+                leaving[member.client].append((member.name, values))
+            if self.channel.computations:
+                self._note(members, "forward")
+        self.sent.append(leaving)
 
-    def _receive(self, client: int, name: str, place: int) -> Values:
-        values: Values = ()
-        for sender, own in self.sent[place][client]:
-            ends = (sender or name, name)
-            values += self.channel.send("smashed", *ends, own, self.number, place - 1)
-        return values
-
-    def _send_labels(self, client: int, place: int) -> None:
-        """Sends a client's labels right behind its first smashed data."""
-        here = {waypoint.name for waypoint in self.route[place][client]}
-        before = {sender for sender, _ in self.sent[place][client]}
-        is_last = place == len(self.route) - 1
-        if client in self.labelled or not (is_last or (place and here - before)):
-            return
-        self.labelled.add(client)
-        ends = self.batches[client].label_party, self.route[-1][client][0].name
-        own = (self.batches[client].targets,)
-        (self.targets[client],) = self.channel.send("labels", *ends, own, self.number)
-
-    def loss(self, scale: float) -> StepLosses:
+    def loss(self, place: int, scale: float) -> StepLosses:
         """Lets those that have the labels compute the loss, and stage 1."""
-        place = len(self.route) - 1
-        totals, own = list[Tensor](), [torch.empty(0)] * len(self.batches)
+        totals, losses = list[Tensor](), [torch.empty(0)] * len(self.batches)
         gradients: list[dict[str, Values]] = [{} for _ in self.batches]
-        for party, members in by_party(self.route[place]):
-            clients = [client for client, _ in members]
-            targets = [self.targets[client] for client in clients]
-            weights = self._weights(party, clients)
-            found = party.loss((self.number, place), targets, weights, scale)
+        for party, members, is_client in self.route.places[place]:
+            targets = [self.targets[member.client] for member in members]
+            weights, shares = self._weights(members, is_client)
+            found = party.loss((self.number, place), targets, weights, shares, scale)
             totals.append(found.total)
-            for (client, waypoint), loss, values in zip(
-                members, found.own, found.gradients, strict=True
-            ):
-                own[client] = loss
-                gradients[client][waypoint.name] = self._weigh_out(
-                    party, client, values
-                )
-                self._notify(waypoint, "backward", client)
+            returned = zip(members, found.own, found.gradients, strict=True)
+            for (client, name, _), own, values in returned:
+                losses[client] = own
+                gradients[client][name] = values
+            if self.channel.computations:
+                self._note(members, "backward")
         self._return(place, gradients)
-        return StepLosses(torch.stack(totals).sum() if totals[1:] else totals[0], own)
+        total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
+        return StepLosses(total, losses)
 
     def backward(self, place: int) -> None:
         """Lets the parties at a place continue the backward pass: stage 2."""
-        arrived, gradients = self.returned, [dict[str, Values]() for _ in self.batches]
-        for party, members in by_party(self.route[place]):
-            several = [
-                self._weigh_in(party, client, arrived[client][waypoint.name])
-                for client, waypoint in members
-            ]
-            found = party.backward((self.number, place), several)
-            for (client, waypoint), values in zip(members, found, strict=True):
-                gradients[client][waypoint.name] = self._weigh_out(
-                    party, client, values
-                )
-                self._notify(waypoint, "backward", client)
+        gradients: list[dict[str, Values]] = [{} for _ in self.batches]
+        for party, members, is_client in self.route.places[place]:
+            several = [self.returned[client][name] for client, name, _ in members]
+            _, shares = self._weights(members, is_client)
+            found = party.backward((self.number, place), several, shares)
+            for (client, name, _), values in zip(members, found, strict=True):
+                gradients[client][name] = values
+            if self.channel.computations:
+                self._note(members, "backward")
         self._return(place, gradients)
 
     def _return(self, place: int, gradients: list[dict[str, Values]]) -> None:
         """Sends gradients back to the parties before a place."""
+        if place == 0:
+            return
+        if place == 1 and self.channel.downlink is not None:
+            gradients = self.channel.downlink(gradients)
         self.returned = [{} for _ in self.batches]
-        if place == 1:
-            gradients = self.channel.lower(gradients)
-        for client, by_name in enumerate(gradients if place else ()):
+        for client, by_name in enumerate(gradients):
             for name, values in by_name.items():
-                rest = iter(values)
+                start = 0
                 for sender, own in self.sent[place][client]:
-                    part = tuple(islice(rest, len(own)))
-                    self.returned[client][sender] = self.channel.send(
-                        "gradient", name, sender, part, self.number, place - 1
-                    )
+                    part = values[start : start + len(own)]
+                    start += len(own)
+                    if sender != name:
+                        part = self.channel.send(
+                            "gradient", name, sender, part, self.number, place - 1
+                        )
+                    self.returned[client][sender] = part
 
-    # Clients that share a state act on the mean of their gradients: a client multiplies
-    # what it gets by its share, and what it sends on is as it was.
+    def _weights(
+        self, members: Sequence[Member], is_client: bool
+    ) -> tuple[list[Tensor] | None, list[Tensor] | None]:
+        """Returns what clients with their own loss, and their gradients, count.
 
-    def _weights(self, party: Party, clients: Sequence[int]) -> list[Tensor] | None:
-        """Returns what each client's mean loss counts; `None`: one mean over all."""
-        if len(self.batches) == 1 or role_of(party.name) == "server":
-            return None
-        total = sum(self.sizes)
-        parts = [torch.tensor(self.sizes[client]) for client in clients]
-        shares = [self.batches[client].share for client in clients]
-        return [
-            n / total if share is None else share * n / total
-            for n, share in zip(parts, shares, strict=True)
-        ]
+        Returns:
+            For each client the weight of its mean loss in the step's; `None`: the loss
+            is one mean over all samples. And its share in a mean of gradients; `None`:
+            gradients are not averaged.
+        """
+        if not is_client or len(self.batches) == 1:
+            return None, None
+        parts = [torch.tensor(self.sizes[member.client]) for member in members]
+        shares = [self.batches[member.client].share for member in members]
+        known = [share for share in shares if share is not None]
+        if len(known) < len(shares):
+            return [part / sum(self.sizes) for part in parts], None
+        pairs = zip(known, parts, strict=True)
+        return [share * part / sum(self.sizes) for share, part in pairs], known
 
-    def _weigh_in(self, party: Party, client: int, values: Values) -> Values:
-        share = self.batches[client].share
-        if share is None or role_of(party.name) == "server":
-            return values
-        return tuple(None if v is None else v * share.to(v) for v in values)
-
-    def _weigh_out(self, party: Party, client: int, values: Values) -> Values:
-        share = self.batches[client].share
-        if share is None or role_of(party.name) == "server":
-            return values
-        return tuple(None if v is None else v * (1 / share).to(v) for v in values)
-
-    def _notify(self, waypoint: Waypoint, direction: Direction, client: int) -> None:
-        size = self.sizes[client]
-        self.channel.notify(Computed(waypoint.name, waypoint.segment, direction, size))
-
-
-def by_party(
-    waypoints: Sequence[tuple[Waypoint, ...]],
-) -> list[tuple[Party, list[tuple[int, Waypoint]]]]:
-    """Returns for each party the clients that it computes for."""
-    members: dict[Party, list[tuple[int, Waypoint]]] = {}
-    for client, own in enumerate(waypoints):
-        for waypoint in own:
-            members.setdefault(waypoint.party, []).append((client, waypoint))
-    return list(members.items())
+    def _note(self, members: Sequence[Member], direction: Direction) -> None:
+        """Tells those that look at computations what was computed."""
+        for observer in self.channel.computations:
+            for client, name, segment in members:
+                observer(Computed(name, segment, direction, self.sizes[client]))

@@ -28,7 +28,7 @@ class Seat(NamedTuple):
 
     Attributes:
         module: The segment.
-        role: The role of the parties that it serves, whose optimizer has its parameters.
+        role: The role of the parties that it serves; its optimizer has the parameters.
     """
 
     module: nn.Module
@@ -67,6 +67,7 @@ class StateStore:
         self.seats = list(seats)
         self.roles = sorted({seat.role for seat in self.seats})
         self.optimizers: Mapping[str, Optimizer] = {}
+        self._persistent = set(self.seats[0].module.state_dict())
         self._weights = [p for p in WEIGHTS if self._view(0, p)]  # what it has of them
         self.own: dict[Part, MutableMapping[str, State]] = {p: at_rest() for p in PARTS}
         self.forget()
@@ -189,8 +190,8 @@ class StateStore:
         for name in [name for name in self.own[part] if role_of(name) in roles]:
             del self.own[part][name]
         for seat, names in enumerate(self._names):
-            name = names[part]
-            role = self.seats[seat].role if name is None else role_of(name)
+            there = names[part]
+            role = self.seats[seat].role if there is None else role_of(there)
             if role in roles:
                 own = clone(state) if part == "optimizer" else state
                 self._write(seat, part, own)
@@ -234,7 +235,7 @@ class StateStore:
         return self._seat_of(name, part) is not None or name in self.own[part]
 
     def origin(self, name: str) -> str | None:
-        """Returns under which name a party's weights are; `None`: they are the common."""
+        """Returns a party's name if it has weights of its own, else `None`."""
         return name if any(self.has_own(name, part) for part in WEIGHTS) else None
 
     def names(self) -> list[str]:
@@ -255,7 +256,8 @@ class StateStore:
         """Returns what is live, not copied."""
         module = self.seats[seat].module
         if part == "buffers":
-            return persistent_buffers(module)
+            buffers = module.named_buffers(remove_duplicate=False)
+            return {k: v for k, v in buffers if k in self._persistent}
         named = module.named_parameters()
         if part == "parameters":
             return {name: parameter.detach() for name, parameter in named}
@@ -325,13 +327,6 @@ class StateStore:
         for part, states in self.own.items():
             states.clear()
             states.update(state["own"][part])
-
-
-def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Returns the buffers that are in a module's state dict."""
-    buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
-    state = module.state_dict()
-    return {name: state[name] for name in state if name in buffers}
 
 
 def clone(value: Any) -> Any:

@@ -92,7 +92,7 @@ def find_protocol(trainer: pl.Trainer, data: Any) -> tuple[Protocol, list[pl.Cal
         has none.
 
     Raises:
-        MisconfigurationException: If there is none, or more than one, or no data module.
+        MisconfigurationException: If there is not one, or no data module.
     """
     if not isinstance(data, SplitDataModule):
         raise MisconfigurationException(
@@ -115,8 +115,8 @@ def find_protocol(trainer: pl.Trainer, data: Any) -> tuple[Protocol, list[pl.Cal
         raise MisconfigurationException(
             f"{data.num_clients} clients take turns, and nothing passes the weights "
             "on. Add RoundRobinWeightPassing() to the Trainer's callbacks, or another "
-            "protocol; RoundRobinWeightPassing(enabled=False) is for clients that never "
-            "share weights."
+            "protocol; RoundRobinWeightPassing(enabled=False) is for clients that "
+            "never share weights."
         )
     protocol = RoundRobinWeightPassing()
     return protocol, [protocol]
@@ -135,21 +135,32 @@ def require_fit(
         ValueError: If an argument has to be another.
     """
     refuse_unsupported(trainer)
-    _require_cut(module, protocol)
+    _require_whole_steps(module, protocol)
     _require_one_device(module, trainer, protocol)
+    _require_parts(module, trainer, data, protocol)
     _require_like_clients(module, trainer, protocol)
     _require_one_network(module, trainer, data, protocol)
-    _require_parts(module, trainer, data, protocol)
-    if data.availability.is_trivial is False and protocol.pools_samples:
+    if module.engine.spill is not None and (protocol.cohort or protocol.pools_samples):
+        raise MisconfigurationException(
+            "Expected argument `spill_to` to be null where all clients train one state "
+            f"({type(protocol).__name__}): none is ever at rest. Got "
+            f"{str(module.engine.spill.folder)!r}."
+        )
+    if not data.availability.is_trivial and protocol.pools_samples:
         raise MisconfigurationException(
             "Expected argument `availability` to be null, or probabilities of 0, where "
-            f"one party has all clients' samples ({type(protocol).__name__}): no client "
-            f"trains that could be away. Got {data.availability}."
+            f"one party has all samples ({type(protocol).__name__}): no client trains "
+            f"that could be away. Got {data.availability}."
         )
 
 
-def _require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
-    """Stops where a protocol needs a network that is cut, or one that is not."""
+def require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
+    """Stops where a protocol needs a network that is cut, or one that is not.
+
+    Raises:
+        MisconfigurationException: Says what to change.
+        ValueError: If the server trains first, and an argument has to be another.
+    """
     name, cuts = type(protocol).__name__, len(set(module.topology.places)) - 1
     if protocol.unsplit_at is None and not module.topology.is_split:
         raise MisconfigurationException(
@@ -162,19 +173,30 @@ def _require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
             f"trains the whole network, but got {module.hparams['cut_layer']!r}. (In a "
             "configuration leave `topology` out.)"
         )
-    if isinstance(protocol, CycleSL):
-        if cuts > 1:
+    if isinstance(protocol, CycleSL) and cuts > 1:
+        raise ValueError(
+            "Expected argument `cut_layer` to be one layer where the server trains "
+            f"first, on what clients sent, but got {cuts}: behind another cut it "
+            "would have no loss of its own, and what clients send at different "
+            "depths is no batch that it could draw from."
+        )
+
+
+def _require_whole_steps(module: SplitLightningModule, protocol: Protocol) -> None:
+    """Stops where gradients of several batches cannot wait for a step.
+
+    Raises:
+        ValueError: If they would.
+    """
+    reasons = {
+        CycleSL: "the server trains first, in steps of its own",
+        AsynchronousWeightPassing: "the batches of clients alternate",
+    }
+    for kind, reason in reasons.items():
+        if isinstance(protocol, kind) and module.accumulate_grad_batches != 1:
             raise ValueError(
-                "Expected argument `cut_layer` to be one layer where the server trains "
-                f"first, on what clients sent, but got {cuts}: behind another cut it "
-                "would have no loss of its own, and what clients send at different "
-                "depths is no batch that it could draw from."
-            )
-        if module.accumulate_grad_batches != 1:
-            raise ValueError(
-                "Expected argument `accumulate_grad_batches` to be 1 where the server "
-                "trains first, in steps of its own, but got "
-                f"{module.accumulate_grad_batches}."
+                f"Expected argument `accumulate_grad_batches` to be 1 where {reason} "
+                f"({kind.__name__}), but got {module.accumulate_grad_batches}."
             )
 
 
@@ -186,21 +208,29 @@ def _require_one_device(
     if protocol.together and trainer.world_size > 1:
         raise MisconfigurationException(
             f"{trainer.world_size} processes share out the batches of clients that "
-            f"train one at a time, and with {name} several take part in a step. Use one "
-            "device: Trainer(devices=1, strategy='auto')."
+            f"train one at a time, and with {name} several take part in a step. Use "
+            "one device: Trainer(devices=1, strategy='auto')."
         )
-    if (isinstance(protocol, CycleSL) or protocol.in_flight > 1) and not isinstance(
-        trainer.strategy, SingleDeviceStrategy
-    ):
-        raise MisconfigurationException(
-            f"{type(trainer.strategy).__name__} is for several processes, and {name} is "
-            "for one. Use one device: Trainer(devices=1, strategy='auto')."
-        )
+    if isinstance(protocol, CycleSL) or protocol.in_flight > 1:
+        require_one_device(trainer)
     if module.engine.placement.differ and trainer.world_size > 1:
         raise MisconfigurationException(
             f"{trainer.world_size} processes train the same layers in each step, and "
             "here clients differ in the layers that they have. Use one device: "
             "Trainer(devices=1, strategy='auto')."
+        )
+
+
+def require_one_device(trainer: pl.Trainer) -> None:
+    """Stops where something is for one process alone.
+
+    Raises:
+        MisconfigurationException: Names the strategy, and what to use instead.
+    """
+    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+        raise MisconfigurationException(
+            f"{type(trainer.strategy).__name__} is for several processes. Use one "
+            "device: Trainer(devices=1, strategy='auto')."
         )
 
 
@@ -222,20 +252,23 @@ def _require_like_clients(
             "they differ in the layers that they have. Let all cut after the same "
             "layer, without networks of their own."
         )
+    if differ and module.channel.downlink and not module.topology.has_client_networks:
+        raise ValueError(
+            "Expected argument `downlink` to be None where clients cut after different "
+            "layers, whose gradients are not of one place in the network, but got "
+            f"{type(module.channel.downlink).__name__}."
+        )
     if protocol.joint_norm:
         module.engine.require_joint_norm()
     travels = getattr(protocol, "optimizer_state", "keep") == "travel"
     moves = any(len(store.roles) > 1 for store in module.engine.stores)
-    kinds = [
-        getattr(make, "func", make)
-        for make in (module.client_optimizer, module.server_optimizer)
-    ]
+    kinds = [getattr(make, "func", make) for make in module.makes_optimizer.values()]
     if travels and moves and kinds[0] is not kinds[1]:
         names = [getattr(kind, "__name__", str(kind)) for kind in kinds]
         raise ValueError(
             "Expected argument `optimizer_state` to be 'keep' or 'reset' where layers "
             "go between clients and servers whose optimizers are of different kinds, "
-            f"but got 'travel', and the client's is {names[0]}, the server's {names[1]}."
+            f"but got 'travel'; the client's is {names[0]}, the server's {names[1]}."
         )
 
 
@@ -245,7 +278,7 @@ def _require_one_network(
     data: SplitDataModule,
     protocol: Protocol,
 ) -> None:
-    """Stops where Lightning would average the weights of different clients over time."""
+    """Stops where Lightning would average weights of different clients over time."""
     is_one = protocol.trains_one_network and protocol.num_servers == 1
     if data.num_clients == 1 or (is_one and not module.engine.placement.differ):
         return

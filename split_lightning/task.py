@@ -65,7 +65,8 @@ class Task(nn.Module):
             each = F.cross_entropy(
                 torch.cat(list(parts)), torch.cat(list(targets)), reduction="none"
             )
-            return [own.mean() for own in each.split([len(own) for own in targets])]
+            sizes = [len(own) for own in targets]
+            return [own.mean() for own in torch.split(each, sizes)]
 
     def logits(self, outputs: Any) -> Tensor:
         """Returns the logits `(B, K)` in what the network returns.
@@ -75,10 +76,11 @@ class Task(nn.Module):
         Raises:
             ValueError: If it returns something else; says what.
         """
-        found = outputs
-        if isinstance(outputs, tuple) and len(outputs) == 1:
-            found = outputs[0]
-        logits = logits_in(found)
+        logits = outputs
+        if isinstance(logits, tuple) and len(logits) == 1:
+            logits = logits[0]
+        if not isinstance(logits, Tensor):
+            logits = logits_in(logits)
         if isinstance(logits, Tensor) and logits.ndim == 2:
             return logits
         raise ValueError(

@@ -10,11 +10,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from split_lightning import (
-    SplitDataModule,
-    SplitLightningModule,
-    UnsplitLightningModule,
-)
+from split_lightning import Protocol, SplitDataModule, SplitLightningModule
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 ADAM = partial(torch.optim.Adam, lr=0.01)
@@ -37,22 +33,31 @@ def network(norm=True):
     )
 
 
-def make_data(num_clients=3, **options):
+def make_data(num_clients=3, protocol=None, **options):
+    """Data whose rounds a protocol plans; `None`: the default."""
     options = {"batch_size": 6, "val_share": 0.2, "seed": 3} | options
-    return SplitDataModule(RandomImages(), num_clients, **options)
+    data = SplitDataModule(RandomImages(), num_clients, **options)
+    data.protocol = protocol or data.protocol
+    return data
 
 
-def make_split(cut_layer=2, net=None, optimizer=SGD, **options):
+def make_split(cut_layer=2, net=None, optimizer=SGD, server_optimizer=None, **options):
     net = network() if net is None else net
-    return SplitLightningModule(net, cut_layer, optimizer, optimizer, 3, **options)
+    server_optimizer = server_optimizer or optimizer
+    return SplitLightningModule(
+        net, cut_layer, optimizer, server_optimizer, 3, **options
+    )
 
 
 def make_unsplit(net=None, optimizer=SGD, **options):
     net = network() if net is None else net
-    return UnsplitLightningModule(net, optimizer, 3, **options)
+    return SplitLightningModule(net, None, None, optimizer, 3, **options)
 
 
-def fit(folder, module, data, callbacks, rounds=ROUNDS, ckpt_path=None, **options):
+def fit(folder, module, data, callbacks=(), rounds=ROUNDS, ckpt_path=None, **options):
+    """Trains with the protocol among the callbacks, or else that of the data."""
+    if not any(isinstance(callback, Protocol) for callback in callbacks):
+        callbacks = [data.protocol, *callbacks]
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=rounds,
@@ -61,7 +66,7 @@ def fit(folder, module, data, callbacks, rounds=ROUNDS, ckpt_path=None, **option
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=callbacks,
+        callbacks=list(callbacks),
         **options,
     )
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
@@ -72,8 +77,14 @@ def batches_of(data, round_index):
     """Returns the steps of a round: lists of (client, inputs, targets)."""
     data.setup("fit")
     loader = data.train_dataloader()
-    loader.sampler.set_epoch(round_index)
+    loader.set_epoch(round_index)
     return [[(p.client_id, p.inputs, p.targets) for p in b.parts] for b in loader]
+
+
+def state_of(module, client_id=None):
+    """A client's whole network, by the names of the unsplit one."""
+    segments = module.segments(client_id).values()
+    return {k: v for segment in segments for k, v in segment.state_dict().items()}
 
 
 def step(optimizers, loss):
@@ -95,14 +106,6 @@ def mean_state(states, weights):
             first.dtype
         )
     return mean
-
-
-def mean_optimizer(states, weights):
-    """The mean of the tensors in state dicts of optimizers."""
-    first, *_ = states = [copy.deepcopy(state) for state in states]
-    for index, entries in first["state"].items():
-        entries |= mean_state([state["state"][index] for state in states], weights)
-    return first
 
 
 def settle(optimizers, weights, policy):

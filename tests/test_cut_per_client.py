@@ -21,34 +21,34 @@ from protocols import (
     make_split,
     mean_state,
     network,
+    state_of,
     step,
 )
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file
-from split_lightning.server_map import ServerMap
-from test_protocols import EACH, SKEWED, plain_fedavg
+from test_protocols import SKEWED, plain_fedavg
 from test_resume import check
 from test_train import command
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from split_lightning import (
-    CycleSplitLightningModule,
+    Channel,
+    LocalEngine,
+    MultiServer,
+    ParallelSplitLearning,
     RoundRobinWeightPassing,
-    SplitLightningModule,
+    SplitFedV1,
+    SplitFedV2,
+    SplitFedV3,
 )
-from split_lightning.callbacks import (
-    ClientAveraging,
-    DriftMonitor,
-    ResumeCheckpoint,
-    ServerAveraging,
-    VirtualClock,
-)
+from split_lightning.callbacks import DriftMonitor, ResumeCheckpoint, VirtualClock
 from split_lightning.cli.rebuilding import evaluate
-from split_lightning.data import ParallelSchedule, RoundRobinSchedule
+from split_lightning.coders import AverageGradients
 from split_lightning.export import main as export_run
-from split_lightning.models import DigitsCNN, merge
+from split_lightning.message import Message
+from split_lightning.models import DigitsCNN
 from split_lightning.runs.run_files import read_config
 from split_lightning.system import System, work_of
 
@@ -73,15 +73,6 @@ def made(cuts, **options):
     return make_split(cuts[0], labels=cuts[1], **options)
 
 
-def whole_of(module, client=0):
-    """The state of a client's whole network."""
-    module.parties.show(client)
-    state = merge(*module.segments().values())
-    state = {name: tensor.clone() for name, tensor in state.items()}
-    module.parties.show_live()
-    return state
-
-
 def layer_of(name):
     return int(name.split(".")[0])
 
@@ -96,20 +87,19 @@ def test_a_round_robin_is_the_unsplit_network_bit_for_bit(
     tmp_path, cuts, momentum, local_steps
 ):
     """Momentum goes with the layers."""
-    schedule = RoundRobinSchedule(local_steps=local_steps)
     optimizer = partial(torch.optim.SGD, lr=0.05, momentum=momentum)
     policy = "travel" if momentum else "keep"
-    module = made(cuts, optimizer=optimizer, optimizer_state=policy)
-    data = make_data(**SKEWED, schedule=schedule)
-    fit(tmp_path, module, data, [RoundRobinWeightPassing()])
+    protocol = RoundRobinWeightPassing(local_steps=local_steps, optimizer_state=policy)
+    module = made(cuts, optimizer=optimizer)
+    data = make_data(3, protocol, **SKEWED)
+    fit(tmp_path, module, data)
     net = network()
     own = optimizer(net.parameters())
     for round_index in range(ROUNDS):
         for ((_, inputs, targets),) in batches_of(data, round_index):
             step([own], loss_of(net, inputs, targets))
-    assert_equal(whole_of(module), net.state_dict())
-    state = {k: v.clone() for k, v in whole_of(module).items()}
-    assert_equal(state, merge(*module.segments().values()))
+    for client in (None, 0, 1, 2):
+        assert_equal(state_of(module, client), net.state_dict())
 
 
 class Momentum:
@@ -148,10 +138,11 @@ def test_a_round_robin_by_policy_equals_a_plain_loop(
     tmp_path, cuts, policy, num_servers
 ):
     """With two servers: one network for each group of clients, never averaged."""
-    servers = ServerMap(num_servers)
-    module = made(cuts, optimizer_state=policy, server_map=servers)
-    data = make_data(**SKEWED, servers=servers)
-    fit(tmp_path, module, data, [RoundRobinWeightPassing()])
+    options = {"optimizer_state": policy, "server_optimizer_state": policy}
+    protocol = MultiServer(num_servers, None, None, **options)
+    module = made(cuts)
+    data = make_data(3, protocol, **SKEWED)
+    fit(tmp_path, module, data)
     nets = [network() for _ in range(num_servers)]
     momenta = [Momentum(policy) for _ in range(num_servers)]
     for round_index in range(ROUNDS):
@@ -163,21 +154,18 @@ def test_a_round_robin_by_policy_equals_a_plain_loop(
             momentum.step(net, loss_of(net, inputs, targets))
     for client in range(3):
         expected = nets[client * num_servers // 3].state_dict()
-        assert_close(whole_of(module, client), expected)
+        assert_close(state_of(module, client), expected)
 
 
-@pytest.mark.parametrize(
-    ("policy", "order"), [("keep", 1), ("travel", -1), ("reset", 1)]
-)
-def test_splitfed_v1_is_federated_averaging(tmp_path, cuts, policy, order):
-    """Whoever holds a layer: with its own momentum, or the mean of all."""
-    options = {"optimizer_state": policy, "server_optimizer_state": policy}
-    flow = [ClientAveraging(), ServerAveraging(remote=False)][::order]
-    module = made(cuts, server_map=EACH, **options)
-    fit(tmp_path, module, make_data(**SKEWED, servers=EACH), flow)
+@pytest.mark.parametrize("policy", ["keep", "travel", "reset"])
+def test_splitfed_v1_is_federated_averaging(tmp_path, cuts, policy):
+    """Whoever has a layer: with its own momentum, or the mean of all."""
+    module = made(cuts)
+    protocol = SplitFedV1(optimizer_state=policy, server_optimizer_state=policy)
+    fit(tmp_path, module, make_data(3, protocol, **SKEWED))
     expected = plain_fedavg(make_data(**SKEWED), policy=policy)[0]
-    assert_close(whole_of(module), expected)
-    assert module.parties.representatives() == []
+    assert_close(state_of(module), expected)
+    assert module.engine.representatives() == []
 
 
 class Copies:
@@ -249,10 +237,10 @@ def held_by_clients(cuts):
 @pytest.mark.parametrize("local_steps", [None, 1])
 def test_splitfed_v2_equals_a_plain_loop(tmp_path, cuts, local_steps):
     """The server's copy of a layer that some clients hold is in the mean, too."""
-    schedule = RoundRobinSchedule(local_steps=local_steps)
     module = made(cuts)
-    data = make_data(**SKEWED, schedule=schedule)
-    fit(tmp_path, module, data, [ClientAveraging()])
+    protocol = SplitFedV2(shuffle=False, local_steps=local_steps)
+    data = make_data(3, protocol, **SKEWED)
+    fit(tmp_path, module, data)
     copies = Copies(cuts)
     for round_index in range(ROUNDS):
         for ((client, inputs, targets),) in batches_of(data, round_index):
@@ -260,15 +248,14 @@ def test_splitfed_v2_equals_a_plain_loop(tmp_path, cuts, local_steps):
         copies.average(held_by_clients(cuts))
     for client in range(3):
         expected = copies.network_of(client).state_dict()
-        assert_close(whole_of(module, client), expected)
+        assert_close(state_of(module, client), expected)
 
 
 def test_splitfed_v3_equals_a_plain_loop(tmp_path, cuts):
     """No layer of a client is ever averaged, with another client's or a server's."""
-    module = made(cuts, server_map=EACH)
-    data = make_data(**SKEWED, servers=EACH)
-    flow = [ClientAveraging(every=None), ServerAveraging(remote=False)]
-    fit(tmp_path, module, data, flow)
+    module = made(cuts)
+    data = make_data(3, SplitFedV3(), **SKEWED)
+    fit(tmp_path, module, data)
     copies = Copies(cuts, server_of=lambda client: client)
     for round_index in range(ROUNDS):
         for ((client, inputs, targets),) in batches_of(data, round_index):
@@ -276,17 +263,15 @@ def test_splitfed_v3_equals_a_plain_loop(tmp_path, cuts):
         copies.average(set(range(8)), party="server")
     for client in range(3):
         expected = copies.network_of(client).state_dict()
-        assert_close(whole_of(module, client), expected)
-    assert module.parties.representatives() == [0, 1, 2]
+        assert_close(state_of(module, client), expected)
+    assert module.engine.representatives() == [0, 1, 2]
 
 
 def test_several_servers_equal_a_plain_loop(tmp_path, cuts):
     """A round robin in each group, then the mean over all groups."""
-    servers = ServerMap(2)
-    module = made(cuts, optimizer=PLAIN, server_map=servers)
-    data = make_data(**SKEWED, servers=servers)
-    flow = [RoundRobinWeightPassing(average_every=1), ServerAveraging()]
-    fit(tmp_path, module, data, flow)
+    module = made(cuts, optimizer=PLAIN)
+    data = make_data(3, MultiServer(2), **SKEWED)
+    fit(tmp_path, module, data)
     whole = network()
     for round_index in range(ROUNDS):
         nets, samples = {0: clone(whole), 1: clone(whole)}, Counter()
@@ -297,7 +282,7 @@ def test_several_servers_equal_a_plain_loop(tmp_path, cuts):
             samples[group] += len(targets)
         states = [nets[group].state_dict() for group in samples]
         whole.load_state_dict(mean_state(states, samples.values()))
-    assert_close(whole_of(module), whole.state_dict())
+    assert_close(state_of(module), whole.state_dict())
 
 
 WIDTHS = [4 * 36, 4 * 36, 4 * 36, 4 * 9, 36, 8, 8]  # what each layer hands on
@@ -310,9 +295,15 @@ def size_of(layers):
 
 def test_bytes_are_counted_where_they_belong(tmp_path, cuts):
     """Held against closed formulas: what crosses, and what is handed over."""
-    module = made(cuts)
+    module, seen = made(cuts), Counter()
+
+    def count(event):
+        if isinstance(event, Message):
+            seen[event.kind, event.place] += event.num_bytes
+
+    module.channel.observers.append(count)
     data = make_data(**SKEWED)
-    fit(tmp_path, module, data, [RoundRobinWeightPassing()])
+    fit(tmp_path, module, data)
     listed, labels, held = cuts
     own = [len(part) * ROUNDS for part in data.parts]
     first = [listed[0][k * len(listed[0]) // 3] for k in range(3)]
@@ -322,7 +313,8 @@ def test_bytes_are_counted_where_they_belong(tmp_path, cuts):
         for cut in depths
     ]
     crossing += [4 * sum(own) * WIDTHS[cut] for cut in listed[1:]]
-    assert module.channel.by_cut == [[count, count] for count in crossing]
+    for place, expected in enumerate(crossing):
+        assert seen["smashed", place] == seen["gradient", place] == expected
     turns = [k for _ in range(ROUNDS) for k in range(3)]
     to_clients, to_or_from_server = 0, 0
     for before, after in pairwise(turns):
@@ -340,66 +332,52 @@ def test_bytes_are_counted_where_they_belong(tmp_path, cuts):
     assert totals["hop_bytes"] == 2 * (sum(crossing) - first_cut - head)
 
 
-@pytest.mark.parametrize("remote", [True, False])
-def test_bytes_to_a_mean_are_those_of_whoever_held_a_layer_last(tmp_path, cuts, remote):
+def test_bytes_to_a_mean_are_those_of_whoever_had_a_layer_last(tmp_path, cuts):
     """Of each group; a server's copies of clients' layers, too, where they travel."""
-    servers = ServerMap(2)
-    module = made(cuts, optimizer=PLAIN, server_map=servers)
-    data = make_data(**SKEWED, servers=servers)
-    flow = [RoundRobinWeightPassing(average_every=1), ServerAveraging(remote=remote)]
-    fit(tmp_path, module, data, flow)
+    module = made(cuts, optimizer=PLAIN)
+    fit(tmp_path, module, make_data(3, MultiServer(2), **SKEWED))
     last = [set(cuts[2][client]) for client in (1, 2)]
     totals = module.totals()
     at_clients = sum(size_of(held) for held in last)
     at_servers = sum(size_of(set(range(8)) - held) for held in last)
     assert totals["averaging_bytes"] == 2 * ROUNDS * at_clients
-    expected = 2 * ROUNDS * at_servers if remote else 0
-    assert totals["server_averaging_bytes"] == expected
+    assert totals["server_averaging_bytes"] == 2 * ROUNDS * at_servers
 
 
-def test_a_client_remembers_only_layers_that_it_holds(tmp_path, cuts):
+def test_a_client_remembers_only_layers_that_it_has(tmp_path, cuts):
     """Those that wait: weights of their own, and a momentum of each."""
     module = made(cuts)
-    flow = [RoundRobinWeightPassing(enabled=False)]
-    fit(tmp_path, module, make_data(), flow)
+    fit(tmp_path, module, make_data(3, RoundRobinWeightPassing(enabled=False)))
     remembered = defaultdict(set)
-    for piece in module.parties.pieces.values():
-        state = piece.of("client").state_dict() if "client" in piece.live else {}
-        for part in ("weights", "optimizer_states"):
-            for client, own in state.get(part, {}).items():
-                remembered[client] |= {layer_of(name) for name in own}
+    for store in module.engine.stores:
+        for states in store.own.values():
+            for name, state in states.items():
+                remembered[name] |= {layer_of(key) for key in state}
     with_weights = {layer_of(name) for name in network().state_dict()}
-    shallow, deep = (cuts[2].index(f(cuts[2], key=len)) for f in (min, max))
-    for client in {0, shallow, deep}:
-        assert remembered[client] <= set(cuts[2][client])
-    assert remembered[0] == set(cuts[2][0]) & with_weights
+    for client in range(3):
+        assert remembered[f"client/{client}"] <= set(cuts[2][client])
+    assert remembered["client/0"] == set(cuts[2][0]) & with_weights
 
 
 STOPPED = {
-    "hand-off": ([RoundRobinWeightPassing], {"optimizer_state": "travel"}, None),
-    "mean": ([ClientAveraging, ServerAveraging], {"server_map": EACH}, EACH),
-    "own layers": (
-        [partial(ClientAveraging, every=None), ServerAveraging],
-        {"server_map": EACH},
-        EACH,
+    "hand-off": partial(
+        RoundRobinWeightPassing, local_steps=1, optimizer_state="travel"
     ),
+    "mean": SplitFedV1,
+    "own layers": SplitFedV3,
 }
 
 
 @pytest.mark.parametrize("name", STOPPED)
 @pytest.mark.parametrize(("cut", "spills"), [("one each", True), ("U", False)])
 def test_a_run_that_was_stopped_goes_on(tmp_path, cut, name, spills):
-    """In mid-round, with what the server holds between clients."""
-    cuts = CUTS[cut]
-    flow, options, servers = STOPPED[name]
-    folder = {"spill_to": tmp_path / "waiting"} if spills else {}
-    schedule = RoundRobinSchedule(local_steps=None if servers else 1)
+    """In mid-round, with what the server has between clients."""
 
     def make():
-        data = make_data(schedule=schedule, servers=servers)
-        return made(cuts, **options, **folder), data
+        engine = LocalEngine(spill_to=tmp_path / "waiting" if spills else None)
+        return made(CUTS[cut], engine=engine), make_data()
 
-    check(tmp_path, make, (3,), flow)
+    check(tmp_path, make, (3,), [STOPPED[name]])
 
 
 def test_a_run_goes_on_with_the_cuts_it_began_with(tmp_path):
@@ -421,52 +399,44 @@ def test_a_run_goes_on_with_the_cuts_it_began_with(tmp_path):
 BAD = {
     "more cuts than clients": (
         {"cut_layer": [[0, 2, 5, 0]]},
-        [RoundRobinWeightPassing()],
+        RoundRobinWeightPassing(),
         r"at most one entry of `cut_layer` for each client \(`num_clients`: 3\).*got 4",
     ),
     "a second cut that differs": (
         {"cut_layer": [0, [2, 5]]},
-        [RoundRobinWeightPassing()],
+        RoundRobinWeightPassing(),
         "only the first cut may differ",
     ),
     "no such layer": (
         {"cut_layer": [[0, "nowhere"]]},
-        [RoundRobinWeightPassing()],
+        RoundRobinWeightPassing(),
         "`cut_layer` to be the path of a layer of Sequential, but got 'nowhere'",
     ),
-    "averaged at each step": (
+    "one state for all": (
         {"cut_layer": [[0, 2]]},
-        [ClientAveraging(every="step")],
-        "averaged at each step act on the same weights",
+        ParallelSplitLearning("step"),
+        "clients train one state together",
     ),
     "gradients that are averaged": (
-        {"cut_layer": [[0, 2]], "average_cut_gradients": 2},
-        [ClientAveraging()],
-        "`average_cut_gradients` to be null where clients cut",
+        {"cut_layer": [[0, 2]], "channel": Channel(downlink=AverageGradients(2))},
+        ParallelSplitLearning(),
+        "`downlink` to be None where clients cut.*AverageGradients",
     ),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_what_does_not_go_together_is_refused(tmp_path, name):
-    options, flow, message = BAD[name]
-    together = isinstance(flow[0], ClientAveraging)
-    schedule = ParallelSchedule() if together else RoundRobinSchedule()
+    options, protocol, message = BAD[name]
     with pytest.raises((ValueError, MisconfigurationException), match=message):
-        fit(tmp_path, make_split(**options), make_data(3, schedule=schedule), flow)
+        fit(tmp_path, make_split(**options), make_data(3, protocol))
 
 
-def test_momentum_does_not_travel_to_another_kind_of_optimizer():
-    module = SplitLightningModule(
-        network(), [[0, 2]], SGD, torch.optim.Adam, 3, optimizer_state="travel"
-    )
+def test_momentum_does_not_travel_to_another_kind_of_optimizer(tmp_path):
+    module = make_split([[0, 2]], server_optimizer=torch.optim.Adam)
+    protocol = RoundRobinWeightPassing(optimizer_state="travel")
     with pytest.raises(ValueError, match=r"different kinds.*client's is SGD.*Adam"):
-        module.configure_optimizers()
-
-
-def test_a_server_that_trains_first_has_one_depth():
-    with pytest.raises(ValueError, match="different depths is no batch"):
-        CycleSplitLightningModule(network(), [[0, 2]], SGD, SGD, 3)
+        fit(tmp_path, module, make_data(3, protocol))
 
 
 QUICK = ["rounds=1", "num_clients=4", "batch_size=400"]
@@ -501,27 +471,22 @@ def test_the_command_line(monkeypatch, tmp_path, topology, protocol):
         assert state.keys() == DigitsCNN().state_dict().keys()
 
 
-@pytest.mark.parametrize("cut_gradient", ["joint", "own"])
 @pytest.mark.parametrize("every", [None, 1])
-def test_parallel_equals_a_plain_loop(tmp_path, cuts, every, cut_gradient):
+def test_parallel_equals_a_plain_loop(tmp_path, cuts, every):
     """Clients of different depth join the server's batch where they cut."""
-    options = SKEWED | {"schedule": ParallelSchedule(), "batch_size": 6}
-    module = made(cuts, cut_gradient=cut_gradient)
-    fit(tmp_path, module, make_data(**options), [ClientAveraging(every=every)])
-    held, is_own = cuts[2], cut_gradient == "own"
+    data = make_data(3, ParallelSplitLearning(every), **SKEWED)
+    module, held = made(cuts), cuts[2]
+    fit(tmp_path, module, data)
     nets, server = [network() for _ in range(3)], network()
     own = [SGD(layers_of(net, held[k])) for k, net in enumerate(nets)]
     at_server = SGD(server.parameters())
     for round_index in range(ROUNDS):
         samples = Counter()
-        for parts in batches_of(make_data(**options), round_index):
+        for parts in batches_of(data, round_index):
             for optimizer in (*own, at_server):
                 optimizer.zero_grad()
             joint_loss(parts, nets, server, held).backward()
-            total = sum(len(targets) for *_, targets in parts)
             for k, _, targets in parts:
-                for parameter in layers_of(nets[k], held[k]):
-                    parameter.grad *= total / len(targets) if is_own else 1
                 own[k].step()
                 for layer in range(8):
                     holder = k if layer in held[k] else "server"
@@ -533,7 +498,7 @@ def test_parallel_equals_a_plain_loop(tmp_path, cuts, every, cut_gradient):
         state = server.state_dict() | {
             name: t for name, t in net.state_dict().items() if layer_of(name) in held[k]
         }
-        assert_close(whole_of(module, k), state)
+        assert_close(state_of(module, k), state)
 
 
 def layers_of(net, layers):
@@ -618,11 +583,10 @@ class Clock:
 @pytest.mark.parametrize("together", [False, True])
 def test_deeper_clients_compute_more_in_virtual_time(tmp_path, together):
     cuts = CUTS["one each"]
-    schedule = ParallelSchedule() if together else RoundRobinSchedule()
-    flow = ClientAveraging(every=None) if together else RoundRobinWeightPassing()
+    protocol = ParallelSplitLearning() if together else RoundRobinWeightPassing()
     clock = VirtualClock(SYSTEM)
-    data = make_data(schedule=schedule)
-    fit(tmp_path, made(cuts), data, [flow, clock])
+    data = make_data(3, protocol)
+    fit(tmp_path, made(cuts), data, [clock])
     expected, before = Clock(cuts[2]), None
     for round_index in range(ROUNDS):
         for parts in batches_of(data, round_index):
@@ -640,7 +604,7 @@ def test_each_party_clips_by_itself(tmp_path, cuts):
     limit = 0.05
     module = made(cuts, optimizer=PLAIN, gradient_clip_val=limit)
     data = make_data(**SKEWED)
-    fit(tmp_path, module, data, [RoundRobinWeightPassing()])
+    fit(tmp_path, module, data)
     net = network()
     optimizer = PLAIN(net.parameters())
     hop = cuts[0][1] if len(cuts[0]) > 1 else 7
@@ -654,14 +618,13 @@ def test_each_party_clips_by_itself(tmp_path, cuts):
             for layers in filter(None, (held, first, second)):
                 nn.utils.clip_grad_norm_(layers_of(net, layers), limit)
             optimizer.step()
-    assert_close(whole_of(module), net.state_dict())
+    assert_close(state_of(module), net.state_dict())
 
 
 def test_several_processes_train_clients_that_are_alike():
     trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
-    trainer.callbacks.append(RoundRobinWeightPassing())
     with pytest.raises(MisconfigurationException, match="differ in the layers that"):
-        make_split([[0, 2]]).verify(trainer, make_data(2))
+        make_split([[0, 2]]).verify(trainer, make_data(2), RoundRobinWeightPassing())
 
 
 def test_drift_is_of_layers_that_both_clients_hold(tmp_path):
@@ -697,9 +660,8 @@ def test_drift_is_of_layers_that_both_clients_hold(tmp_path):
 def test_each_party_may_keep_its_own_statistics(tmp_path):
     """Of a layer between the cuts, too: as federated averaging that keeps them."""
     cuts = CUTS["one each"]
-    module = made(cuts, server_map=EACH, buffers="keep")
-    flow = [ClientAveraging(), ServerAveraging(remote=False)]
-    fit(tmp_path, module, make_data(**SKEWED, servers=EACH), flow)
+    module = made(cuts)
+    fit(tmp_path, module, make_data(3, SplitFedV1(buffers="keep"), **SKEWED))
     expected = plain_fedavg(make_data(**SKEWED), buffers="keep")
     for client in range(3):
-        assert_close(whole_of(module, client), expected[client])
+        assert_close(state_of(module, client), expected[client])

@@ -14,14 +14,15 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from split_lightning import (
+    Centralized,
+    Protocol,
     RoundRobinWeightPassing,
     SplitDataModule,
     SplitLightningModule,
-    UnsplitLightningModule,
     merge,
 )
-from split_lightning.callbacks import WeightPassing
-from split_lightning.data import Images, RoundRobinSchedule
+from split_lightning.data import Images
+from split_lightning.protocols import PassWeights, Train
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 ADAM = partial(torch.optim.Adam, lr=0.01)
@@ -35,7 +36,8 @@ def make_data(num_clients=3, **options):
 def make_module(network=None, cut_layer=1, optimizer=SGD, **options):
     network = network or seeded_network()
     options.setdefault("num_classes", 3)
-    return SplitLightningModule(network, cut_layer, optimizer, optimizer, **options)
+    own = None if cut_layer is None else optimizer
+    return SplitLightningModule(network, cut_layer, own, optimizer, **options)
 
 
 def seeded_network():
@@ -64,9 +66,10 @@ def batches_of(data, rounds):
     data.setup("fit")
     loader = data.train_dataloader()
     for round_index in range(rounds):
-        loader.sampler.set_epoch(round_index)
-        for client_id, inputs, targets, ends_turn, *_ in loader:
-            yield round_index, client_id, inputs, targets, ends_turn
+        loader.set_epoch(round_index)
+        for step in loader:
+            (part,) = step.parts
+            yield part.client_id, part.inputs, part.targets, step.ends_turn
 
 
 def assert_equal_states(state, expected):
@@ -76,38 +79,24 @@ def assert_equal_states(state, expected):
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
-@pytest.mark.parametrize("cut_layer", [0, 1, 3, 5])
+@pytest.mark.parametrize("cut_layer", [0, 1, 3, 5, None])
 def test_one_client_equals_the_unsplit_network(tmp_path, cut_layer, optimizer):
-    data, module = make_data(1), make_module(None, cut_layer, optimizer)
-    trainer = fit(module, data, tmp_path)
+    module = make_module(None, cut_layer, optimizer)
+    protocol = RoundRobinWeightPassing() if cut_layer is not None else Centralized()
+    trainer = fit(module, make_data(1), tmp_path, [protocol])
 
     network = seeded_network()
     plain = optimizer(network.parameters())
     torch.manual_seed(11)
-    for _, _, inputs, targets, _ in batches_of(make_data(1), rounds=2):
+    for _, inputs, targets, _ in batches_of(make_data(1), rounds=2):
         plain.zero_grad()
         nn.functional.cross_entropy(network(inputs), targets).backward()
         plain.step()
-        steps = trainer.global_step
-    assert steps == 14  # 48 images in batches of 7, twice: one tick a step
-    assert_equal_states(merge(module.client, module.server), network.state_dict())
+    assert trainer.global_step == 14  # 48 images in batches of 7, twice
+    assert_equal_states(merge(*module.segments().values()), network.state_dict())
     network.eval()
     module.eval()
     assert torch.equal(module(inputs), network(inputs))
-
-
-def test_centralized_module_equals_the_unsplit_network(tmp_path):
-    module = UnsplitLightningModule(seeded_network(), SGD, num_classes=3)
-    fit(module, make_data(1), tmp_path, callbacks=[])
-
-    network = seeded_network()
-    plain = SGD(network.parameters())
-    torch.manual_seed(11)
-    for _, _, inputs, targets, _ in batches_of(make_data(1), rounds=2):
-        plain.zero_grad()
-        nn.functional.cross_entropy(network(inputs), targets).backward()
-        plain.step()
-    assert_equal_states(module.network.state_dict(), network.state_dict())
 
 
 def plain_round_robin(policy, optimizer, data, rounds, passing=True):
@@ -119,7 +108,7 @@ def plain_round_robin(policy, optimizer, data, rounds, passing=True):
     server_optimizer = optimizer(server.parameters())
     last = None
     torch.manual_seed(11)
-    for _, now, inputs, targets, _ in batches_of(data, rounds):
+    for now, inputs, targets, _ in batches_of(data, rounds):
         if last not in (None, now) and passing:
             clients[now].load_state_dict(clients[last].state_dict())
             if policy == "travel":
@@ -142,8 +131,9 @@ def plain_round_robin(policy, optimizer, data, rounds, passing=True):
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
 @pytest.mark.parametrize("policy", ["keep", "travel", "reset"])
 def test_round_robin_equals_a_plain_loop(tmp_path, policy, optimizer):
-    module = make_module(optimizer=optimizer, optimizer_state=policy)
-    fit(module, make_data(), tmp_path, max_epochs=3)
+    module = make_module(optimizer=optimizer)
+    protocol = RoundRobinWeightPassing(optimizer_state=policy)
+    fit(module, make_data(), tmp_path, [protocol], max_epochs=3)
 
     clients, server, last = plain_round_robin(policy, optimizer, make_data(), 3)
     assert_equal_states(module.client.state_dict(), clients[last].state_dict())
@@ -153,8 +143,9 @@ def test_round_robin_equals_a_plain_loop(tmp_path, policy, optimizer):
 def test_policies_differ(tmp_path):
     ends = []
     for policy in ("keep", "travel", "reset"):
-        module = make_module(optimizer_state=policy)
-        fit(module, make_data(), tmp_path)
+        module = make_module()
+        protocol = RoundRobinWeightPassing(optimizer_state=policy)
+        fit(module, make_data(), tmp_path, [protocol])
         ends.append(module.client.state_dict()["0.weight"].clone())
     assert not torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[1], ends[2])
@@ -168,9 +159,9 @@ def test_without_weight_passing_equals_clients_that_never_share(tmp_path):
 
     clients, _, _ = plain_round_robin("keep", SGD, make_data(), 3, passing=False)
     for client_id, client in enumerate(clients):
-        module.switch_to(client_id)
-        assert_equal_states(module.client.state_dict(), client.state_dict())
-    assert module.traffic.handoff_bytes == module.traffic.handoffs == 0
+        own = module.segments(client_id)["client"]
+        assert_equal_states(own.state_dict(), client.state_dict())
+    assert module.totals()["handoff_bytes"] == module.totals()["handoffs"] == 0
 
 
 @pytest.mark.parametrize(
@@ -191,7 +182,7 @@ def test_clipping_and_accumulation_equal_a_plain_loop(tmp_path, algorithm, clip)
     states = {0: copy.deepcopy(both[0].state_dict()), 1: both[0].state_dict()}
     count, steps, last = 0, 0, 0
     torch.manual_seed(11)
-    for _, now, inputs, targets, ends_turn in batches_of(make_data(2), rounds=2):
+    for now, inputs, targets, ends_turn in batches_of(make_data(2), rounds=2):
         if now != last:  # each client has its own momentum
             states[last] = copy.deepcopy(both[0].state_dict())
             both[0].load_state_dict(states[now])
@@ -255,8 +246,8 @@ def test_a_frozen_client_sends_up_and_gets_nothing_back(tmp_path):
     module = make_module(network)
     fit(module, make_data(1), tmp_path)
     assert torch.equal(module.client.state_dict()["0.weight"], network[0].weight)
-    assert module.traffic.uplink_bytes > 0
-    assert module.traffic.downlink_bytes == 0
+    assert module.totals()["uplink_bytes"] > 0
+    assert module.totals()["downlink_bytes"] == 0
 
 
 def test_bf16_mixed_equals_autocast_end_to_end(tmp_path):
@@ -266,7 +257,7 @@ def test_bf16_mixed_equals_autocast_end_to_end(tmp_path):
     network = seeded_network()
     plain = SGD(network.parameters())
     torch.manual_seed(11)
-    for _, _, inputs, targets, _ in batches_of(make_data(1), rounds=1):
+    for _, inputs, targets, _ in batches_of(make_data(1), rounds=1):
         plain.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             loss = nn.functional.cross_entropy(network(inputs), targets)
@@ -274,7 +265,7 @@ def test_bf16_mixed_equals_autocast_end_to_end(tmp_path):
         plain.step()
     assert_equal_states(merge(module.client, module.server), network.state_dict())
     # Two bytes a value: 48 images of 4 x 6 x 6, and targets of 8 bytes.
-    assert module.traffic.uplink_bytes == 48 * (4 * 6 * 6 * 2 + 8)
+    assert module.totals()["uplink_bytes"] == 48 * (4 * 6 * 6 * 2 + 8)
 
 
 def test_channels_last_gives_the_same_numbers_but_for_rounding(tmp_path):
@@ -335,15 +326,12 @@ def test_trainer_flags_do_what_lightning_users_expect(tmp_path, options, steps):
         options |= {"default_root_dir": tmp_path, "enable_progress_bar": False}
     trainer = Trainer(**{"max_epochs": 2} | options)
     module = make_module()
-    before = copy.deepcopy(module.state_dict())
+    before = seeded_network()
     trainer.fit(module, datamodule=data)
     assert trainer.global_step == steps
-    assert not torch.equal(
-        module.state_dict()["client.0.weight"], before["client.0.weight"]
-    )
-    assert not torch.equal(
-        module.state_dict()["server.6.weight"], before["server.6.weight"]
-    )
+    client, server = module.client.state_dict(), module.server.state_dict()
+    assert not torch.equal(client["0.weight"], before[0].weight)
+    assert not torch.equal(server["6.weight"], before[6].weight)
 
 
 def test_overfit_batches_sees_the_same_batches_each_round(tmp_path):
@@ -352,7 +340,7 @@ def test_overfit_batches_sees_the_same_batches_each_round(tmp_path):
             self.seen = []
 
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            self.seen.append(batch.inputs.sum().item())
+            self.seen.append(batch.parts[0].inputs.sum().item())
 
     watch = Watch()
     callbacks = [RoundRobinWeightPassing(), watch]
@@ -378,7 +366,7 @@ REFUSED = {
     "clip": ({"gradient_clip_val": 1.0}, "model.gradient_clip_val"),
     "accumulate": ({"accumulate_grad_batches": 4}, "model.accumulate_grad_batches"),
     "swa": (
-        {"callbacks": [StochasticWeightAveraging(0.1)]},
+        {"callbacks": [RoundRobinWeightPassing(), StochasticWeightAveraging(0.1)]},
         "StochasticWeightAveraging",
     ),
     "16-true": ({"precision": "16-true"}, "bf16-mixed"),
@@ -405,10 +393,9 @@ def test_what_would_train_wrongly_is_refused(tmp_path, options, message):
 def test_strategies_that_would_not_train_as_one_process_are_refused(strategy, message):
     trainer = Trainer(accelerator="cpu", strategy=strategy, devices=2, logger=False)
     with pytest.raises(MisconfigurationException, match=message):
-        make_module().verify(trainer, make_data())
-    module = UnsplitLightningModule(seeded_network(), SGD, num_classes=3)
+        make_module().verify(trainer, make_data(), RoundRobinWeightPassing())
     with pytest.raises(MisconfigurationException, match=message):
-        module.verify(trainer, make_data(1))
+        make_module(cut_layer=None).verify(trainer, make_data(1), Centralized())
 
 
 def test_a_second_fit_starts_anew(tmp_path):
@@ -421,7 +408,7 @@ def test_a_second_fit_starts_anew(tmp_path):
     other = make_module(fresh)
     fit(other, make_data(), tmp_path)
     assert_equal_states(module.state_dict(), other.state_dict())
-    assert module.traffic == other.traffic
+    assert module.totals() == other.totals()
 
 
 @pytest.mark.parametrize("clients_per_round", [None, 2])
@@ -436,40 +423,41 @@ def test_a_checkpoint_in_mid_round_loses_no_batch(tmp_path, clients_per_round):
     def make():
         network = seeded_network()
         network[5].p = 0.0
-        schedule = RoundRobinSchedule(clients_per_round=clients_per_round)
-        return make_module(network), make_data(
-            partitioner=LinearPartitioner, schedule=schedule, batch_size=4
-        )
+        protocol = RoundRobinWeightPassing(clients_per_round=clients_per_round)
+        data = make_data(partitioner=LinearPartitioner, batch_size=4)
+        return make_module(network), data, protocol
 
-    whole, data = make()
-    fit(whole, data, tmp_path, [RoundRobinWeightPassing(), Save()], max_epochs=3)
-    resumed, data = make()
+    whole, data, protocol = make()
+    fit(whole, data, tmp_path, [protocol, Save()], max_epochs=3)
+    resumed, data, protocol = make()
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=3,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
-        callbacks=[RoundRobinWeightPassing()],
+        callbacks=[protocol],
         default_root_dir=tmp_path,
     )
     trainer.fit(resumed, datamodule=data, ckpt_path=tmp_path / "middle.ckpt")
     assert_equal_states(resumed.state_dict(), whole.state_dict())
 
 
-def test_an_own_callback_can_pass_the_weights(tmp_path):
-    class Backwards(WeightPassing):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            if pl_module.clients.active not in (None, batch.client_id):
-                pl_module.hand_over(batch.client_id)
+def test_an_own_protocol_can_pass_the_weights(tmp_path):
+    class Alternating(Protocol):
+        def plan(self, round):
+            for client, batches in round.turns(round.clients()):
+                yield PassWeights(to=client)
+                for batch in batches:
+                    yield Train((batch,))
 
     own, ours = make_module(), make_module()
-    fit(own, make_data(), tmp_path, [Backwards()])
+    fit(own, make_data(), tmp_path, [Alternating()])
     fit(ours, make_data(), tmp_path)
     assert_equal_states(own.state_dict(), ours.state_dict())
 
 
-def test_weight_passing_must_not_be_forgotten(tmp_path):
+def test_a_protocol_must_not_be_forgotten(tmp_path):
     with pytest.raises(MisconfigurationException, match="Add RoundRobinWeight"):
         fit(make_module(), make_data(), tmp_path, callbacks=[])
 
@@ -477,10 +465,6 @@ def test_weight_passing_must_not_be_forgotten(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"optimizer_state": "lose"},
-            "optimizer_state.*'keep', 'travel', 'reset'.*lose",
-        ),
         ({"gradient_clip_val": -1.0}, "gradient_clip_val.*positive.*-1"),
         ({"gradient_clip_algorithm": "max"}, "gradient_clip_algorithm.*norm.*max"),
         ({"accumulate_grad_batches": 0}, "accumulate_grad_batches.*positive.*0"),
@@ -500,17 +484,17 @@ def test_optimizer_options_out_of_range_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("policy", "passing"),
-    [("keep", True), ("travel", True), ("reset", True), ("keep", False)],
+    "options",
+    [*({"optimizer_state": p} for p in ("keep", "travel", "reset")), {"enabled": False}],
 )
-def test_a_run_goes_on_from_a_checkpoint(tmp_path, policy, passing):
+def test_a_run_goes_on_from_a_checkpoint(tmp_path, options):
     def make():
         network = seeded_network()
         network[5].p = 0.0  # checkpoints hold no state of random numbers
-        return make_module(network, optimizer_state=policy)
+        return make_module(network)
 
     def passes():
-        return [RoundRobinWeightPassing(enabled=passing)]
+        return [RoundRobinWeightPassing(**options)]
 
     whole, half, resumed = make(), make(), make()
     fit(whole, make_data(), tmp_path, passes(), max_epochs=4)
@@ -530,7 +514,7 @@ def test_a_run_goes_on_from_a_checkpoint(tmp_path, policy, passing):
     trainer.fit(resumed, datamodule=make_data(), ckpt_path=path)
     assert trainer.global_step == 4 * 9
     assert_equal_states(resumed.state_dict(), whole.state_dict())
-    assert resumed.traffic == whole.traffic
+    assert resumed.totals() == whole.totals()
 
 
 @pytest.mark.parametrize("policy", ["keep", "travel", "reset"])
@@ -538,9 +522,11 @@ def test_memory_of_waiting_clients(tmp_path, policy):
     """Nothing with `travel` and `reset`; one momentum each with `keep`."""
     remembered = []
     for num_clients in (3, 12):
-        module = make_module(optimizer_state=policy)
-        fit(module, make_data(num_clients), tmp_path)
-        state = module.clients.state_dict()
-        assert not state["weights"]
-        remembered.append(len(state["optimizer_states"]))
+        module = make_module()
+        protocol = RoundRobinWeightPassing(optimizer_state=policy)
+        fit(module, make_data(num_clients), tmp_path, [protocol])
+        own = module.engine.stores[0].own
+        assert not own["parameters"]
+        assert not own["buffers"]
+        remembered.append(len(own["optimizer"]))
     assert remembered == ([2, 11] if policy == "keep" else [0, 0])

@@ -11,15 +11,15 @@ from pytorch_lightning import Callback, Trainer
 from torch import nn
 
 from split_lightning import (
-    ClientAveraging,
+    Centralized,
     RoundRobinWeightPassing,
     SplitDataModule,
+    SplitFedV2,
     SplitLightningModule,
-    UnsplitLightningModule,
 )
 from split_lightning.callbacks import CommunicationMonitor, ResumeCheckpoint
-from split_lightning.data import Availability, RoundRobinSchedule
 from split_lightning.data.shards import EvenShardPartitioner
+from split_lightning.system import Availability
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 ADAM = partial(torch.optim.Adam, lr=0.01)
@@ -41,12 +41,11 @@ class Kill(Callback):
         self.left -= 1
 
 
-def make_module(optimizer=SGD, centralized=False, **options):
+def make_module(optimizer=SGD, cut_layer=1, **options):
     torch.manual_seed(5)
     network = tiny_network()
-    if centralized:
-        return UnsplitLightningModule(network, optimizer, 3, STEP, **options)
-    return SplitLightningModule(network, 1, optimizer, optimizer, 3, **options)
+    client = None if cut_layer is None else optimizer
+    return SplitLightningModule(network, cut_layer, client, optimizer, 3, **options)
 
 
 def make_data(num_clients=3, **options):
@@ -55,10 +54,12 @@ def make_data(num_clients=3, **options):
 
 
 PASSING = (RoundRobinWeightPassing,)
-ALONE = (partial(RoundRobinWeightPassing, enabled=False),)
 
 
-def start(folder, records, module, data, flow=PASSING, kill=None, ckpt=None, **options):
+def start(
+    folder, records, module, data, flow=PASSING, kill=None, ckpt=None, rounds=ROUNDS,
+    **options,
+):  # fmt: skip
     """Trains; returns all that a checkpoint holds at the end."""
     checkpoint = ResumeCheckpoint(folder, every_n_batches=1)
     callbacks = [CommunicationMonitor(), *(make() for make in flow)]
@@ -66,7 +67,7 @@ def start(folder, records, module, data, flow=PASSING, kill=None, ckpt=None, **o
         callbacks.append(Kill(kill))
     trainer = Trainer(
         accelerator="cpu",
-        max_epochs=ROUNDS,
+        max_epochs=rounds,
         logger=records,
         log_every_n_steps=1,
         callbacks=[*callbacks, checkpoint],
@@ -122,15 +123,48 @@ def check(tmp_path, make, kills, flow=PASSING, **options):
         assert sorted(parts.records) == sorted(whole.records)  # nothing lost or twice
 
 
-@pytest.mark.parametrize(
-    ("policy", "flow"),
-    [("keep", PASSING), ("travel", PASSING), ("reset", PASSING), ("keep", ALONE)],
-)
-def test_at_any_batch_for_each_policy(tmp_path, policy, flow):
-    def make():
-        return make_module(ADAM, optimizer_state=policy), make_data()
+def check_at_each_step(tmp_path, make, flow, rounds=2):
+    """Stops a run after its first step, then again after each further one.
 
-    check(tmp_path, make, (1, 9, 15), flow)
+    Args:
+        tmp_path: Where to write.
+        make: Makes the module and the data.
+        flow: Make the callbacks, the protocol first.
+        rounds: Number of rounds.
+    """
+    whole, parts, folder, last = Recorder(), Recorder(), tmp_path / "parts", None
+    end = start(tmp_path / "whole", whole, *make(), flow, rounds=rounds)
+    total = sum(lengths_of(make()[1], flow[0](), rounds))
+    assert total > rounds
+    for _ in range(total - 1):
+        with pytest.raises(Killed):
+            start(folder, parts, *make(), flow, kill=1, ckpt=last, rounds=rounds)
+        last = folder / "last.ckpt"
+    resumed = start(folder, parts, *make(), flow, ckpt=last, rounds=rounds)
+    assert_same(end, resumed)
+    assert sorted(parts.records) == sorted(whole.records)  # nothing lost or twice
+
+
+def lengths_of(data, protocol, rounds=ROUNDS):
+    """The numbers of steps of each round."""
+    data.protocol = protocol
+    data.setup("fit")
+    loader, lengths = data.train_dataloader(), []
+    for round_index in range(rounds):
+        loader.set_epoch(round_index)
+        lengths.append(sum(1 for _ in loader.planned()))
+    return lengths
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, *({"optimizer_state": p} for p in ("travel", "reset")), {"enabled": False}],
+)
+def test_at_any_batch_for_each_policy(tmp_path, options):
+    def make():
+        return make_module(ADAM), make_data()
+
+    check(tmp_path, make, (1, 9, 15), [partial(RoundRobinWeightPassing, **options)])
 
 
 SKEWED = {
@@ -154,43 +188,35 @@ SKEWED = {
 
 
 @pytest.mark.parametrize("name", SKEWED)
-def test_for_each_partitioner_with_a_shuffled_schedule(tmp_path, name):
+def test_for_each_partitioner_with_shuffled_turns(tmp_path, name):
     def make():
-        schedule = RoundRobinSchedule(shuffle=True)
-        data = make_data(partitioner=SKEWED[name], schedule=schedule, local_epochs=2)
-        return make_module(), data
+        return make_module(), make_data(partitioner=SKEWED[name], local_epochs=2)
 
-    check(tmp_path, make, (16,))
+    check(tmp_path, make, (16,), [partial(RoundRobinWeightPassing, shuffle=True)])
 
 
 def test_where_rounds_differ_in_length(tmp_path):
     def make():
-        schedule = RoundRobinSchedule(shuffle=True, clients_per_round=2)
         partitioner = partitioners.LinearPartitioner
-        return make_module(), make_data(partitioner=partitioner, schedule=schedule)
+        return make_module(), make_data(partitioner=partitioner)
 
-    check(tmp_path, make, (2, 5, 11, 12))
+    some = partial(RoundRobinWeightPassing, shuffle=True, clients_per_round=2)
+    check(tmp_path, make, (2, 5, 11, 12), [some])
 
 
-@pytest.mark.parametrize("averages", [True, False])
-def test_where_clients_are_absent_or_drop_out(tmp_path, averages):
+@pytest.mark.parametrize("protocol", [SplitFedV2, RoundRobinWeightPassing])
+def test_where_clients_are_absent_or_drop_out(tmp_path, protocol):
     """Rounds of 9 batches, less those of who is away: from any of them."""
+    flow = partial(protocol, shuffle=True, local_steps=2)
 
     def make():
-        schedule = RoundRobinSchedule(shuffle=True, local_steps=2)
         availability = Availability(absent=0.3, dropout=0.4)
-        return make_module(), make_data(schedule=schedule, availability=availability)
+        return make_module(), make_data(availability=availability)
 
-    data = make()[1]
-    data.setup("fit")
-    sampler, lengths = data.train_dataloader().sampler, []
-    for round_index in range(ROUNDS):
-        sampler.set_epoch(round_index)
-        lengths.append(len(sampler))
+    lengths = lengths_of(make()[1], flow())
     assert len(set(lengths)) > 1
     ends = [lengths[0] - 1, lengths[0], sum(lengths[:2])]
-    flow = (ClientAveraging,) if averages else PASSING
-    check(tmp_path, make, {1, *ends, sum(lengths) - 1} - {0}, flow)
+    check(tmp_path, make, {1, *ends, sum(lengths) - 1} - {0}, [flow])
 
 
 def test_with_augmentation_accumulation_clipping_and_schedulers(tmp_path):
@@ -211,9 +237,10 @@ def test_with_augmentation_accumulation_clipping_and_schedulers(tmp_path):
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_unsplit_network(tmp_path, accumulate):
     def make():
-        return make_module(centralized=True), make_data(1)
+        options = {"server_scheduler": STEP, "accumulate_grad_batches": accumulate}
+        return make_module(cut_layer=None, **options), make_data(1)
 
-    check(tmp_path, make, (2, 8), (), accumulate_grad_batches=accumulate)
+    check(tmp_path, make, (2, 8), [Centralized])
 
 
 def test_other_data_are_refused(tmp_path):
@@ -243,12 +270,21 @@ def test_other_data_are_refused(tmp_path):
             )
 
 
-def test_a_checkpoint_from_before_clients_could_be_absent_goes_on(tmp_path):
+def test_another_protocol_or_other_options_of_it_are_refused(tmp_path):
+    start(tmp_path, Recorder(), make_module(), make_data())
+    for protocol, words in (
+        (SplitFedV2, r"protocol=RoundRobinWeightPassing\(.*got protocol=SplitFedV2"),
+        (partial(RoundRobinWeightPassing, local_steps=1), "local_steps=None.*steps=1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            start(tmp_path, Recorder(), make_module(), make_data(), [protocol],
+                  ckpt=tmp_path / "last.ckpt")  # fmt: skip
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
     end = start(tmp_path, Recorder(), make_module(), make_data())
-    del end["SplitDataModule"]["availability"]
+    del end["format"]
     path = tmp_path / "older.ckpt"
     torch.save(end, path)
-    start(tmp_path, Recorder(), make_module(), make_data(), ckpt=path)
-    other = make_data(availability=Availability(0.1))
-    with pytest.raises(ValueError, match=r"absent=0\.0,.*absent=0\.1,"):
-        start(tmp_path, Recorder(), make_module(), other, ckpt=path)
+    with pytest.raises(ValueError, match=r"of format 2, which .* but got 1"):
+        start(tmp_path, Recorder(), make_module(), make_data(), ckpt=path)

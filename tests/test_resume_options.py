@@ -8,26 +8,17 @@ import torch
 from conftest import Recorder, tiny_network
 from pytorch_lightning import Callback, Trainer
 from test_resume import PASSING, Kill, Killed, make_data, make_module
-from test_resume_protocols import EACH, TURNS, TWO, V1, groups, policies, together
+from test_resume_protocols import PROTOCOLS, UNSPLIT
 
-from split_lightning import (
-    AsynchronousSplitLightningModule,
-    ClientAveraging,
-    CycleSplitLightningModule,
-    SplitLightningModule,
-    UnsplitLightningModule,
-)
-from split_lightning.callbacks import AsynchronousWeightPassing, ResumeCheckpoint
-from split_lightning.data import (
-    AsynchronousSchedule,
-    PooledSchedule,
-    RoundRobinSchedule,
-)
+from split_lightning import LocalEngine, SplitFedV2, SplitLightningModule
+from split_lightning.callbacks import ResumeCheckpoint
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 ADAM = partial(torch.optim.Adam, lr=0.01)
 COSINE = torch.optim.lr_scheduler.CosineAnnealingLR
-KEEP, TRAVEL, RESET = policies("keep", "keep"), policies("travel"), policies("reset")
+KEEP, TRAVEL = (
+    [partial(SplitFedV2, optimizer_state=policy)] for policy in ("keep", "travel")
+)
 
 
 class Choose(Callback):
@@ -66,61 +57,12 @@ def train(
     return torch.load(folder / "last.ckpt", weights_only=True)
 
 
-def network():
-    torch.manual_seed(5)
-    return tiny_network()
-
-
-def split(optimizer, kind=SplitLightningModule, **options):
-    return kind(network(), 1, optimizer, optimizer, 3, **options)
-
-
-def unsplit(optimizer, client_scheduler=None, server_scheduler=None, **options):
-    options["scheduler"] = server_scheduler
-    options.pop("server_optimizer_state", None)
-    return UnsplitLightningModule(network(), optimizer, 3, **options)
-
-
-def protocol(make, flow=PASSING, schedule=RoundRobinSchedule, data=None, **options):
-    return (
-        partial(make, **options),
-        flow,
-        lambda: make_data(schedule=schedule(), batch_size=10, **(data or {})),
-    )
-
-
-def joint(every, kind=SplitLightningModule, **options):
-    flow, schedule, _, _ = together(every)
-    return protocol(partial(split, kind=kind), flow, schedule, **options)
-
-
-def servers(number, flow, **options):
-    return protocol(
-        split, flow, TURNS, {"servers": number}, server_map=number, **options
-    )
-
-
-PROTOCOLS = {
-    "round_robin, keep": protocol(split, **KEEP),
-    "round_robin, travel": protocol(split, **TRAVEL),
-    "round_robin, reset": protocol(split, **RESET),
-    "splitfed_v1, keep": servers(EACH, V1, **KEEP),
-    "splitfed_v1, travel": servers(EACH, V1, **TRAVEL),
-    "splitfed_v2": protocol(split, [ClientAveraging], TURNS, **TRAVEL),
-    "parallel": joint(1, **KEEP),
-    "gpsl": joint("step"),
-    "multi_server": servers(TWO, groups, **KEEP),
-    "cyclesl": joint(1, CycleSplitLightningModule, server_batch_size=8),
-    "async_round_robin": protocol(
-        partial(split, kind=AsynchronousSplitLightningModule),
-        [AsynchronousWeightPassing],
-        AsynchronousSchedule,
-        **TRAVEL,
-    ),
-    "local": protocol(unsplit, [partial(ClientAveraging, None)]),
-    "fedavg": protocol(unsplit, [ClientAveraging], **TRAVEL),
-    "centralized": protocol(unsplit, (), PooledSchedule),
-}
+def module_of(name, optimizer, client_scheduler=None, server_scheduler=None):
+    """A module for a protocol, cut or not."""
+    own = {"server_scheduler": server_scheduler}
+    if name in UNSPLIT:
+        return make_module(optimizer, cut_layer=None, **own)
+    return make_module(optimizer, client_scheduler=client_scheduler, **own)
 
 
 def assert_same_weights(one, other):
@@ -129,11 +71,12 @@ def assert_same_weights(one, other):
         assert torch.equal(tensor, other["state_dict"][name]), name
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", PROTOCOLS | UNSPLIT)
 def test_options_that_are_typed_hold(tmp_path, name):
     """As if the optimizers had got them by hand, in a run that never stopped."""
-    make, flow, data = PROTOCOLS[name]
+    flow, data = [(PROTOCOLS | UNSPLIT)[name]], partial(make_data, batch_size=10)
     now = {"lr": 0.2, "momentum": 0.5, "weight_decay": 0.1, "nesterov": True}
+    make = partial(module_of, name)
     by_hand = train(tmp_path / "hand", make(SGD), data(), flow, 2, Choose(1, now))
     train(tmp_path / "a", make(SGD), data(), flow, 1)
     typed = make(partial(torch.optim.SGD, **now))
@@ -157,16 +100,15 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-@pytest.mark.parametrize("policy", [KEEP, TRAVEL], ids=["keep", "travel"])
-def test_options_of_each_kind_of_optimizer(tmp_path, name, policy):
+@pytest.mark.parametrize("flow", [KEEP, TRAVEL], ids=["keep", "travel"])
+def test_options_of_each_kind_of_optimizer(tmp_path, name, flow):
     optimizer, now = CHANGES[name]
-    flow = [ClientAveraging]
     by_hand = train(
-        tmp_path / "hand", split(optimizer, **policy), make_data(), flow, 2,
+        tmp_path / "hand", make_module(optimizer), make_data(), flow, 2,
         Choose(1, now),
     )  # fmt: skip
-    train(tmp_path / "a", split(optimizer, **policy), make_data(), flow, 1)
-    typed = split(partial(optimizer, **now), **policy)
+    train(tmp_path / "a", make_module(optimizer), make_data(), flow, 1)
+    typed = make_module(partial(optimizer, **now))
     ckpt = tmp_path / "a" / "last.ckpt"
     end = train(tmp_path / "b", typed, make_data(), flow, 2, ckpt=ckpt)
     assert_same_weights(end, by_hand)
@@ -174,13 +116,17 @@ def test_options_of_each_kind_of_optimizer(tmp_path, name, policy):
 
 def test_momentum_that_is_gone_travels_no_more(tmp_path):
     """What an optimizer does not use is forgotten, in waiting states too."""
-    flow, spill = [ClientAveraging], tmp_path / "spill"
-    train(tmp_path / "a", split(SGD, spill_to=spill, **KEEP), make_data(), flow, 1)
-    plain = split(partial(SGD, momentum=0.0), spill_to=spill, **KEEP)
-    ckpt = tmp_path / "a" / "last.ckpt"
-    end = train(tmp_path / "b", plain, make_data(), flow, 2, ckpt=ckpt)
-    waiting = end["parties"]["client"]["optimizer_states"]
-    assert not any(own for states in waiting.values() for own in states.values())
+    spill, ckpt = tmp_path / "spill", tmp_path / "a" / "last.ckpt"
+
+    def module(momentum):
+        optimizer = partial(SGD, momentum=momentum)
+        return make_module(optimizer, engine=LocalEngine(spill_to=spill))
+
+    train(tmp_path / "a", module(0.9), make_data(), KEEP, 1)
+    end = train(tmp_path / "b", module(0.0), make_data(), KEEP, 2, ckpt=ckpt)
+    at_rest = end["engine"]["stores"][0]["own"]["optimizer"]
+    assert at_rest
+    assert not any(own for states in at_rest.values() for own in states.values())
     assert not any(own for own in end["optimizer_states"][1]["state"].values())
 
 
@@ -193,7 +139,7 @@ def test_several_groups_of_parameters(tmp_path):
         return torch.optim.SGD([g for g in groups if g["params"]], lr=1.0)
 
     def make(*lrs):
-        module = split(partial(by_group, lrs=lrs))
+        module = make_module(partial(by_group, lrs=lrs))
         module.server.get_parameter("6.bias").requires_grad_(False)
         return module
 
@@ -214,18 +160,18 @@ def rates(recorder, name="lr/server"):
     return [value for _, key, value in recorder.records if key == name]
 
 
-@pytest.mark.parametrize("name", ["round_robin, keep", "parallel", "fedavg"])
+@pytest.mark.parametrize("name", ["round_robin", "parallel", "fedavg, travel"])
 def test_a_longer_schedule(tmp_path, name):
     """Rounds 3 to 5 are those of a cosine over five rounds."""
-    make, flow, data = PROTOCOLS[name]
+    flow = [(PROTOCOLS | UNSPLIT)[name]]
 
     def module(rounds):
         cosine = partial(COSINE, T_max=rounds)
-        return make(SGD, client_scheduler=cosine, server_scheduler=cosine)
+        return module_of(name, SGD, cosine, cosine)
 
-    train(tmp_path / "a", module(2), data(), flow, 2)
+    train(tmp_path / "a", module(2), make_data(), flow, 2)
     ckpt, recorder = tmp_path / "a" / "last.ckpt", Recorder()
-    train(tmp_path / "b", module(5), data(), flow, 5, ckpt=ckpt, logger=recorder)
+    train(tmp_path / "b", module(5), make_data(), flow, 5, ckpt=ckpt, logger=recorder)
     cosine = [0.05 * (1 + math.cos(math.pi * n / 5)) / 2 for n in (2, 3, 4)]
     assert rates(recorder) == pytest.approx(cosine)
 
@@ -292,14 +238,13 @@ def test_a_schedule_that_is_over_is_refused(tmp_path):
         (ADAM, partial(ADAM, amsgrad=True), "Adam now needs 'max_exp_avg_sq'"),
     ],
 )
-@pytest.mark.parametrize("policy", [KEEP, TRAVEL], ids=["keep", "travel"])
+@pytest.mark.parametrize("flow", [KEEP, TRAVEL], ids=["keep", "travel"])
 def test_what_the_optimizer_could_not_go_on_from_is_refused(
-    tmp_path, policy, before, now, words
+    tmp_path, flow, before, now, words
 ):
-    flow = [ClientAveraging]
-    train(tmp_path / "a", split(before, **policy), make_data(), flow, 1)
+    train(tmp_path / "a", make_module(before), make_data(), flow, 1)
     with pytest.raises(ValueError, match=words):
-        train(tmp_path / "b", split(now, **policy), make_data(), flow, 2,
+        train(tmp_path / "b", make_module(now), make_data(), flow, 2,
               ckpt=tmp_path / "a" / "last.ckpt")  # fmt: skip
 
 
@@ -308,7 +253,7 @@ def test_what_differs_is_named_once(tmp_path, caplog):
     ckpt = tmp_path / "a" / "last.ckpt"
     train(tmp_path / "b", make_module(SGD), make_data(), PASSING, 2, ckpt=ckpt)
     assert "other options" not in caplog.text
-    other = SplitLightningModule(network(), 1, SGD, partial(SGD, lr=0.2), 3)
+    other = SplitLightningModule(tiny_network(), 1, SGD, partial(SGD, lr=0.2), 3)
     train(tmp_path / "c", other, make_data(), PASSING, 2, ckpt=ckpt)
     assert "goes on with other options: server lr 0.05 -> 0.2." in caplog.text
 

@@ -1,26 +1,44 @@
-"""Each protocol goes on after a stop as one that was never stopped, bit for bit."""
+"""Each protocol, and each topology, continues after a stop at any step, bit for bit.
+
+In the middle of a turn and at its end, between rounds, with gradients that wait for a
+step, with means half made, and with batches on their way.
+"""
 
 from functools import partial
 
 import pytest
 import torch
-from conftest import tiny_network
 from flwr_datasets.partitioner import LinearPartitioner
-from split_lightning.server_map import ServerMap
-from test_resume import ADAM, check, make_data, make_module
+from protocols import network
+from test_resume import ADAM, check_at_each_step, make_data, make_module
+from torch import nn
 
-from split_lightning import CycleSplitLightningModule, RoundRobinWeightPassing
-from split_lightning.callbacks import ClientAveraging, ServerAveraging
-from split_lightning.data import ParallelSchedule, PooledSchedule, RoundRobinSchedule
+from split_lightning import (
+    GPSL,
+    AsynchronousWeightPassing,
+    Centralized,
+    ClientNetwork,
+    CycleSL,
+    FedAvg,
+    Local,
+    MultiServer,
+    ParallelSplitLearning,
+    RoundRobinWeightPassing,
+    SplitFedV1,
+    SplitFedV2,
+    SplitFedV3,
+    SplitLightningModule,
+)
+from split_lightning.callbacks import VirtualClock
+from split_lightning.models import vertical_network
+from split_lightning.models.parts import Tiles
+from split_lightning.system import Availability, System
 
-EACH, TWO = ServerMap(None), ServerMap(2)
-V1 = [ClientAveraging, partial(ServerAveraging, remote=False)]
-V3 = [partial(ClientAveraging, None), partial(ServerAveraging, remote=False)]
-TURNS = partial(RoundRobinSchedule, local_steps=1)
-SOME = partial(RoundRobinSchedule, shuffle=True, clients_per_round=2)
+SYSTEM = System([1e5, 1e6], 1e6, [1e4, 1e5], [1e5, 1e6], latency=0.01, seed=5)
+BATCH = 10  # clients of 8, 16 and 24 images: 1, 2 and 3 batches
 
 
-def policies(policy, buffers="average"):
+def both(policy, buffers="average"):
     return {
         "optimizer_state": policy,
         "server_optimizer_state": policy,
@@ -28,102 +46,153 @@ def policies(policy, buffers="average"):
     }
 
 
-def together(every, draw="equal", clients=None, **options):
-    schedule = partial(ParallelSchedule, clients_per_round=clients, draw=draw)
-    return [partial(ClientAveraging, every)], schedule, {}, options
-
-
-def in_turn(callbacks, schedule=RoundRobinSchedule, servers=None, **options):
-    data = {} if servers is None else {"servers": servers}
-    module = options if servers is None else options | {"server_map": servers}
-    return callbacks, schedule, data, module
-
-
-groups = [
-    partial(RoundRobinWeightPassing, average_every=2),
-    partial(ServerAveraging, 2),
-]
-every_round = [
-    partial(RoundRobinWeightPassing, average_every=1),
-    partial(ServerAveraging, 1),
-]
+TURNS = {"local_steps": 1}
+SOME = {"clients_per_round": 2}
+SHUFFLED = {"shuffle": True} | SOME
+TWO = {"every": 2, "servers_every": 2} | TURNS
 PROTOCOLS = {
-    "parallel": together(None),
-    "parallel, some clients": together(None, clients=2),
-    "parallel, drawn from all": together(None, "proportional"),
-    "parallel, averaged": together(1, **policies("travel", "keep")),
-    "parallel, averaged, drawn": together(1, "proportional", **policies("reset")),
-    "parallel, every two rounds": together(2, clients=2, **policies("keep", "keep")),
-    "parallel, each step": together("step"),
-    "parallel, each step, drawn": together("step", "proportional", buffers="keep"),
-    "parallel, accumulated": together(1, accumulate_grad_batches=2),
-    "gpsl": together("step", "proportional", cut_gradient="own", batch_norm="joint"),
-    "splitfed_v1, keep": in_turn(V1, TURNS, EACH, **policies("keep", "keep")),
-    "splitfed_v1, travel": in_turn(V1, SOME, EACH, **policies("travel")),
-    "splitfed_v1, reset": in_turn(V1, TURNS, EACH, **policies("reset", "keep")),
-    "splitfed_v2, keep": in_turn([ClientAveraging], TURNS, **policies("keep")),
-    "splitfed_v2, travel": in_turn(
-        [partial(ClientAveraging, 2)], TURNS, **policies("travel", "keep")
+    "round_robin": partial(RoundRobinWeightPassing, **TURNS),
+    "round_robin, travel": partial(
+        RoundRobinWeightPassing, optimizer_state="travel", **SHUFFLED
     ),
-    "splitfed_v2, reset": in_turn([ClientAveraging], SOME, **policies("reset")),
-    "splitfed_v3": in_turn(V3, SOME, EACH, server_optimizer_state="travel"),
-    "several servers, keep": in_turn(groups, TURNS, TWO, **policies("keep", "keep")),
-    "several servers, travel": in_turn(every_round, SOME, TWO, **policies("travel")),
-    "several servers, reset": in_turn(groups, TURNS, TWO, **policies("reset")),
+    "round_robin, reset": partial(
+        RoundRobinWeightPassing, optimizer_state="reset", **TURNS
+    ),
+    "round_robin, alone": partial(RoundRobinWeightPassing, enabled=False),
+    "parallel": ParallelSplitLearning,
+    "parallel, some clients": partial(ParallelSplitLearning, **SOME),
+    "parallel, averaged": partial(
+        ParallelSplitLearning, 1, optimizer_state="travel", buffers="keep"
+    ),
+    "parallel, every two": partial(
+        ParallelSplitLearning, 2, optimizer_state="reset", **SOME
+    ),
+    "parallel, each step": partial(ParallelSplitLearning, "step"),
+    "gpsl": GPSL,
+    "gpsl, own statistics": partial(GPSL, joint_norm=False, **SOME),
+    "splitfed_v1, keep": partial(SplitFedV1, **both("keep", "keep")),
+    "splitfed_v1, travel": partial(SplitFedV1, every=2, **both("travel"), **SOME),
+    "splitfed_v1, reset": partial(SplitFedV1, **both("reset", "keep")),
+    "splitfed_v2, keep": partial(SplitFedV2, **TURNS),
+    "splitfed_v2, travel": partial(
+        SplitFedV2, every=2, optimizer_state="travel", buffers="keep", **TURNS
+    ),
+    "splitfed_v2, reset": partial(SplitFedV2, optimizer_state="reset", **SHUFFLED),
+    "splitfed_v3": partial(SplitFedV3, server_optimizer_state="travel"),
+    "several servers, keep": partial(MultiServer, **both("keep", "keep"), **TWO),
+    "several servers, travel": partial(MultiServer, **both("travel"), **SHUFFLED),
+    "several servers, reset": partial(MultiServer, **both("reset"), **TWO),
+    "cyclesl": partial(CycleSL, 1, 8),  # whose batches are drawn
+    "cyclesl, some clients": partial(CycleSL, 2, 8, every=2, **SOME),
+    "async": partial(AsynchronousWeightPassing, in_flight=2),
+    "async, travel": partial(
+        AsynchronousWeightPassing,
+        in_flight=3,
+        local_steps=2,
+        max_staleness=2,
+        optimizer_state="travel",
+    ),
+    "async, reset": partial(
+        AsynchronousWeightPassing,
+        in_flight=2,
+        optimizer_state="reset",
+        buffers="keep",
+        **SHUFFLED,
+    ),
+}
+UNSPLIT = {
+    "fedavg, keep": partial(FedAvg, buffers="keep"),
+    "fedavg, travel": partial(FedAvg, optimizer_state="travel", **SOME),
+    "fedavg, reset": partial(FedAvg, 2, optimizer_state="reset"),
+    "local": partial(Local, **SOME),
+    "centralized": Centralized,
 }
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_split(tmp_path, protocol):
-    callbacks, schedule, data_options, options = PROTOCOLS[protocol]
+def data_of(batch_size=BATCH, **options):
+    return make_data(partitioner=LinearPartitioner, batch_size=batch_size, **options)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS | UNSPLIT)
+def test_each_protocol(tmp_path, name):
+    cut_layer = None if name in UNSPLIT else 1
 
     def make():
-        data = make_data(
-            schedule=schedule(),
-            partitioner=LinearPartitioner,
-            batch_size=10,
-            **data_options,
-        )
-        return make_module(ADAM, **options), data
+        return make_module(ADAM, cut_layer=cut_layer), data_of()
 
-    check(tmp_path, make, (2, 5, 7), callbacks)
+    protocol = (PROTOCOLS | UNSPLIT)[name]
+    check_at_each_step(tmp_path, make, [protocol, partial(VirtualClock, SYSTEM)])
 
 
-@pytest.mark.parametrize("clients", [None, 2])
-def test_cyclesl(tmp_path, clients):
-    """The server's batches are drawn on from where they were."""
-    flow, schedule, _, options = together(1, clients=clients, server_batch_size=8)
+ACCUMULATED = {
+    "round_robin": RoundRobinWeightPassing,
+    "parallel": partial(ParallelSplitLearning, 1),
+    "gpsl": GPSL,
+    "splitfed_v1": SplitFedV1,
+    "centralized": Centralized,
+}
+
+
+@pytest.mark.parametrize("name", ACCUMULATED)
+def test_gradients_that_wait_for_a_step(tmp_path, name):
+    """And clients that are absent, or drop out."""
+    away = {} if name == "centralized" else {"availability": Availability(0.2, 0.4)}
+    cut_layer = None if name == "centralized" else 1
+
+    def make():
+        module = make_module(ADAM, cut_layer=cut_layer, accumulate_grad_batches=3)
+        return module, data_of(**away, local_epochs=2)
+
+    check_at_each_step(tmp_path, make, [ACCUMULATED[name]])
+
+
+def vertical():
+    return vertical_network(network, 2, Tiles(1, 2), (1, 6, 6))
+
+
+def client_networks():
+    small = nn.Sequential(nn.Conv2d(1, 4, 5, padding=2), nn.BatchNorm2d(4), nn.ReLU())
+    return {"client_networks": [None, ClientNetwork(small)], "image_shape": (1, 6, 6)}
+
+
+TOPOLOGIES = {  # the network, where it is cut, and further options
+    "u_shaped": (network, [2, 5], {"labels": "client"}),
+    "multi_hop": (network, [2, 5], {}),
+    "vertical": (vertical, ["bottoms"], {}),
+    "vertical_u": (
+        vertical,
+        ["bottoms", "top.5"],
+        {"labels": "client", "label_holder": 1},
+    ),
+    "cut per client": (network, [[0, 3]], {}),
+    "client networks": (network, 2, client_networks),
+}
+ON_TOPOLOGIES = {
+    "round_robin": partial(RoundRobinWeightPassing, optimizer_state="travel"),
+    "several servers": partial(MultiServer, every=2, **both("reset", "keep")),
+    "parallel": partial(ParallelSplitLearning, 1),
+    "async": partial(AsynchronousWeightPassing, in_flight=2),
+}
+ALIKE = [name for name in TOPOLOGIES if "client" not in name]  # asynchronous mixes all
+
+
+@pytest.mark.parametrize(
+    ("topology", "protocol"),
+    [
+        (topology, protocol)
+        for topology in TOPOLOGIES
+        for protocol in ON_TOPOLOGIES
+        if protocol != "async" or topology in ALIKE
+    ],
+)
+def test_each_topology(tmp_path, topology, protocol):
+    make_network, cuts, options = TOPOLOGIES[topology]
 
     def make():
         torch.manual_seed(5)
-        module = CycleSplitLightningModule(tiny_network(), 1, ADAM, ADAM, 3, **options)
-        data = make_data(schedule=schedule(), partitioner=LinearPartitioner)
-        return module, data
-
-    check(tmp_path, make, (2, 7), flow)
-
-
-UNSPLIT = {
-    "fedavg, keep": ([ClientAveraging], TURNS, {"buffers": "keep"}),
-    "fedavg, travel": ([ClientAveraging], SOME, {"optimizer_state": "travel"}),
-    "fedavg, reset": (
-        [partial(ClientAveraging, 2)],
-        TURNS,
-        {"optimizer_state": "reset"},
-    ),
-    "local": ([partial(ClientAveraging, None)], SOME, {}),
-    "centralized": ([], PooledSchedule, {}),
-}
-
-
-@pytest.mark.parametrize("protocol", UNSPLIT)
-def test_unsplit(tmp_path, protocol):
-    callbacks, schedule, options = UNSPLIT[protocol]
-
-    def make():
-        data = make_data(
-            schedule=schedule(), partitioner=LinearPartitioner, batch_size=10
+        more = options() if callable(options) else options
+        return SplitLightningModule(make_network(), cuts, ADAM, ADAM, 3, **more), (
+            data_of(batch_size=14)  # 1, 2 and 2 batches
         )
-        return make_module(ADAM, centralized=True, **options), data
 
-    check(tmp_path, make, (2, 5, 7), callbacks)
+    check_at_each_step(tmp_path, make, [ON_TOPOLOGIES[protocol]])

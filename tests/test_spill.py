@@ -7,75 +7,74 @@ from functools import partial
 
 import pytest
 from conftest import begin_child, exit_code
-from protocols import ADAM, assert_equal, fit, make_data, make_split, make_unsplit
+from protocols import (
+    ADAM,
+    assert_equal,
+    fit,
+    make_data,
+    make_split,
+    make_unsplit,
+    state_of,
+)
 from pytorch_lightning import Callback
-from split_lightning.classifier import Classifier
-from split_lightning.server_map import ServerMap
 from test_resume import Kill, Killed, assert_same
 
-from split_lightning import RoundRobinWeightPassing, merge
-from split_lightning.callbacks import (
-    ClientAveraging,
-    ResumeCheckpoint,
-    ServerAveraging,
+from split_lightning import (
+    AsynchronousWeightPassing,
+    Local,
+    LocalEngine,
+    ParallelSplitLearning,
+    RoundRobinWeightPassing,
+    SplitFedV1,
+    SplitFedV2,
+    SplitLightningModule,
 )
-from split_lightning.data import ParallelSchedule, RoundRobinSchedule
+from split_lightning.callbacks import ResumeCheckpoint
 from split_lightning.spill import SpillFolder
 from split_lightning.train import main
 
-EACH = ServerMap(None)
-TURNS = {"schedule": RoundRobinSchedule(local_steps=1)}
-PAIRS = {"schedule": ParallelSchedule(clients_per_round=2)}
-# Where clients must remember: the module, the data, the callbacks.
+# Where clients must remember: the module, and the protocol.
 CASES = {
-    "own optimizer states": (make_split, {}, lambda: [RoundRobinWeightPassing()]),
-    "own weights": (
+    "own optimizer states": (make_split, RoundRobinWeightPassing),
+    "own weights": (make_split, partial(RoundRobinWeightPassing, enabled=False)),
+    "own servers": (make_split, partial(SplitFedV1, 2)),
+    "several turns, averaged but for buffers": (
         make_split,
-        {},
-        lambda: [RoundRobinWeightPassing(enabled=False)],
+        partial(SplitFedV2, local_steps=1, optimizer_state="travel", buffers="keep"),
     ),
-    "several turns, own servers": (
-        partial(make_split, server_map=EACH),
-        TURNS | {"servers": EACH},
-        lambda: [ClientAveraging(), ServerAveraging(remote=False)],
+    "two at a time": (
+        make_split,
+        partial(ParallelSplitLearning, 2, clients_per_round=2),
     ),
-    "averaged, but for buffers": (
-        partial(make_split, optimizer_state="travel", buffers="keep"),
-        TURNS,
-        lambda: [ClientAveraging()],
-    ),
-    "two at a time": (make_split, PAIRS, lambda: [ClientAveraging(every=2)]),
-    "alone": (make_unsplit, {}, lambda: [ClientAveraging(every=None)]),
+    "at the same time": (make_split, AsynchronousWeightPassing),
+    "alone": (make_unsplit, Local),
 }
 
 
+def at_rest(module):
+    """What is at rest: of each segment, part by part, the parties' states."""
+    return [store.state_dict()["own"] for store in module.engine.stores]
+
+
 class Files(Callback):
-    """Counts the files in a folder after each step, and what the module remembers."""
+    """Counts the files in a folder after each step, and what the engine remembers."""
 
     def __init__(self, folder):
         self.folder = folder
         self.counts = []
 
     def on_train_batch_end(self, trainer, pl_module, *_):
-        state = pl_module.parties.state_dict()
-        names = ("weights", "own_buffers", "optimizer_states")
-        waiting = sum(len(own[name]) for own in state.values() for name in names)
+        waiting = sum(
+            len(own) for parts in at_rest(pl_module) for own in parts.values()
+        )
         self.counts.append((len(list(self.folder.rglob("*.pt"))), waiting))
 
 
 def trained(folder, case, spill_to=None, optimizer=ADAM, more=(), **options):
-    make, data, callbacks = CASES[case]
-    module = make(optimizer=optimizer, spill_to=spill_to)
-    trainer = fit(folder, module, make_data(**data), [*callbacks(), *more], **options)
+    make, protocol = CASES[case]
+    module = make(optimizer=optimizer, engine=LocalEngine(spill_to=spill_to))
+    trainer = fit(folder, module, make_data(3, protocol()), more, **options)
     return module, trainer
-
-
-def segments_of(module, client_id):
-    module.parties.show(client_id)
-    states = [segment.state_dict() for segment in module.segments().values()]
-    copies = [{k: v.clone() for k, v in state.items()} for state in states]
-    module.parties.show_live()
-    return copies
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -86,35 +85,25 @@ def test_a_run_with_files_equals_one_in_memory(tmp_path, case):
     module, trainer = trained(tmp_path, case, tmp_path / "waiting", more=[files])
     assert all(count == waiting for count, waiting in files.counts)
     assert max(count for count, _ in files.counts) >= 2
-    assert_same(expected.parties.state_dict(), module.parties.state_dict())
+    assert_same(expected.engine.state_dict(), module.engine.state_dict())
     for client_id in range(3):
-        pairs = zip(
-            segments_of(module, client_id),
-            segments_of(expected, client_id),
-            strict=True,
-        )
-        for own, other in pairs:
-            assert_equal(own, other)
+        assert_equal(state_of(module, client_id), state_of(expected, client_id))
     assert trainer.test(module, datamodule=make_data(), verbose=False)
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["from files", "from memory"])
 def test_a_checkpoint_holds_what_is_in_files(tmp_path, before):
-    """A run goes on from it in files or in memory, whichever it began with."""
-    case, spill = "several turns, own servers", tmp_path / "waiting"
+    """A run continues from it in files or in memory, whichever it began with."""
+    case, spill = "own servers", tmp_path / "waiting"
     whole, _ = trained(tmp_path, case)
     checkpoint = ResumeCheckpoint(tmp_path / "checkpoints", every_n_batches=1)
     with pytest.raises(Killed):
         trained(tmp_path, case, spill if before else None, more=[checkpoint, Kill(10)])
-    make, data, callbacks = CASES[case]
-    module = make(optimizer=ADAM, spill_to=None if before else spill)
     last = tmp_path / "checkpoints" / "last.ckpt"
-    fit(tmp_path, module, make_data(**data), callbacks(), ckpt_path=last)
-    assert_same(whole.parties.state_dict(), module.parties.state_dict())
-    assert_equal(
-        merge(module.client, module.server),
-        merge(whole.client, whole.server),
-    )
+    now = None if before else spill
+    module, _ = trained(tmp_path, case, now, ckpt_path=last)
+    assert_same(whole.engine.state_dict(), module.engine.state_dict())
+    assert_equal(state_of(module), state_of(whole))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
@@ -150,12 +139,12 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
 
     def use_and_be_killed():
         store = SpillFolder(tmp_path).store()
-        store[3] = {}
+        store["client/3"] = {}
         os.kill(os.getpid(), signal.SIGKILL)
 
     living = SpillFolder(tmp_path)
     store = living.store()
-    store[1] = {}
+    store["client/1"] = {}
     assert exit_code(begin_child(use_and_be_killed)) == -signal.SIGKILL
     assert len(list(tmp_path.rglob("*.pt"))) == 2
     other = SpillFolder(tmp_path)
@@ -179,7 +168,7 @@ def test_a_run_from_the_command_line(monkeypatch, tmp_path, ends_well):
         if not ends_well:
             raise Killed
 
-    monkeypatch.setattr(Classifier, "on_test_start", note)
+    monkeypatch.setattr(SplitLightningModule, "on_test_start", note)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train", *QUICK, "hydra.run.dir=run"])
     if ends_well:
@@ -188,7 +177,7 @@ def test_a_run_from_the_command_line(monkeypatch, tmp_path, ends_well):
     else:
         with pytest.raises(Killed):
             main()
-    assert seen == [2 * 2]  # weights and optimizer states of the two that wait
+    assert seen == [2 * 3]  # three parts of the states of the two that wait
     assert not spill.exists()
 
 
@@ -198,7 +187,10 @@ def test_refused_where_nobody_waits(monkeypatch, tmp_path, capsys, protocol):
     monkeypatch.setattr(
         "sys.argv", ["train", f"protocol={protocol}", "spill_to=waiting"]
     )
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         main()
-    assert "spill_to" in capsys.readouterr().err
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert "`spill_to` to be null where all clients train one state" in message
+    assert "Traceback" not in message
     assert not (tmp_path / "waiting").exists()

@@ -10,6 +10,7 @@ first cut; servers on a route are clipped as one.
 import copy
 import json
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -28,9 +29,10 @@ from protocols import (
     mean_state,
     network,
     settle,
+    state_of,
     step,
 )
-from test_protocols import EACH, SKEWED, plain_fedavg
+from test_protocols import SKEWED, plain_fedavg
 from test_resume import check
 from test_train import command
 from torch import nn
@@ -38,14 +40,17 @@ from torch.nn.functional import cross_entropy
 from torchvision import models
 
 from split_lightning import (
-    CycleSplitLightningModule,
+    GPSL,
+    Centralized,
+    CycleSL,
+    ParallelSplitLearning,
     RoundRobinWeightPassing,
+    SplitFedV1,
+    SplitFedV2,
     merge,
     split,
 )
-from split_lightning.callbacks import ClientAveraging, ServerAveraging
-from split_lightning.channel import values_of
-from split_lightning.data import ParallelSchedule, PooledSchedule, RoundRobinSchedule
+from split_lightning.message import Message, as_values
 
 # The cuts of `network()` (Conv, BatchNorm, ReLU, MaxPool, Flatten, Linear, BatchNorm,
 # Linear), who has the labels, and which of its layers are the client's.
@@ -72,10 +77,6 @@ def is_clients(route, name):
     return int(name.split(".")[0]) in route[2]
 
 
-def merged(module):
-    return merge(module.client, module.server)
-
-
 def parts_of(net, route):
     """The client's parameters and the server's."""
     named = list(net.named_parameters())
@@ -93,16 +94,13 @@ ZOO = {
 }
 
 
-@pytest.mark.parametrize("in_u_shape", [True, False], ids=["U", "hops"])
 @pytest.mark.parametrize("name", ZOO)
-def test_networks_in_several_segments_are_the_unsplit_one_bit_for_bit(name, in_u_shape):
+def test_networks_in_several_segments_are_the_unsplit_one_bit_for_bit(name):
     """Also where several tensors cross, and dropout draws."""
     make, cuts = ZOO[name]
     torch.manual_seed(0)
     whole = make(num_classes=10)
-    count = len(cuts) + 1
-    owners = [0, *[1] * (count - 2), 0] if in_u_shape else list(range(count))
-    segments = split(whole, cuts, owners)
+    segments = split(whole, cuts)
     keys = [key for segment in segments for key in segment.state_dict()]
     assert sorted(keys) == sorted(whole.state_dict())
     optimizer = SGD(whole.parameters())
@@ -114,10 +112,9 @@ def test_networks_in_several_segments_are_the_unsplit_one_bit_for_bit(name, in_u
         torch.manual_seed(number)
         step([optimizer], loss_of(whole, inputs, targets))
         torch.manual_seed(number)
-        values, crossed, passed = (inputs,), [], Counter()
-        for owner in owners:
-            outputs = values_of(segments[owner](*values, stretch=passed[owner]))
-            passed[owner] += 1
+        values, crossed = (inputs,), []
+        for segment in segments:
+            outputs = as_values(segment(*values))
             values = tuple(v.detach().requires_grad_() for v in outputs)
             crossed.append((outputs, values))
         crossed.pop()
@@ -133,18 +130,19 @@ def test_networks_in_several_segments_are_the_unsplit_one_bit_for_bit(name, in_u
 
 def test_one_client_is_the_unsplit_network_bit_for_bit(tmp_path, route):
     central = make_unsplit()
-    fit(tmp_path, central, make_data(1, schedule=PooledSchedule()), [])
-    for callback in (RoundRobinWeightPassing(), ClientAveraging()):
+    fit(tmp_path, central, make_data(1, Centralized()))
+    for protocol in (RoundRobinWeightPassing(), SplitFedV2()):
         module = made(route)
-        fit(tmp_path, module, make_data(1), [callback])
-        assert_equal(merged(module), central.network.state_dict())
+        fit(tmp_path, module, make_data(1, protocol))
+        assert_equal(state_of(module), state_of(central))
 
 
 @pytest.mark.parametrize("policy", ["keep", "travel", "reset"])
 def test_a_round_robin_equals_a_plain_loop(tmp_path, route, policy):
     """The client's optimizer has its lower layers and its head."""
-    module = made(route, optimizer_state=policy)
-    fit(tmp_path, module, make_data(**SKEWED), [RoundRobinWeightPassing()])
+    module = made(route)
+    protocol = RoundRobinWeightPassing(optimizer_state=policy)
+    fit(tmp_path, module, make_data(3, protocol, **SKEWED))
     net = network()
     mine, theirs = parts_of(net, route)
     server, own, states, before = SGD(theirs), SGD(mine), {}, None
@@ -159,22 +157,20 @@ def test_a_round_robin_equals_a_plain_loop(tmp_path, route, policy):
                     own.load_state_dict(states[client])
             before = client
             step([own, server], loss_of(net, inputs, targets))
-    assert_equal(merged(module), net.state_dict())
+    assert_equal(state_of(module), net.state_dict())
 
 
 def test_splitfed_v1_equals_federated_averaging(tmp_path, route):
-    module = made(route, server_map=EACH)
-    data = make_data(**SKEWED, servers=EACH)
-    fit(tmp_path, module, data, [ClientAveraging(), ServerAveraging(remote=False)])
-    assert_close(merged(module), plain_fedavg(make_data(**SKEWED))[0])
+    module = made(route)
+    fit(tmp_path, module, make_data(3, SplitFedV1(), **SKEWED))
+    assert_close(state_of(module), plain_fedavg(make_data(**SKEWED))[0])
 
 
 def test_splitfed_v2_equals_a_plain_loop(tmp_path, route):
     """Clients have copies of their layers, the one server's are put into each."""
-    schedule = RoundRobinSchedule(local_steps=1)
     module = made(route)
-    data = make_data(**SKEWED, schedule=schedule)
-    fit(tmp_path, module, data, [ClientAveraging()])
+    data = make_data(3, SplitFedV2(shuffle=False, local_steps=1), **SKEWED)
+    fit(tmp_path, module, data)
     nets = {k: network() for k in range(3)}
     own = {k: SGD(parts_of(net, route)[0]) for k, net in nets.items()}
     shared = {
@@ -183,7 +179,6 @@ def test_splitfed_v2_equals_a_plain_loop(tmp_path, route):
     server_state = None
     for round_index in range(ROUNDS):
         samples = Counter()
-        data = make_data(**SKEWED, schedule=schedule)
         for ((k, inputs, targets),) in batches_of(data, round_index):
             nets[k].load_state_dict(nets[k].state_dict() | shared)
             server = SGD(parts_of(nets[k], route)[1])
@@ -199,7 +194,7 @@ def test_splitfed_v2_equals_a_plain_loop(tmp_path, route):
         for net in nets.values():
             net.load_state_dict(mean)
         settle(own, samples, "keep")
-    assert_close(merged(module), nets[0].state_dict())
+    assert_close(state_of(module), nets[0].state_dict())
 
 
 def together(parts, nets, route):
@@ -217,64 +212,47 @@ def together(parts, nets, route):
     return sum(own * n for own, n in zip(losses, sizes, strict=True)) / sum(sizes)
 
 
-@pytest.mark.parametrize("cut_gradient", ["joint", "own"])
-@pytest.mark.parametrize("draw", ["equal", "proportional"])
-def test_parallel_equals_a_plain_loop(tmp_path, route, draw, cut_gradient):
-    """End to end: a client's gradient of its own mean loss is B / b times as large."""
-    options = SKEWED | {"schedule": ParallelSchedule(draw=draw), "batch_size": 12}
-    norm = draw == "equal"  # of one sample there are no statistics
-    module = made(route, net=network(norm), cut_gradient=cut_gradient)
-    fit(tmp_path, module, make_data(**options), [ClientAveraging(every=None)])
-    nets = {k: network(norm) for k in range(3)}
+def test_parallel_equals_a_plain_loop(tmp_path, route):
+    module = made(route)
+    data = make_data(3, ParallelSplitLearning(), batch_size=12, **SKEWED)
+    fit(tmp_path, module, data)
+    nets = {k: network() for k in range(3)}
     own = {k: SGD(parts_of(net, route)[0]) for k, net in nets.items()}
     server = SGD(parts_of(nets[0], route)[1])
     for net in nets.values():  # one server for all
         for index in set(range(8)) - set(route[2]):
             net[index] = nets[0][index]
     for round_index in range(ROUNDS):
-        for parts in batches_of(make_data(**options), round_index):
+        for parts in batches_of(data, round_index):
             for optimizer in (*own.values(), server):
                 optimizer.zero_grad()
             together(parts, nets, route).backward()
             server.step()
-            total = sum(len(targets) for *_, targets in parts)
-            for k, _, targets in parts:
-                for parameter in parts_of(nets[k], route)[0]:
-                    if cut_gradient == "own":
-                        parameter.grad *= total / len(targets)
+            for k, *_ in parts:
                 own[k].step()
     for k, net in nets.items():
-        module.parties.show(k)
-        assert_close(merged(module), net.state_dict())
+        assert_close(state_of(module, k), net.state_dict())
 
 
 @pytest.mark.parametrize("norm", [True, False], ids=["BatchNorm", "GroupNorm"])
-def test_clients_averaged_at_each_step_are_the_unsplit_network(tmp_path, route, norm):
-    options = SKEWED | {
-        "schedule": ParallelSchedule(draw="proportional"),
-        "batch_size": 12,
-    }
-    module = made(
-        route,
-        net=network(norm),
-        cut_gradient="own",
-        batch_norm="joint" if norm else "own",
-    )
-    fit(tmp_path, module, make_data(**options), [ClientAveraging(every="step")])
+def test_clients_that_act_on_one_state_are_the_unsplit_network(tmp_path, route, norm):
+    data = make_data(3, GPSL(joint_norm=norm), batch_size=12, **SKEWED)
+    module = made(route, net=network(norm))
+    fit(tmp_path, module, data)
     net = network(norm)
     optimizer = SGD(net.parameters())
     for round_index in range(ROUNDS):
-        for parts in batches_of(make_data(**options), round_index):
+        for parts in batches_of(data, round_index):
             inputs, targets = map(torch.cat, list(zip(*parts, strict=True))[1:])
             step([optimizer], loss_of(net, inputs, targets))
-    assert_close(merged(module), net.state_dict())
+    assert_close(state_of(module), net.state_dict())
 
 
 def test_each_party_clips_by_itself(tmp_path, route):
     """Each server on the route, and the client's layers as one."""
     limit = 0.05
     module = made(route, gradient_clip_val=limit)
-    fit(tmp_path, module, make_data(1), [RoundRobinWeightPassing()])
+    fit(tmp_path, module, make_data(1))
     net = network()
     optimizer = SGD(net.parameters())
     cuts, _, mine = route
@@ -289,68 +267,64 @@ def test_each_party_clips_by_itself(tmp_path, route):
                 own = [p for index in layers for p in net[index].parameters()]
                 nn.utils.clip_grad_norm_(own, limit)
             optimizer.step()
-    assert_close(merged(module), net.state_dict())
+    assert_close(state_of(module), net.state_dict())
 
 
-def spied(tmp_path, route, data, callbacks, **options):
-    module, seen = made(route, **options), []
-    module.channel.observers.append(lambda *crossed: seen.append(crossed))
-    fit(tmp_path, module, data, callbacks)
-    return module, seen
+def spied(tmp_path, route, data):
+    module, seen = made(route), []
+    module.channel.observers.append(seen.append)
+    fit(tmp_path, module, data)
+    return module, [event for event in seen if isinstance(event, Message)]
 
 
 def test_no_label_and_no_sample_leaves_a_client_in_a_u_shape(tmp_path):
-    data = make_data(**SKEWED)
-    passing = [RoundRobinWeightPassing()]
-    _, seen = spied(tmp_path, ROUTES["U"], data, passing)
-    assert {crossing.content for crossing, _ in seen} == {"smashed data", "gradient"}
-    assert all(v.is_floating_point() for _, values in seen for v in values)
-    targets = spied(tmp_path, ROUTES["one cut"], make_data(**SKEWED), passing)[1]
-    assert {c.content for c, _ in targets} == {"smashed data", "gradient", "targets"}
+    _, seen = spied(tmp_path, ROUTES["U"], make_data(1, **SKEWED))
+    assert {message.kind for message in seen} == {"smashed", "gradient"}
+    assert all(v.is_floating_point() for message in seen for v in message.payload)
+    _, seen = spied(tmp_path, ROUTES["one cut"], make_data(1, **SKEWED))
+    assert {message.kind for message in seen} == {"smashed", "gradient", "labels"}
 
 
 def test_no_sample_crosses_any_cut(tmp_path, route):
     data = make_data(**SKEWED)
-    _, seen = spied(tmp_path, route, data, [RoundRobinWeightPassing()])
-    shape = (1, 6, 6)
+    _, seen = spied(tmp_path, route, data)
     raw = {own.numpy().tobytes() for ((_, own, _),) in batches_of(data, 0)}
     assert len(raw) > 3
-    for crossing, values in seen:
-        for value in values:
-            assert value.shape[1:] != shape, crossing
+    for message in seen:
+        for value in message.payload:
+            assert value.shape[1:] != (1, 6, 6), message
             assert value.numpy(force=True).tobytes() not in raw
 
 
 WIDTHS = [4 * 36, 4 * 36, 4 * 36, 4 * 9, 36, 8, 8]  # what each layer hands on
 
 
-def test_the_channel_counts_what_crosses_each_cut(tmp_path, route):
-    """Held against closed formulas; each way of the route is in one of three counts."""
-    data = make_data(**SKEWED)
-    module, _ = spied(tmp_path, route, data, [RoundRobinWeightPassing()])
+def test_bytes_of_each_cut_equal_closed_formulas(tmp_path, route):
+    """Each way of the route is in one of three counts."""
+    data = make_data(1, **SKEWED)
+    module, seen = spied(tmp_path, route, data)
     samples = ROUNDS * sum(map(len, data.parts))
     cuts, labels, _ = route
     crossing = [4 * samples * WIDTHS[cut] for cut in cuts]
-    assert module.channel.by_cut == [[count, count] for count in crossing]
+    counted = Counter()
+    for message in seen:
+        counted[message.kind, message.place] += message.num_bytes
+    for place, count in enumerate(crossing):
+        assert counted["smashed", place] == counted["gradient", place] == count
     first, *between = crossing
     last = between.pop() if labels == "client" else 0
     own_labels = 0 if labels == "client" else 8 * samples
-    assert module.totals() | {"handoff_bytes": 0, "handoffs": 0} == {
+    expected = dict.fromkeys(module.totals(), 0) | {
         "uplink_bytes": first + last + own_labels,
         "downlink_bytes": first + last,
         "hop_bytes": 2 * sum(between),
-        "handoff_bytes": 0,
-        "handoffs": 0,
-        "averaging_bytes": 0,
-        "server_averaging_bytes": 0,
-        "layer_bytes": 0,
     }
+    assert module.totals() == expected
 
 
 def test_the_head_is_handed_over_too(tmp_path):
     module = made(ROUTES["U"])
-    data = make_data(3)
-    fit(tmp_path, module, data, [RoundRobinWeightPassing()])
+    fit(tmp_path, module, make_data(3))
     state = {k: v for k, v in network().state_dict().items() if k[0] in "0167"}
     assert module.client.state_dict().keys() == state.keys()
     size = sum(tensor.nbytes for tensor in state.values())
@@ -360,10 +334,10 @@ def test_the_head_is_handed_over_too(tmp_path):
 
 def test_joint_statistics_of_the_head_are_counted_once(tmp_path):
     """A mean and a variance of each channel, up and down, in each of two passes."""
-    module = made(ROUTES["U"], cut_gradient="own", batch_norm="joint")
-    options = {"schedule": ParallelSchedule(draw="proportional"), "batch_size": 12}
-    fit(tmp_path, module, make_data(**options), [ClientAveraging(every="step")])
-    rounds = [batches_of(make_data(**options), index) for index in range(ROUNDS)]
+    module = made(ROUTES["U"])
+    data = make_data(3, GPSL(), batch_size=12)
+    fit(tmp_path, module, data)
+    rounds = [batches_of(data, index) for index in range(ROUNDS)]
     taking_part = sum(len(parts) for steps in rounds for parts in steps)
     parameters = sum(p.nbytes for p in parts_of(network(), ROUTES["U"])[0])
     channels = 4 + 8  # of layer 1, and of layer 6, which is the head's
@@ -372,18 +346,12 @@ def test_joint_statistics_of_the_head_are_counted_once(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["two hops", "U over two hops"])
-@pytest.mark.parametrize("flow", [[RoundRobinWeightPassing], [ClientAveraging]])
-def test_a_run_that_was_stopped_goes_on(tmp_path, name, flow):
-    """What crossed each cut is counted on, too."""
-    modules = []
-
+@pytest.mark.parametrize("protocol", [RoundRobinWeightPassing, SplitFedV2])
+def test_a_run_that_was_stopped_goes_on(tmp_path, name, protocol):
     def make():
-        modules.append(made(ROUTES[name]))
-        return modules[-1], make_data(schedule=RoundRobinSchedule(local_steps=1))
+        return made(ROUTES[name]), make_data()
 
-    check(tmp_path, make, (2, 7), flow)
-    whole, _, resumed, *_ = modules
-    assert resumed.channel.by_cut == whole.channel.by_cut
+    check(tmp_path, make, (2, 7), [partial(protocol, local_steps=1)])
 
 
 BAD = {
@@ -411,9 +379,10 @@ def test_bad_cuts_are_refused(options, message):
         make_split(**options)
 
 
-def test_a_server_that_trains_first_has_one_cut():
+@pytest.mark.parametrize("cuts", [[2, 5], [[0, 2]]])
+def test_a_server_that_trains_first_has_one_cut(tmp_path, cuts):
     with pytest.raises(ValueError, match="one layer where the server trains first"):
-        CycleSplitLightningModule(network(), [2, 5], SGD, SGD, 3)
+        fit(tmp_path, make_split(cuts), make_data(3, CycleSL()))
 
 
 QUICK = ["rounds=1", "num_clients=3", "trainer.limit_train_batches=6"]
@@ -435,4 +404,6 @@ def test_the_command_line(monkeypatch, tmp_path, topology, protocol):
 def test_an_unsplit_network_has_no_topology(monkeypatch, tmp_path, capsys, protocol):
     with pytest.raises(SystemExit):
         command(monkeypatch, tmp_path, f"protocol={protocol}", "topology=u_shaped")
-    assert "`topology=u_shaped` would change nothing" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "one party trains the whole network" in error
+    assert "leave `topology` out" in error

@@ -11,7 +11,8 @@ lack other samples in each round.
 import copy
 import json
 from collections import Counter
-from itertools import cycle, pairwise, product
+from functools import partial
+from itertools import cycle, product
 
 import pytest
 import torch
@@ -26,38 +27,30 @@ from protocols import (
     fit,
     loss_of,
     mean_state,
+    state_of,
     step,
 )
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from split_lightning.route import route_of
-from split_lightning.server_map import ServerMap
 from test_resume import check
 from test_train import command
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from split_lightning import (
+    GPSL,
+    ParallelSplitLearning,
     RoundRobinWeightPassing,
     SplitDataModule,
+    SplitFedV1,
     SplitLightningModule,
-    merge,
     split,
 )
-from split_lightning.callbacks import (
-    ClientAveraging,
-    ServerAveraging,
-    VirtualClock,
-)
+from split_lightning.callbacks import VirtualClock
 from split_lightning.cuts import main as cuts_main
-from split_lightning.data import (
-    Images,
-    MissingParts,
-    ParallelSchedule,
-    RoundRobinSchedule,
-    SklearnTable,
-)
+from split_lightning.data import Images, MissingParts, SklearnTable
 from split_lightning.evaluate import main as evaluate_main
 from split_lightning.export import main as export_main
+from split_lightning.message import AGGREGATOR, Computed, Message
 from split_lightning.models import (
     MLP,
     DigitsCNN,
@@ -67,7 +60,8 @@ from split_lightning.models import (
 )
 from split_lightning.models.joins import Mean, join_of
 from split_lightning.models.parts import Columns, Tiles
-from split_lightning.system import Holder, System, Timeline, Work, work_of
+from split_lightning.observers.clock import Clock
+from split_lightning.system import System, Work, work_of
 
 
 class RandomTable:
@@ -139,21 +133,19 @@ def network(divided="halves", join="concat", missing=None):
     return VerticalNetwork(parts, bottoms, joining, top, missing)
 
 
-def make_data(num_clients=3, divided="halves", lack=None, **options):
+def make_data(num_clients=3, protocol=None, divided="halves", lack=None, **options):
     options = {"batch_size": 6, "val_share": 0.2, "seed": 3} | options
     source = RandomTable() if divided in TABLE else RandomImages()
     missing = MissingParts(DIVIDED[divided][0], lack, seed=3)
-    return SplitDataModule(source, num_clients, missing_parts=missing, **options)
+    data = SplitDataModule(source, num_clients, missing_parts=missing, **options)
+    data.protocol = protocol or data.protocol
+    return data
 
 
 def made(net=None, route="server", **options):
     cuts, labels, _ = ROUTES[route]
     net = network() if net is None else net
     return SplitLightningModule(net, cuts, SGD, SGD, 3, labels=labels, **options)
-
-
-def merged(module):
-    return merge(module.client, module.server)
 
 
 def is_clients(route, name):
@@ -216,7 +208,7 @@ def test_it_equals_a_plain_loop_over_holders(tmp_path, divided, join, missing):
     lack = [0.4, 0.2, 0.1, 0.5][: len(DIVIDED[divided][1])]
     options = {"divided": divided, "lack": lack if missing else None}
     module = made(network(divided, join, missing))
-    fit(tmp_path, module, make_data(1, **options), [RoundRobinWeightPassing()])
+    fit(tmp_path, module, make_data(1, **options))
     net = network(divided, join, missing)
     optimizer, lacked = SGD(net.parameters()), 0
     for round_index in range(ROUNDS):
@@ -225,7 +217,7 @@ def test_it_equals_a_plain_loop_over_holders(tmp_path, divided, join, missing):
             logits = net.top(plain(net, divided, join, missing, inputs))
             step([optimizer], cross_entropy(logits, targets))
     assert (lacked > 0) == (missing is not None)
-    assert_close(merged(module), net.state_dict())
+    assert_close(state_of(module), net.state_dict())
 
 
 # Each rule on one of the routes, so that each meets each way of dividing samples.
@@ -242,20 +234,21 @@ def test_it_is_the_joint_network_bit_for_bit(tmp_path, divided, join, missing, r
     options = {"divided": divided, "lack": 0.3 if missing else None}
     module = made(network(divided, join, missing), route, label_holder=1)
     data = make_data(1, **options)
-    fit(tmp_path, module, data, [RoundRobinWeightPassing()], rounds=1)
+    fit(tmp_path, module, data, rounds=1)
     net = network(divided, join, missing)
     optimizer = SGD(net.parameters())
     for ((_, inputs, targets),) in batches_of(make_data(1, **options), 0):
         step([optimizer], loss_of(net, inputs, targets))
-    assert_equal(merged(module), net.state_dict())
-    net.load_state_dict(merged(module))
+    assert_equal(state_of(module), net.state_dict())
+    net.load_state_dict(state_of(module))
 
 
 @pytest.mark.parametrize("policy", ["keep", "travel", "reset"])
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_round_robin_of_groups_equals_a_plain_loop(tmp_path, route, policy):
-    module = made(route=route, optimizer_state=policy)
-    fit(tmp_path, module, make_data(), [RoundRobinWeightPassing()])
+    module = made(route=route)
+    protocol = RoundRobinWeightPassing(optimizer_state=policy)
+    fit(tmp_path, module, make_data(3, protocol))
     net = network()
     mine, theirs = parts_of(net, route)
     server, own, states, before = SGD(theirs), SGD(mine), {}, None
@@ -268,15 +261,13 @@ def test_a_round_robin_of_groups_equals_a_plain_loop(tmp_path, route, policy):
                     own.load_state_dict(states[client])
             before = client
             step([own, server], loss_of(net, inputs, targets))
-    assert_equal(merged(module), net.state_dict())
+    assert_equal(state_of(module), net.state_dict())
 
 
 def test_splitfed_averages_part_by_part(tmp_path):
     """Each holder's bottom with those of the same holder of other groups."""
-    each = ServerMap(None)
-    module = made(server_map=each)
-    averaging = [ClientAveraging(), ServerAveraging(remote=False)]
-    fit(tmp_path, module, make_data(servers=each), averaging)
+    module = made()
+    fit(tmp_path, module, make_data(3, SplitFedV1()))
     nets = {k: network() for k in range(3)}
     own = {k: SGD(net.parameters()) for k, net in nets.items()}
     for round_index in range(ROUNDS):
@@ -288,21 +279,21 @@ def test_splitfed_averages_part_by_part(tmp_path):
         mean = mean_state(states, samples.values())
         for net in nets.values():
             net.load_state_dict(mean)
-    assert_close(merged(module), nets[0].state_dict())
+    assert_close(state_of(module), nets[0].state_dict())
 
 
 @pytest.mark.parametrize("missing", [None, "skip"])
-def test_groups_that_act_together_equal_a_plain_loop(tmp_path, missing):
-    """On the same weights: BatchNorm sees each group's samples by themselves."""
-    options = {"schedule": ParallelSchedule(), "lack": missing and 0.3}
-    module = made(network("halves", "mean", missing), cut_gradient="own")
-    fit(tmp_path, module, make_data(**options), [ClientAveraging(every="step")])
+def test_groups_that_act_on_one_state_equal_a_plain_loop(tmp_path, missing):
+    """BatchNorm sees each group's samples by themselves."""
+    data = make_data(3, GPSL(joint_norm=False), batch_size=12, lack=missing and 0.3)
+    module = made(network("halves", "mean", missing))
+    fit(tmp_path, module, data)
     net = network("halves", "mean", missing)
     mine, theirs = parts_of(net)
     own, server = SGD(mine), SGD(theirs)
     averaged = {n for n, _ in net.named_buffers() if n.startswith("bottoms")}
     for round_index in range(ROUNDS):
-        for parts in batches_of(make_data(**options), round_index):
+        for parts in batches_of(data, round_index):
             sizes = [len(targets) for *_, targets in parts]
             before, states, joined = copy.deepcopy(net.state_dict()), [], []
             for _, inputs, _ in parts:
@@ -315,21 +306,14 @@ def test_groups_that_act_together_equal_a_plain_loop(tmp_path, missing):
             targets = torch.cat([own for *_, own in parts])
             loss = cross_entropy(net.top(torch.cat(joined)), targets)
             step([own, server], loss)
-    assert_close(merged(module), net.state_dict())
+    assert_close(state_of(module), net.state_dict())
 
 
 def spied(tmp_path, module, data):
     seen = []
-    module.channel.observers.append(lambda *crossed: seen.append(crossed))
-    fit(tmp_path, module, data, [RoundRobinWeightPassing()])
-    return seen
-
-
-def first_step(seen):
-    """What crossed in the first step: up to the second time that something is sent."""
-    ends = [i for i, (c, _) in enumerate(seen) if c.content == "gradient"]
-    last = next(i for i, j in pairwise([*ends, ends[-1] + 2]) if j != i + 1)
-    return seen[: last + 1]
+    module.channel.observers.append(seen.append)
+    fit(tmp_path, module, data)
+    return [event for event in seen if isinstance(event, Message)]
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -340,25 +324,23 @@ def test_each_holder_sends_what_is_its_own_and_gets_back_its_own(tmp_path, route
     seen = spied(tmp_path, module, make_data(1, **options))
     net = network("quadrants", "mean", "skip").train()
     ((_, inputs, targets),) = batches_of(make_data(1, **options), 0)[0]
-    sent = {c.holder: v for c, v in first_step(seen)[:4]}
-    back = {
-        c.holder: values
-        for c, values in first_step(seen)
-        if (c.content, c.cut) == ("gradient", 0)
-    }
-    assert list(sent) == [0, 1, 2, 3]
-    assert sorted(back) == [0, 1, 2, 3]
+    first = [m for m in seen if m.step == 0 and m.place == 0]
+    sent = {m.sender: m.payload for m in first if m.kind == "smashed"}
+    back = {m.receiver: m.payload for m in first if m.kind == "gradient"}
+    names = [f"client/0.{holder}" for holder in range(4)]
+    assert list(sent) == names
+    assert list(back) == names
     joined = plain(net, "quadrants", "mean", "skip", inputs)
     cross_entropy(net.top(joined), targets).backward()
     for holder, own in enumerate(QUADRANTS[1]):
         part = inputs[own]
         has = ~part.flatten(1).isnan().any(dim=1)
         bottom = bottom_of("quadrants", holder)
-        values, there = sent[holder]
+        values, there = sent[names[holder]]
         found = bottom(part[has])
         assert torch.equal(values, found)
         assert torch.equal(there, has)
-        found.backward(back[holder][0])
+        found.backward(back[names[holder]][0])
         for one, other in zip(
             bottom.parameters(), net.bottoms[holder].parameters(), strict=True
         ):
@@ -367,7 +349,7 @@ def test_each_holder_sends_what_is_its_own_and_gets_back_its_own(tmp_path, route
 
 @pytest.mark.parametrize(("divided", "route"), zip(DIVIDED, ROUTES, strict=True))
 def test_no_part_of_a_sample_crosses(tmp_path, divided, route):
-    data = make_data(divided=divided)
+    data = make_data(1, divided=divided)
     seen = spied(tmp_path, made(network(divided), route), data)
     raw = {
         row.numpy().tobytes()
@@ -376,21 +358,22 @@ def test_no_part_of_a_sample_crosses(tmp_path, divided, route):
         for row in inputs[own]
     }
     assert len(raw) > 40
-    for crossing, values in seen:
-        assert {crossing.sender, crossing.receiver} <= {"client", "server"}
-        for value in values:
+    for message in seen:
+        for value in message.payload:
             for row in value:
-                assert row.numpy(force=True).tobytes() not in raw, crossing
+                assert row.numpy(force=True).tobytes() not in raw, message
 
 
 @pytest.mark.parametrize("holder", [0, 1])
 def test_labels_are_one_holders(tmp_path, holder):
-    seen = spied(tmp_path, made(route="U", label_holder=holder), make_data())
-    assert {crossing.content for crossing, _ in seen} == {"smashed data", "gradient"}
-    assert {c.holder for c, _ in seen if c.cut == 1} == {holder}
-    assert all(v.is_floating_point() for _, values in seen for v in values)
-    seen = spied(tmp_path, made(label_holder=holder), make_data())
-    assert {c.holder for c, _ in seen if c.content == "targets"} == {holder}
+    seen = spied(tmp_path, made(route="U", label_holder=holder), make_data(1))
+    assert {message.kind for message in seen} == {"smashed", "gradient"}
+    ends = {e for m in seen if m.place == 1 for e in (m.sender, m.receiver)}
+    assert ends == {f"client/0.{holder}", "server/0"}
+    assert all(v.is_floating_point() for message in seen for v in message.payload)
+    seen = spied(tmp_path, made(label_holder=holder), make_data(1))
+    senders = {m.sender for m in seen if m.kind == "labels"}
+    assert senders == {f"client/0.{holder}"}
 
 
 @pytest.mark.parametrize("divided", DIVIDED)
@@ -400,16 +383,16 @@ def test_a_head_is_the_clients_second_stage_however_many_holders(divided):
     assert list(module.stages()) == ["client", "server", "client_2"]
 
 
-@pytest.mark.parametrize("lack", [None, [0.5, 0.1]])
+@pytest.mark.parametrize("lack", [None, [0.5, 0.2]])
 @pytest.mark.parametrize("route", ROUTES)
 def test_bytes_are_those_of_what_is_there(tmp_path, route, lack):
     """Held against closed formulas: n of N samples are there, of d values each."""
     missing = lack and "zeros"
     module = made(network(missing=missing), route)
-    seen = spied(tmp_path, module, make_data(lack=lack))
+    seen = spied(tmp_path, module, make_data(1, lack=lack))
     there, samples = Counter(), 0
     for round_index in range(ROUNDS):
-        for ((_, inputs, _),) in batches_of(make_data(lack=lack), round_index):
+        for ((_, inputs, _),) in batches_of(make_data(1, lack=lack), round_index):
             samples += len(inputs)
             for holder, own in enumerate(HALVES[1]):
                 there[holder] += int((~inputs[own].isnan()).all(dim=(1, 2, 3)).sum())
@@ -417,19 +400,25 @@ def test_bytes_are_those_of_what_is_there(tmp_path, route, lack):
     width = 4 * values_of_holder("halves", "concat")[0]
     mask = samples if lack else 0
     by_holder = [[width * n + mask, width * n] for n in (there[0], there[1])]
-    assert module.channel.by_holder == by_holder
-    first = [sum(ways) for ways in zip(*by_holder, strict=True)]
-    behind = 4 * 8 * samples if len(ROUTES[route][0]) == 2 else 0
-    assert module.channel.by_cut == [first, *([[behind, behind]] if behind else [])]
-    totals = module.totals()
-    head = behind if route == "U" else 0
+    head = 4 * 8 * samples if len(ROUTES[route][0]) == 2 else 0
     labels = 0 if route == "U" else 8 * samples
-    assert totals["uplink_bytes"] == first[0] + head + labels
-    assert totals["downlink_bytes"] == first[1] + head
-    assert totals["hop_bytes"] == (2 * behind if route == "hops" else 0)
-    total = sum(v.nbytes for _, values in seen for v in values if v is not None)
-    names = ("uplink_bytes", "downlink_bytes", "hop_bytes")
-    assert total == sum(totals[name] for name in names)
+    counted = Counter()
+    for message in seen:
+        counted[message.kind, message.place, message.sender] += message.num_bytes
+        counted[message.kind, message.place, message.receiver] += message.num_bytes
+    for holder, (up, down) in enumerate(by_holder):
+        name = f"client/0.{holder}"
+        assert counted["smashed", 0, name] == up
+        assert counted["gradient", 0, name] == down
+    assert counted["labels", 0, "client/0.0"] == labels
+    assert counted["smashed", 1, "server/0"] == head
+    up, down = (sum(ways) for ways in zip(*by_holder, strict=True))
+    at_client = head if route == "U" else 0
+    assert module.totals() == dict.fromkeys(module.totals(), 0) | {
+        "uplink_bytes": up + at_client + labels,
+        "downlink_bytes": down + at_client,
+        "hop_bytes": 2 * (head - at_client),
+    }
 
 
 @pytest.mark.parametrize("route", ["server", "U"])
@@ -437,7 +426,7 @@ def test_each_holder_clips_by_itself(tmp_path, route):
     """The one with the labels its bottom and the head together."""
     limit = 0.05
     module = made(route=route, gradient_clip_val=limit, label_holder=1)
-    fit(tmp_path, module, make_data(1), [RoundRobinWeightPassing()])
+    fit(tmp_path, module, make_data(1))
     net = network()
     optimizer = SGD(net.parameters())
     _, theirs = parts_of(net, route)
@@ -451,18 +440,20 @@ def test_each_holder_clips_by_itself(tmp_path, route):
             for own in (*held, theirs):
                 nn.utils.clip_grad_norm_(own, limit)
             optimizer.step()
-    assert_close(merged(module), net.state_dict())
+    assert_close(state_of(module), net.state_dict())
 
 
-def test_a_holder_that_has_none_of_a_batch_does_nothing(tmp_path):
+@pytest.mark.parametrize("num_clients", [1, 3])
+def test_a_holder_that_has_none_of_a_batch_does_nothing(tmp_path, num_clients):
     """Neither its weights nor its momentum nor its statistics change."""
     module = made(network("halves", "mean", "skip"))
-    data = make_data(1, lack=[0.999, 0.0])
-    fit(tmp_path, module, data, [RoundRobinWeightPassing()])
+    protocol = ParallelSplitLearning()
+    data = make_data(num_clients, protocol, lack=[0.999, 0.0])
+    fit(tmp_path, module, data)
     before = network("halves", "mean", "skip").state_dict()
     own = {k: v for k, v in before.items() if k.startswith("bottoms.0")}
-    assert_equal({k: v for k, v in merged(module).items() if k in own}, own)
-    assert not torch.equal(merged(module)["top.1.weight"], before["top.1.weight"])
+    assert_equal({k: v for k, v in state_of(module).items() if k in own}, own)
+    assert not torch.equal(state_of(module)["top.1.weight"], before["top.1.weight"])
 
 
 # What holders lack.
@@ -480,8 +471,8 @@ def test_a_sample_always_lacks_the_same_parts():
     def masks(loader):
         found = {}
         for batch in loader:
-            inputs = getattr(batch, "inputs", batch[0])
-            for row in inputs:
+            parts = getattr(batch, "parts", [batch])
+            for row in getattr(parts[0], "inputs", parts[0][0]):
                 parts = [row[own] for own in QUADRANTS[1]]
                 lacks = tuple(bool(part.isnan().all()) for part in parts)
                 assert lacks == tuple(bool(part.isnan().any()) for part in parts)
@@ -494,7 +485,7 @@ def test_a_sample_always_lacks_the_same_parts():
     one.setup()
     loader = one.train_dataloader()
     first = masks(loader)
-    loader.sampler.set_epoch(1)
+    loader.set_epoch(1)
     assert masks(loader) == first
     every = [*first.values(), *masks(one.val_dataloader()).values()]
     shares = torch.tensor(every).float().mean(dim=0)
@@ -533,9 +524,9 @@ def test_any_network_can_be_made_vertical(divided, join):
         segments = split(net, "bottoms", num_holders=len(weights))
         keys = [key for segment in segments for key in segment.state_dict()]
         assert sorted(keys) == sorted(net.state_dict())
-        client, server = (segment.eval() for segment in segments)
-        sent = client(inputs, stretch=range(len(weights)))
-        assert torch.equal(server(*sent), net.eval()(inputs))
+        *bottoms, top = (segment.eval() for segment in segments)
+        sent = [bottom(inputs) for bottom in bottoms]
+        assert torch.equal(top(*sent), net.eval()(inputs))
 
 
 def test_concatenated_halves_are_the_whole_map():
@@ -586,17 +577,12 @@ def test_tables_are_standardised_and_left_as_they_are():
 @pytest.mark.parametrize("missing", [None, "skip"])
 @pytest.mark.parametrize("route", ["server", "U"])
 def test_a_run_that_was_stopped_goes_on(tmp_path, route, missing):
-    modules = []
-
     def make():
-        modules.append(made(network("halves", "mean", missing), route))
-        schedule = RoundRobinSchedule(local_steps=1)
-        return modules[-1], make_data(schedule=schedule, lack=missing and 0.2)
+        return made(network("halves", "mean", missing), route), make_data(
+            lack=missing and 0.2
+        )
 
-    check(tmp_path, make, (2, 7), [RoundRobinWeightPassing])
-    whole, _, resumed, *_ = modules
-    assert resumed.channel.by_cut == whole.channel.by_cut
-    assert resumed.channel.by_holder == whole.channel.by_holder
+    check(tmp_path, make, (2, 7), [partial(RoundRobinWeightPassing, local_steps=1)])
 
 
 def test_a_run_does_not_go_on_where_holders_lack_others(tmp_path):
@@ -604,7 +590,7 @@ def test_a_run_does_not_go_on_where_holders_lack_others(tmp_path):
 
     net = network("halves", "mean", "skip")
     callbacks = [RoundRobinWeightPassing(), ResumeCheckpoint(tmp_path)]
-    fit(tmp_path, made(net), make_data(lack=0.2), callbacks, rounds=1)
+    fit(tmp_path, made(net), make_data(3, lack=0.2), callbacks, rounds=1)
     with pytest.raises(ValueError, match=r"missing_parts=.*0\.2.*but got.*0\.3"):
         fit(
             tmp_path,
@@ -632,12 +618,35 @@ class FourSpeeds(System):
 
 
 OF_HOLDERS = [(40, 40), (20, 20)]  # bytes of a sample, forth and back
+WORKS = [Work(10, 20), Work(40, 40), Work(100, 200), Work(10, 20)]
 
 
-def timeline(route, work):
+def send(clock, kind, sender, receiver, num_bytes, place=0):
+    payload = (torch.empty(num_bytes, dtype=torch.uint8, device="meta"),)
+    clock(Message(kind, sender, receiver, payload, 0, place))
+
+
+def one_step(has_head):
+    """A sample of client 0, whose holder 1 may have the head: the clock behind it."""
     system = FourSpeeds(10, 100, uplink=80, downlink=160, latency=0.5)
-    holders = [Holder(Work(10, 20), 0.25), Holder(Work(40, 40), 0.75)]
-    return Timeline(system, route, work, holders=holders, label_holder=1)
+    clock = Clock(system, WORKS.__getitem__, num_holders=2)
+    names = ["client/0.0", "client/0.1"]
+    for holder, name in enumerate(names):
+        clock(Computed(name, holder, "forward", 1))
+    for name, (up, _) in zip(names, OF_HOLDERS, strict=True):
+        send(clock, "smashed", name, "server/0", up)
+    clock(Computed("server/0", 2, "forward", 1))
+    if has_head:
+        send(clock, "smashed", "server/0", names[1], 20, place=1)
+        clock(Computed(names[1], 3, "forward", 1))
+        clock(Computed(names[1], 3, "backward", 1))
+        send(clock, "gradient", names[1], "server/0", 40, place=1)
+    clock(Computed("server/0", 2, "backward", 1))
+    for name, (_, down) in zip(names, OF_HOLDERS, strict=True):
+        send(clock, "gradient", "server/0", name, down)
+    for holder, name in enumerate(names):
+        clock(Computed(name, holder, "backward", 1))
+    return clock
 
 
 def test_holders_compute_and_send_at_the_same_time():
@@ -646,29 +655,31 @@ def test_holders_compute_and_send_at_the_same_time():
     The server begins when the later one is there, after 5.5 s, and computes 3 s; then
     0.5 + 2 and 0.5 + 0.5 down, 2 and 2 s of backward.
     """
-    work = [Work(50, 60), Work(100, 200)]
-    line = timeline(route_of(1, "server"), work)
-    line.step({0: 1}, 0, [(60, 60)], of_holders=OF_HOLDERS)
-    assert line.servers == {(0, 0): pytest.approx(5.5 + 3)}
-    assert line.clients == {0: pytest.approx(8.5 + 4.5), 1: pytest.approx(8.5 + 3)}
-    # Of 40 bytes that go on to client 1 each holder sends its share to its own like.
-    line.hand_over(0, 1, 40)
-    assert line.clients[2] == pytest.approx(13 + (0.5 + 1) + (0.5 + 0.5 / 3))
-    assert line.clients[3] == pytest.approx(11.5 + (0.5 + 1.5) + (0.5 + 1.5 / 4))
-    line.average_clients({0: 40})
+    clock = one_step(has_head=False)
+    ready = {"server/0": 5.5 + 3, "client/0.0": 8.5 + 4.5, "client/0.1": 8.5 + 3}
+    assert clock.ready == pytest.approx(ready)
+    # Each holder sends its weights to its own like.
+    for holder, num_bytes in enumerate((10, 30)):
+        ends = f"client/0.{holder}", f"client/1.{holder}"
+        send(clock, "weights", *ends, num_bytes)
+    assert clock.ready["client/1.0"] == pytest.approx(13 + (0.5 + 1) + (0.5 + 0.5 / 3))
+    assert clock.ready["client/1.1"] == pytest.approx(
+        11.5 + (0.5 + 1.5) + (0.5 + 1.5 / 4)
+    )
+    for holder, num_bytes in enumerate((10, 30)):
+        send(clock, "weights", f"client/0.{holder}", AGGREGATOR, num_bytes)
+    for holder, num_bytes in enumerate((10, 30)):
+        send(clock, "weights", AGGREGATOR, f"client/0.{holder}", num_bytes)
     made = max(13 + 0.5 + 1, 11.5 + 0.5 + 1.5)
-    assert line.clients[0] == pytest.approx(made + 0.5 + 0.5)
-    assert line.clients[1] == pytest.approx(made + 0.5 + 0.75)
+    assert clock.ready["client/0.0"] == pytest.approx(made + 0.5 + 0.5)
+    assert clock.ready["client/0.1"] == pytest.approx(made + 0.5 + 0.75)
 
 
 def test_what_is_behind_the_last_cut_is_with_one_holder():
     """Holder 1 gets 20 bytes (0.5 + 0.5), computes 0.5 + 1, sends 40 (0.5 + 2)."""
-    work = [Work(50, 60), Work(100, 200), Work(10, 20)]
-    line = timeline(route_of(2, "client"), work)
-    line.step({0: 1}, 0, [(60, 60), (20, 40)], of_holders=OF_HOLDERS)
     there = 5.5 + 1 + 1 + 1.5 + 2.5 + 2
-    assert line.servers == {(0, 0): pytest.approx(there)}
-    assert line.clients == {0: pytest.approx(there + 4.5), 1: pytest.approx(there + 3)}
+    ready = {"server/0": there, "client/0.0": there + 4.5, "client/0.1": there + 3}
+    assert one_step(has_head=True).ready == pytest.approx(ready)
 
 
 @pytest.mark.parametrize("holder", [0, 1])
@@ -677,7 +688,7 @@ def test_the_clock_of_a_run(tmp_path, holder):
     system = System([1e5, 1e6], 1e6, [1e4, 1e5], [1e5, 1e6], latency=0.01, seed=5)
     module = made(label_holder=holder)
     clock = VirtualClock(system)
-    fit(tmp_path, module, make_data(1), [RoundRobinWeightPassing(), clock])
+    fit(tmp_path, module, make_data(1), [clock])
     bottom = bottom_of("halves", 0)
     (mine,) = work_of({"bottom": bottom}, torch.rand(1, 1, 6, 3))
     (theirs,) = work_of(
@@ -812,18 +823,17 @@ UNFIT = {
         "Give both the same `parts`",
     ),
     "joint statistics": (
-        {"net": network("halves", "mean", "skip"), "batch_norm": "joint"},
-        {"lack": 0.2, "schedule": ParallelSchedule(draw="proportional")},
-        "`batch_norm` to be 'own' where holders lack samples",
+        {"net": network("halves", "mean", "skip")},
+        {"lack": 0.2, "protocol": GPSL()},
+        "`joint_norm` to be False where holders lack samples",
     ),
 }
 
 
 @pytest.mark.parametrize(("own", "of_data", "message"), UNFIT.values(), ids=UNFIT)
 def test_data_that_do_not_go_with_it_are_refused(tmp_path, own, of_data, message):
-    averaging = ClientAveraging(every="step" if "batch_norm" in own else 1)
     with pytest.raises(MisconfigurationException, match=f"(?s){message}"):
-        fit(tmp_path, made(**own), make_data(**of_data), [averaging])
+        fit(tmp_path, made(**own), make_data(**of_data))
 
 
 @pytest.mark.parametrize("experiment", ["vertical", "vertical_table"])
@@ -868,7 +878,7 @@ MISTAKES = {
     ),
     "no split network": (
         ["topology=vertical", "protocol=fedavg"],
-        "`topology=vertical` would change nothing",
+        "leave `topology` out",
     ),
 }
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from split_lightning.callbacks.logs import tensorboard_writers
-from split_lightning.message import Computed, Message, role_of
+from split_lightning.message import Message, role_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -63,9 +63,9 @@ class Histograms(pl.Callback):
             pl_module.channel.observers.remove(self._observe)
         self._trainer = None
 
-    def _observe(self, event: Message | Computed) -> None:
+    def _observe(self, event: Message) -> None:
         # Kept from the round's last batch alone: else it would hold on to memory.
-        if not isinstance(event, Message) or event.kind != "smashed":
+        if event.kind != "smashed":
             return
         is_wanted = role_of(event.sender) == "client"
         if is_wanted and self._trainer and self._trainer.is_last_batch:

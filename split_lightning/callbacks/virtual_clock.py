@@ -17,7 +17,7 @@ from split_lightning.observers.clock import Clock
 from split_lightning.observers.system_seconds import SystemSeconds
 from split_lightning.protocols.asynchronous import AsynchronousWeightPassing
 from split_lightning.protocols.protocol import Protocol
-from split_lightning.store import tensors_in
+from split_lightning.store import WEIGHTS, tensors_in
 from split_lightning.system.seconds import EqualSeconds
 from split_lightning.system.system import System
 
@@ -52,9 +52,9 @@ class VirtualClock(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if trainer.world_size > 1:
             raise MisconfigurationException(
-                "A virtual clock is for one process, which sees all messages; but there "
-                f"are {trainer.world_size}. Use trainer.devices=1, or leave the clock "
-                "out (system=none)."
+                "A virtual clock is for one process, which sees all messages; but "
+                f"there are {trainer.world_size}. Use trainer.devices=1, or leave the "
+                "clock out (system=none)."
             )
 
     @override
@@ -73,7 +73,7 @@ class VirtualClock(pl.Callback):
         if trainer.ckpt_path is not None:
             self.clock.load_state_dict(self._state_to_continue())
         self._state = None
-        pl_module.channel.observers.append(self.clock)
+        self.clock.watch(pl_module.channel)
 
     def _state_to_continue(self) -> dict[str, Any]:
         """Returns the times of the run that continues.
@@ -102,8 +102,8 @@ class VirtualClock(pl.Callback):
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        if stage == "fit" and self.clock in pl_module.channel.observers:
-            pl_module.channel.observers.remove(self.clock)
+        if stage == "fit" and self.clock is not None:
+            self.clock.leave(pl_module.channel)
         if self._data is not None:
             self._data.seconds, self._data = EqualSeconds(), None
 
@@ -134,6 +134,7 @@ def new_clock(
     measured = measure_segments(engine, example)
     holders = 1 if module.topology.parts is None else len(module.topology.parts)
     plans_by_time = isinstance(protocol, AsynchronousWeightPassing)
+    keeps_buffers = getattr(protocol, "buffers", "average") == "keep"
 
     def clock() -> Clock:
         return Clock(
@@ -149,15 +150,14 @@ def new_clock(
         return clock(), None
     if holders > 1:
         raise MisconfigurationException(
-            f"{type(protocol).__name__} plans by the times of clients that are a device "
-            "each, and here each is a group of holders. Leave the clock out "
+            f"{type(protocol).__name__} plans by the times of clients that are a "
+            "device each, and here each is a group of holders. Leave the clock out "
             "(system=none), or let clients take turns."
         )
-    parts = ("parameters",) if protocol.buffers == "keep" else ("parameters", "buffers")
     weights = [
         tensor
         for store, name in engine.homes(0, "client")
-        for part in parts
+        for part in (WEIGHTS[:1] if keeps_buffers else WEIGHTS)
         for tensor in tensors_in(store.peek(name, part))
     ]
 

@@ -115,7 +115,7 @@ def _fit_and_test(cfg: DictConfig, run: Run) -> dict[str, Any]:
             for key, value in metrics.items()
             if key.startswith(("test/", "val/")) or key == "train/loss"
         },
-        "networks": len(module.engine.representatives()) or 1,
+        "networks": len(module.networks.representatives()) or 1,
         **module.totals(),
         "skipped_batches": module.skipped_batches,
         "rounds": trainer.current_epoch,

@@ -193,7 +193,7 @@ class SplitDataModule(pl.LightningDataModule):
         return self.normalize(torch.cat([first, largest[None]]))
 
     def partition(self) -> list[Tensor]:
-        """Returns the samples of each party that trains: the clients, or one for all."""
+        """Returns the samples of each client, or of one party that has all."""
         return [torch.cat(self.parts)] if self.protocol.pools_samples else self.parts
 
     def new_round(self, number: int) -> Round:

@@ -167,26 +167,30 @@ class TrainLoader:
             self._done = number
             yield loaded
 
-    def _load(self, planned: Sequence[Planned]) -> Iterator[ClientBatch]:
-        """Yields the batches of a step; samples are fetched and normalised at once."""
-        found = [self._positions(batch) for batch in planned]
+    def _load(self, planned: Sequence[Planned]) -> list[ClientBatch]:
+        """Returns the batches of a step; samples are fetched and normalised at once."""
+        found = list(map(self._positions, planned))
         positions = found[0] if len(found) == 1 else torch.cat(found)
         inputs = _inputs_of(self.images, positions, self.normalize, self.lacking)
         targets = self.images.targets[positions]
-        sizes = [len(own) for own in found]
-        parts = zip(planned, inputs.split(sizes), targets.split(sizes), strict=True)
+        sizes, batches = list(map(len, found)), list[ClientBatch]()
+        parts = zip(
+            planned,
+            torch.split(inputs, sizes),
+            torch.split(targets, sizes),
+            strict=True,
+        )
         for batch, own, labels in parts:
             if self.augmentation is not None:
                 own = self._augmented(batch, own)
-            mine, share = self.processes.share_of(len(labels))
-            yield ClientBatch(
-                batch.client_id,
-                own[mine],
-                labels[mine],
-                batch.ends_turn,
-                share,
-                len(labels),
+            share, size = 1.0, len(labels)
+            if self.processes.world_size > 1:
+                mine, share = self.processes.share_of(size)
+                own, labels = own[mine], labels[mine]
+            batches.append(
+                ClientBatch(batch.client_id, own, labels, batch.ends_turn, share, size)
             )
+        return batches
 
     def _positions(self, batch: Planned) -> Tensor:
         """Returns where the samples of a batch are in the data set."""
@@ -206,7 +210,7 @@ class TrainLoader:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(self.seed, "batch", *place))
             changed: Tensor = self.augmentation(inputs)
-        return changed
+        return changed.contiguous()
 
     def mark_trained(self, steps: int) -> None:
         """Notes how many steps of the round were trained.

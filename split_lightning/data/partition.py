@@ -44,7 +44,7 @@ def partition(
     >>> partition(torch.tensor([0, 1, 0, 1, 0]), IidPartitioner(num_partitions=2))
     [tensor([0, 1, 2]), tensor([3, 4])]
     """
-    from datasets import Dataset
+    from split_lightning.data.rows import Rows
 
     name = type(partitioner).__name__
     given = {"label": labels.tolist(), **(columns or {})}
@@ -55,7 +55,7 @@ def partition(
             f"{', '.join(given)}, but got {by!r}. (`data.source` returns columns as "
             "the third field of `Images`.)"
         )
-    samples = Dataset.from_dict({**given, "index": list(range(len(labels)))})
+    samples = Rows.from_dict({**given, "index": list(range(len(labels)))})
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             # Retries, unused classes, progress bars: what matters is an error below.
@@ -65,10 +65,7 @@ def partition(
             if num_clients > len(labels):
                 raise ValueError(f"there are {num_clients} clients.")
             parts = [
-                torch.as_tensor(
-                    partitioner.load_partition(client_id)["index"][:],
-                    dtype=torch.int64,
-                ).sort()[0]
+                _positions(partitioner.load_partition(client_id))
                 for client_id in range(num_clients)
             ]
     except Exception as error:  # partitioners raise almost anything
@@ -99,6 +96,14 @@ def label_counts(labels: Tensor, parts: list[Tensor], num_classes: int) -> Tenso
     return torch.stack(
         [torch.bincount(labels[part], minlength=num_classes) for part in parts]
     )
+
+
+def _positions(samples: Any) -> Tensor:
+    """Returns the positions of a client's samples, in ascending order."""
+    from split_lightning.data.rows import Rows
+
+    index = samples.index if isinstance(samples, Rows) else samples["index"][:]
+    return torch.as_tensor(index, dtype=torch.int64).sort()[0]
 
 
 def _verify(

@@ -9,6 +9,7 @@ and the result divided by its standard deviation, in float32; ids are left alone
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,9 +100,8 @@ def normalized(inputs: Tensor, mean: list[float], std: list[float]) -> Tensor:
     values = inputs.to(torch.float32, copy=True)
     if inputs.dtype == torch.uint8:
         values.div_(255)
+    options: Any
     by_channel = (-1,) + (1,) * (inputs.ndim - 2)
-    centre, spread = (
-        torch.tensor(given, dtype=torch.float32, device=inputs.device).view(by_channel)
-        for given in (mean, std)
-    )
-    return values.sub_(centre).div_(spread)
+    options = {"dtype": torch.float32, "device": inputs.device}
+    values.sub_(torch.tensor(mean, **options).view(by_channel))
+    return values.div_(torch.tensor(std, **options).view(by_channel))

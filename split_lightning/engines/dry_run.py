@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from split_lightning.channel import Channel
 from split_lightning.engines.local import LocalEngine
 from split_lightning.engines.meta import MetaParty
-from split_lightning.step import Batch, Route, Waypoint, split_step
+from split_lightning.step import Batch, Member, Route, split_step
 from split_lightning.system.work import Measured, measure
 
 
@@ -58,23 +59,24 @@ def dry_step(
         for seat in store.seats
     }
     new_party = partial(MetaParty, lambda module: outputs[id(module)])
-    parties: dict[str, MetaParty] = {}
-    route: Route = [[() for _ in samples] for _ in range(engine.num_places)]
+    parties: dict[str, Any] = {}
+    members: list[list[Member]] = [[] for _ in range(engine.num_places)]
     for position, client in enumerate(samples):
         for number, name in enumerate(engine.placement.of(client)):
-            if name is None:
-                continue
-            store = engine.stores[number]
-            party = parties.setdefault(name, new_party(name, {}))
-            party.segments[store.place] = store.seats[0]
-            waypoint = Waypoint(name, party, number)  # type: ignore[arg-type]
-            route[store.place][position] += (waypoint,)
+            if name is not None:
+                store = engine.stores[number]
+                party = parties.setdefault(name, new_party(name, {}))
+                party.segments[store.place] = store.seats[0]
+                members[store.place].append(Member(position, name, number))
+    route = Route(
+        [engine.visits(own, parties) for own in members],
+        [engine.way_of_labels(client) for client in samples],
+    )
     batches = [
         Batch(
             torch.empty(count, device="meta"),
             torch.empty(count, dtype=torch.int64, device="meta"),
-            engine.placement.label_party(client),
         )
-        for client, count in samples.items()
+        for count in samples.values()
     ]
     split_step(0, batches, route, channel)

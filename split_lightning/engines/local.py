@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
 
 from split_lightning.batch_norm import Normalisation, is_only_mixer, statistics
 from split_lightning.channel import Channel
-from split_lightning.message import AGGREGATOR, Values, as_values, role_of
+from split_lightning.message import AGGREGATOR, Values, role_of
 from split_lightning.party import BackwardPass, Party, Stepping, step
 from split_lightning.placement import Home, Placement
 from split_lightning.running_mean import StateMean
 from split_lightning.spill import SpillFolder
-from split_lightning.step import Batch, Route, StepLosses, Waypoint, split_step
+from split_lightning.step import (
+    Batch,
+    Labels,
+    Member,
+    Route,
+    StepLosses,
+    Visit,
+    split_step,
+)
 from split_lightning.store import Seat, State, StateStore
 from split_lightning.task import Task
 
@@ -34,9 +42,34 @@ _ROLES = ("client", "server")
 class Samples(Protocol):
     """What one client brings to a step, such as a `ClientBatch`."""
 
-    client_id: int
-    inputs: Tensor
-    targets: Tensor
+    @property
+    def client_id(self) -> int:
+        """The client."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """Its samples, of shape `(B, ...)`."""
+
+    @property
+    def targets(self) -> Tensor:
+        """Their labels, of shape `(B,)`."""
+
+
+class Live(NamedTuple):
+    """What is live for the clients of a step, until states move.
+
+    Attributes:
+        clients: The clients.
+        route: Who computes.
+        parties: The parties.
+        counted: What counts the samples that each party trains on: the counter, the
+            party's name in it, and the position of its client in the step.
+    """
+
+    clients: tuple[int, ...]
+    route: Route
+    parties: list[Any]
+    counted: list[tuple[Counter[str], str, int]]
 
 
 class LocalEngine:
@@ -58,6 +91,7 @@ class LocalEngine:
         accumulated: Number of batches whose gradients wait for a step.
         means: The means that are being formed, by segment.
         seen: The clients that ever trained.
+        last_client: The client that trained last; 0 before training.
     """
 
     def __init__(self, spill_to: str | Path | None = None) -> None:
@@ -67,9 +101,10 @@ class LocalEngine:
         self.optimizers: Mapping[str, Stepping] = {}
         self.backward_pass: BackwardPass = torch.autograd.backward
         self.party_type: Callable[..., Any] = Party
-        self.clip: Callable[[list[nn.Parameter]], Any] = _no_limit
+        self.clip: Callable[[list[nn.Parameter]], Any] | None = None
         self.serve: Callable[[Party, LocalEngine], Any] = _itself
         self.raw: Mapping[str, Optimizer] = {}
+        self._parameters: list[nn.Parameter] = []
         self.least_samples = 1  # that BatchNorm of a server needs in a batch
         self.copies = nn.ModuleList()  # live copies beside the first of each segment
 
@@ -90,7 +125,7 @@ class LocalEngine:
             channel: Delivers messages.
             task: The loss.
         """
-        at_rest = dict if self.spill is None else self.spill.store
+        at_rest: Any = dict if self.spill is None else self.spill.store
         self.placement, self.channel, self.task = placement, channel, task
         self.stores: list[StateStore] = []
         for number, (module, place) in enumerate(zip(modules, places, strict=True)):
@@ -118,9 +153,9 @@ class LocalEngine:
         self.means: dict[int, StateMean] = {}
         # Of clients' batches on their way: by party and place older parameters.
         self.stash: dict[tuple[int, int], dict[str, dict[int, State]]] = {}
-        self.accumulated, self.number, self._last_client = 0, 0, 0
+        self.accumulated, self.number, self.last_client = 0, 0, 0
         self.seen: set[int] = set()
-        self._route: tuple[tuple[int, ...], Route] | None = None
+        self._live: Live | None = None
 
     @property
     def num_live(self) -> int:
@@ -203,6 +238,12 @@ class LocalEngine:
         self.optimizers = {role: steps[own] for role, own in roles.items()}
         for store in self.stores:
             store.optimizers = self.raw
+        self._parameters = [
+            parameter
+            for store in self.stores
+            for seat in store.seats
+            for parameter in seat.module.parameters()
+        ]
 
     # Who has what
 
@@ -221,11 +262,6 @@ class LocalEngine:
             return name
         return "client/all" + name.partition(".")[1] + name.partition(".")[2]
 
-    def current(self, client_id: int, store: StateStore, name: str) -> str:
-        """Returns under which name the state is that a client would continue from."""
-        last = store.last.get(self.placement.group_of(client_id))
-        return last or self.state_name(name)
-
     # Training
 
     def compute(self, several: Sequence[Samples], scale: float = 1.0) -> StepLosses:
@@ -235,72 +271,81 @@ class LocalEngine:
             several: What each client of the step brings.
             scale: What the loss is multiplied by before the backward pass.
         """
-        clients = tuple(own.client_id for own in several)
-        route = self.route(clients)
-        sizes = [len(own.targets) for own in several]
-        shares: list[Tensor | None] = [None] * len(sizes)
-        if self.cohort == "mean" and len(sizes) > 1:
+        clients = tuple([own.client_id for own in several])
+        batches = [Batch(own.inputs, own.targets) for own in several]
+        if self.cohort == "mean" and len(batches) > 1:
+            sizes = [len(own.targets) for own in several]
             shares = [torch.tensor(size) / sum(sizes) for size in sizes]
-        batches = [
-            Batch(
-                own.inputs,
-                own.targets,
-                self.placement.label_party(own.client_id),
-                share,
-            )
-            for own, share in zip(several, shares, strict=True)
-        ]
+            pairs = zip(batches, shares, strict=True)
+            batches = [batch._replace(share=share) for batch, share in pairs]
+        if self._live is None or self._live.clients != clients or self.stash:
+            self._live = self._bring(clients)
         if self.cohort and self.joint_norm:
             self._exchange_statistics(clients)
+        self.channel.recent.clear()
+        route = self._live.route
         losses = split_step(self.number, batches, route, self.channel, scale)
         self.number += 1
         self.accumulated += 1
         return losses
 
-    def route(self, clients: tuple[int, ...]) -> Route:
-        """Makes live what a step of some clients needs; returns who computes."""
-        if self._route is not None and self._route[0] == clients and not self.stash:
-            return self._route[1]
+    def _bring(self, clients: tuple[int, ...]) -> Live:
+        """Makes live what a step of some clients needs."""
         if len({self.placement.group_of(client) for client in clients}) > 1:
             raise ValueError(
                 "Expected the clients of a step to share a server, but those of "
                 f"{list(clients)} do not."
             )
-        live: dict[str, dict[int, Seat]] = {}
-        names: list[list[list[tuple[str, int]]]] = [
-            [[] for _ in clients] for _ in range(self.num_places)
-        ]
+        segments: dict[str, dict[int, Seat]] = {}
+        members: list[list[Member]] = [[] for _ in range(self.num_places)]
+        counted = list[tuple[Counter[str], str, int]]()
         for number, store in enumerate(self.stores):
             wanted = []
             for position, client in enumerate(clients):
                 name = self.placement.of(client)[number]
                 if name is not None:
-                    names[store.place][position].append((name, number))
+                    members[store.place].append(Member(position, name, number))
                     wanted.append(self.state_name(name))
-            if self.placement.num_groups != 1 or not store.last:
-                if self.placement.num_clients > 1:
-                    store.remember_start()
+                    counted.append((store.samples, wanted[-1], position))
+            is_passed_on = bool(store.last) and self.placement.num_groups == 1
+            if self.placement.num_clients > 1 and not is_passed_on:
+                store.remember_start()
             for name, seat in store.check_out(wanted).items():
-                live.setdefault(name, {})[store.place] = seat
+                segments.setdefault(name, {})[store.place] = seat
         parties = {
-            name: self._party(name, segments, clients)
-            for name, segments in live.items()
+            name: self._party(name, own, clients) for name, own in segments.items()
         }
-        route = [
-            [
-                tuple(Waypoint(n, parties[self.state_name(n)], i) for n, i in own)
-                for own in place
-            ]
-            for place in names
-        ]
+        places = [self.visits(own, parties) for own in members]
+        labels = [self.way_of_labels(client) for client in clients]
         self.seen.update(clients)
-        self._last_client = clients[0]
-        self._route = clients, route
-        return route
+        self.last_client = clients[0]
+        return Live(clients, Route(places, labels), list(parties.values()), counted)
+
+    def visits(
+        self, members: Sequence[Member], parties: Mapping[str, Any]
+    ) -> list[Visit]:
+        """Returns the parties at a place, each with the clients it computes for."""
+        found: dict[str, list[Member]] = {}
+        for member in members:
+            found.setdefault(self.state_name(member.name), []).append(member)
+        return [
+            Visit(parties[name], own, role_of(name) == "client")
+            for name, own in found.items()
+        ]
+
+    def way_of_labels(self, client: int) -> Labels:
+        """Returns the way of a client's labels: behind its first smashed data."""
+        parties: list[set[str]] = [set() for _ in range(self.num_places)]
+        for store, name in self.homes(client):
+            parties[store.place].add(name)
+        cuts = (n for n in range(1, len(parties)) if parties[n] != parties[n - 1])
+        (last,) = parties[-1]
+        place = next(cuts, len(parties) - 1)
+        return Labels(self.placement.label_party(client), last, place)
 
     def _party(
         self, name: str, segments: Mapping[int, Seat], clients: tuple[int, ...]
-    ) -> Party:
+    ) -> Any:
         normalisation: Normalisation = "joint"
         if self.cohort and not self.joint_norm and role_of(name) == "client":
             mixes = all(is_only_mixer(seat.module) for seat in segments.values())
@@ -313,12 +358,8 @@ class LocalEngine:
         return self.serve(party, self) if role_of(name) == "server" else party
 
     def parties(self) -> list[Any]:
-        """Returns the parties of the last step, in the order of the network."""
-        assert self._route is not None
-        waypoints = (
-            waypoint for place in self._route[1] for own in place for waypoint in own
-        )
-        return list(dict.fromkeys(waypoint.party for waypoint in waypoints))
+        """Returns the parties of the last step."""
+        return [] if self._live is None else self._live.parties
 
     def step(self) -> None:
         """Steps the optimizers of the parties of the last step."""
@@ -327,10 +368,16 @@ class LocalEngine:
 
     def step_one(self, party: Party) -> None:
         """Steps one party, apart from the step that Lightning counts."""
-        self.clip(party.parameters())
-        optimizer = self.raw[role_of(party.name)]
+        if self.clip is not None:
+            self.clip(party.parameters())
+        optimizer = self.raw[party.role]
         optimizer.step()
         optimizer.zero_grad()
+
+    def gradients(self) -> list[Tensor]:
+        """Returns the gradients that there are now."""
+        found = [parameter.grad for parameter in self._parameters]
+        return [gradient for gradient in found if gradient is not None]
 
     def discard(self) -> None:
         """Drops the gradients that wait for a step."""
@@ -338,19 +385,18 @@ class LocalEngine:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
 
-    def trained(self, samples: Mapping[int, int]) -> None:
-        """Notes on how many samples the parties of clients trained."""
-        for client, count in samples.items():
-            for store, name in self.homes(client):
-                store.samples[self.state_name(name)] += count
-            oldest = [k for k in self.stash if k[0] == client]
-            if oldest:
-                del self.stash[min(oldest)]
+    def trained(self, counts: Sequence[int]) -> None:
+        """Notes on how many samples each client of the last step trained."""
+        assert self._live is not None
+        for samples, name, position in self._live.counted:
+            samples[name] += counts[position]
+        for client in self._live.clients if self.stash else ():
+            del self.stash[min(key for key in self.stash if key[0] == client)]
 
     def _exchange_statistics(self, clients: Iterable[int]) -> None:
         """Sends what BatchNorm of clients needs to see their samples as one batch."""
         for _ in range(2):  # in the forward pass and in the backward pass
-            own = {}
+            own: dict[str, Values] = {}
             for client in clients:
                 for store, name in self.homes(client, "client"):
                     payload = statistics(store.seats[0].module)
@@ -360,88 +406,9 @@ class LocalEngine:
             for name, payload in own.items():
                 self.channel.send("statistics", AGGREGATOR, name, payload)
 
-    @property
-    def last_client(self) -> int:
-        """The client that trained last; 0 before training."""
-        return self._last_client
-
     def changed(self) -> None:
         """Notes that states moved: the next step looks them up."""
-        self._route = None
-
-    # Evaluation
-
-    def predict(self, client_id: int, inputs: Tensor) -> Any:
-        """Returns what a client's network returns; live states stay as they are."""
-        flow: Values = (inputs,)
-        for place in range(self.num_places):
-            sent: Values = ()
-            for store, name in self.homes(client_id):
-                if store.place == place:
-                    state = self.current(client_id, store, name)
-                    sent += as_values(_evaluate(store, state, flow))
-            flow = sent
-        return self.task.logits(flow)
-
-    def segments_of(self, client_id: int) -> Iterator[tuple[int, str, nn.Module]]:
-        """Yields the segments of a client's network: number, party and module.
-
-        A segment whose state is at rest is a copy.
-        """
-        for number, name in enumerate(self.placement.of(client_id)):
-            if name is None:
-                continue
-            store = self.stores[number]
-            state = self.current(client_id, store, name)
-            module = store.live(state)
-            if module is None:
-                module = copy.deepcopy(store.seats[0].module)
-                module.load_state_dict(store.weights_of(state), strict=False)
-            yield number, name, module
-
-    def representatives(self) -> list[int]:
-        """Returns one client for each network that differs; none if there is one."""
-        found: dict[Any, int] = {}
-        for client in sorted(self.seen) or range(self.placement.num_clients):
-            origins = [
-                (number, store.origin(self.current(client, store, name)))
-                for number, (store, name) in enumerate(
-                    zip(self.stores, self.placement.of(client), strict=True)
-                )
-                if name is not None
-            ]
-            found.setdefault(tuple(origins), client)
-        return sorted(found.values()) if len(found) > 1 else []
-
-    def segments_apart(self, clients: Sequence[int]) -> set[int]:
-        """Returns the numbers of the segments in which clients' networks differ."""
-        origins: dict[int, set[str | None]] = {}
-        for client in clients:
-            for number, name in enumerate(self.placement.of(client)):
-                if name is not None:
-                    store = self.stores[number]
-                    origin = store.origin(self.current(client, store, name))
-                    origins.setdefault(number, set()).add(origin)
-        return {number for number, own in origins.items() if len(own) > 1}
-
-    def put(self, number: int, client_id: int, state: Mapping[str, Tensor]) -> None:
-        """Gives a client weights of one segment, to be evaluated."""
-        name = self.placement.of(client_id)[number]
-        if name is not None:
-            self.stores[number].put(self.state_name(name), state)
-            self.seen.add(client_id)
-
-    def keep_only(self, client_id: int) -> None:
-        """Puts one client's network in place, for good."""
-        modules = {
-            number: module.state_dict()
-            for number, _, module in self.segments_of(client_id)
-        }
-        for number, state in modules.items():
-            for seat in self.stores[number].seats:
-                seat.module.load_state_dict(state)
-        self.forget()
-        self._last_client = client_id
+        self._live = None
 
     # Checkpoints
 
@@ -454,7 +421,7 @@ class LocalEngine:
             "accumulated": self.accumulated,
             "number": self.number,
             "seen": sorted(self.seen),
-            "last_client": self._last_client,
+            "last_client": self.last_client,
             "num_live": self.num_live,
         }
 
@@ -469,7 +436,7 @@ class LocalEngine:
             self.means[number].load_state_dict(mean, device)
         self.stash = {(client, n): own for client, n, own in state["stash"]}
         self.accumulated, self.number = state["accumulated"], state["number"]
-        self.seen, self._last_client = set(state["seen"]), state["last_client"]
+        self.seen, self.last_client = set(state["seen"]), state["last_client"]
 
     def open(self) -> None:
         """Makes the folder for states at rest, if there is one.
@@ -485,24 +452,6 @@ class LocalEngine:
         self.forget()
         if self.spill is not None:
             self.spill.close()
-
-
-def _evaluate(store: StateStore, name: str, inputs: Values) -> Any:
-    """Returns what a segment returns with the weights of a party."""
-    module = store.live(name)
-    if module is not None:
-        return module(*inputs)
-    module = store.seats[0].module
-    weights = {k: v.to(_device(module)) for k, v in store.weights_of(name).items()}
-    return functional_call(module, weights, inputs)
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
-
-
-def _no_limit(parameters: list[nn.Parameter]) -> None:
-    """Leaves gradients as they are."""
 
 
 def _itself(party: Party, engine: LocalEngine) -> Any:

@@ -1,8 +1,8 @@
-"""`MetaParty`: computes shapes instead of numbers, for plans that are only looked at."""
+"""`MetaParty`: computes shapes instead of numbers, for plans that are not run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,13 +51,19 @@ class MetaParty:
         key: Key,
         targets: Sequence[Tensor],
         weights: Sequence[Tensor] | None = None,
+        shares: Sequence[Tensor] | None = None,
         scale: float = 1.0,
     ) -> Losses:
         """Returns gradients of the shapes of what came."""
         zero = torch.zeros(())
         return Losses(zero, [zero] * len(targets), self._returned(key))
 
-    def backward(self, key: Key, gradients: Iterable[Values]) -> list[Values]:
+    def backward(
+        self,
+        key: Key,
+        gradients: Sequence[Values],
+        shares: Sequence[Tensor] | None = None,
+    ) -> list[Values]:
         """Returns gradients of the shapes of what came."""
         return self._returned(key)
 

@@ -151,15 +151,15 @@ def _own(value: Any) -> Any:
     """
     if not isinstance(value, Tensor):
         return value
-    layout = list(zip(value.shape, value.stride(), strict=True))
+    copy = value.clone()
+    if copy.stride() == value.stride():
+        return copy
+    layout = zip(value.shape, value.stride(), strict=True)
     if any(stride == 0 and size > 1 for size, stride in layout):
         return value  # expanded: torch refuses to change it in place
-    copy = value.clone()
-    if copy.stride() != value.stride():  # a slice of something larger
-        copy = torch.empty_strided(
-            value.shape, value.stride(), dtype=value.dtype, device=value.device
-        ).copy_(value)
-    return copy
+    return torch.empty_strided(  # a slice of something larger
+        value.shape, value.stride(), dtype=value.dtype, device=value.device
+    ).copy_(value)
 
 
 def _copy(

@@ -219,7 +219,7 @@ def _step(client: nn.Module, server: nn.Module, images: Tensor) -> dict[str, int
     ]
     with _flops(found, "client_backward_flops"):
         if pairs:  # unless nothing of the client trains
-            torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+            torch.autograd.backward([v for v, _ in pairs], [g for _, g in pairs])
     found["uplink_bytes"] = num_bytes([*smashed, labels])
     found["downlink_bytes"] = num_bytes(gradients)
     return found

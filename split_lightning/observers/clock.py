@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from split_lightning.channel import Channel
 from split_lightning.message import AGGREGATOR, Computed, Message, role_of
 from split_lightning.system.system import Device, System
 from split_lightning.system.work import Work
@@ -76,6 +77,17 @@ class Clock:
             self._deliver(event)
         else:
             self._compute(event)
+
+    def watch(self, channel: Channel) -> None:
+        """Begins to look at a channel."""
+        channel.observers.append(self)
+        channel.computations.append(self)
+
+    def leave(self, channel: Channel) -> None:
+        """Looks at a channel no more."""
+        for observers in (channel.observers, channel.computations):
+            if self in observers:
+                observers.remove(self)
 
     def _compute(self, event: Computed) -> None:
         name = event.party

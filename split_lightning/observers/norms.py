@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from split_lightning.message import Computed, Message
+from split_lightning.message import Message
 
 _NAMES = {"smashed": "cut/smashed_norm", "gradient": "cut/gradient_norm"}
 
@@ -24,11 +24,9 @@ class Norms:
         self.looks = False
         self._norms: dict[str, Tensor] = {}
 
-    def __call__(self, event: Message | Computed) -> None:
+    def __call__(self, event: Message) -> None:
         """Measures a message."""
-        if not self.looks or not isinstance(event, Message):
-            return
-        if event.kind in _NAMES:
+        if self.looks and event.kind in _NAMES:
             name, norm = _NAMES[event.kind], joint_norm(event.payload)
             name += f"_{event.place + 1}" if event.place else ""
             before = self._norms.get(name, torch.zeros_like(norm))  # other parties'

@@ -46,6 +46,7 @@ class SystemSeconds:
         """Returns the parts of the way of a client's batch."""
         clock, times = self.new_clock(), dict[str, float]()
         name = f"client/{client_id}"
+        first: list[str] = []  # the server behind the first cut
 
         def look(event: Message | Computed) -> None:
             is_lowest = isinstance(event, Computed) and event.segment == 0
@@ -57,7 +58,9 @@ class SystemSeconds:
                     times["back"] = ready[event.receiver]
                     return
                 clock(event)
-                if role_of(event.receiver) == "server":
+                if event.kind == "smashed" and role_of(event.receiver) == "server":
+                    first.append(event.receiver)
+                if event.receiver in first:  # labels may go to another server
                     times["arrives"] = ready[event.receiver]
                 return
             before = ready.get(name, 0.0)
@@ -67,6 +70,7 @@ class SystemSeconds:
 
         channel = Channel()
         channel.observers.append(look)
+        channel.computations.append(look)
         self.run_step(client_id, num_samples, channel)
         forward = times["forward"]
         leaves = times.get("leaves", times["arrives"])

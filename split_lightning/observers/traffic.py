@@ -1,8 +1,8 @@
-"""`Traffic`: counts the bytes of the messages between parties. All bytes are counted here."""
+"""`Traffic`: counts bytes, those of all messages between parties."""
 
 from __future__ import annotations
 
-from split_lightning.message import Computed, Message, role_of
+from split_lightning.message import Message, num_bytes, role_of
 
 # What counts as what, by the roles of sender and receiver.
 _BETWEEN_SEGMENTS = {
@@ -21,6 +21,7 @@ _WEIGHTS = {
     ("server", "aggregator"): "server_averaging_bytes",
     ("aggregator", "server"): "server_averaging_bytes",
 }
+_MOST_LINKS = 10_000  # whose names are kept
 NAMES = (
     "uplink_bytes",
     "downlink_bytes",
@@ -53,20 +54,28 @@ class Traffic:
     def __init__(self) -> None:
         self.counts = dict.fromkeys(NAMES, 0)
         self.counts_samples = self.counts_weights = True
+        self._names: dict[tuple[str, str, str], str] = {}
 
-    def __call__(self, event: Message | Computed) -> None:
+    def __call__(self, event: Message) -> None:
         """Counts a message."""
-        if not isinstance(event, Message):
-            return
-        ends = role_of(event.sender), role_of(event.receiver)
+        link = event.kind, event.sender, event.receiver
+        name = self._names.get(link) or self._name(link)
         if event.kind in ("weights", "statistics"):
             if self.counts_weights:
-                name = _WEIGHTS[ends]
-                self.counts[name] += event.num_bytes
+                self.counts[name] += num_bytes(event.payload)
                 is_first = event.receiver.partition(".")[2] in ("", "0")  # of holders
                 self.counts["handoffs"] += is_first and name == "handoff_bytes"
         elif self.counts_samples:
-            self.counts[_BETWEEN_SEGMENTS[ends]] += event.num_bytes
+            self.counts[name] += num_bytes(event.payload)
+
+    def _name(self, link: tuple[str, str, str]) -> str:
+        """Returns what a message counts as, by its kind, sender and receiver."""
+        if len(self._names) > _MOST_LINKS:
+            self._names.clear()
+        kind, sender, receiver = link
+        names = _WEIGHTS if kind in ("weights", "statistics") else _BETWEEN_SEGMENTS
+        self._names[link] = names[role_of(sender), role_of(receiver)]
+        return self._names[link]
 
     def forget(self) -> None:
         """Begins to count anew."""

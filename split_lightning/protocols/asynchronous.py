@@ -1,4 +1,4 @@
-"""`AsynchronousWeightPassing`: clients train at the same time; none waits for another."""
+"""`AsynchronousWeightPassing`: clients train at the same time, without waiting."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ from split_lightning.protocols.round import Planned, Round
 from split_lightning.system.asynchronous_round import (
     AsynchronousRound,
     Began,
+    Event,
     Served,
     Turn,
 )
+from split_lightning.system.seconds import Seconds
 
 
 class AsynchronousWeightPassing(Protocol):
     """All turns run at the same time; the newest weights take a share of each by age.
 
-    A turn begins from the newest weights. At its end they become (1 - a) newest + a own,
+    A turn begins from the newest weights. At its end they become (1 - a) newest + a own
     with a = (1 + age) ** -staleness_exponent, where the age is the number of turns that
     ended since this one began: the polynomial rule of FedAsync (Xie et al. 2019,
     https://arxiv.org/abs/1903.03934). At age 0 a is 1: a hand-off. Each client has the
@@ -116,19 +118,10 @@ class AsynchronousWeightPassing(Protocol):
         waiting: dict[int, deque[list[Planned]]] = {}
         for own in turns:
             waiting.setdefault(own[0].client_id, deque()).append(own)
-        simulated = AsynchronousRound(
-            [
-                Turn(number, own[0].client_id, [batch.num_samples for batch in own])
-                for number, own in enumerate(turns)
-            ],
-            round.seconds,
-            self.in_flight,
-            self.max_staleness,
-        )
         policies = self.optimizer_state, self.buffers
         running: dict[int, Iterator[Planned]] = {}
         unsent: dict[int, Iterator[Planned]] = {}
-        for event in simulated.run():
+        for event in self._simulated(turns, round.seconds):
             client = event.client_id
             if isinstance(event, Began):
                 turn = waiting[client].popleft()
@@ -142,6 +135,19 @@ class AsynchronousWeightPassing(Protocol):
                 yield from map(Send, islice(unsent[client], 1))
             else:
                 yield Mix(client, event.age, self.staleness_exponent, *policies)
+
+    def events(self, round: Round) -> list[Event]:
+        """Returns what happens in a round, and when."""
+        return self._simulated(self._turns(round), round.seconds)
+
+    def _simulated(self, turns: list[list[Planned]], seconds: Seconds) -> list[Event]:
+        numbered = [
+            Turn(number, own[0].client_id, [batch.num_samples for batch in own])
+            for number, own in enumerate(turns)
+        ]
+        return AsynchronousRound(
+            numbered, seconds, self.in_flight, self.max_staleness
+        ).run()
 
     def _turns(self, round: Round) -> list[list[Planned]]:
         """Returns the batches of each turn, in the order of the round robin."""

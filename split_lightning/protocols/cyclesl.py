@@ -106,7 +106,8 @@ class ServerFirst:
         self, party: Party, engine: LocalEngine, passes: int, batch_size: int | None
     ) -> None:
         self.party = party
-        self.name, self.parameters = party.name, party.parameters
+        self.name, self.role = party.name, party.role
+        self.parameters = party.parameters
         self.engine = engine
         self.passes = passes
         self.batch_size = batch_size
@@ -124,6 +125,7 @@ class ServerFirst:
         key: Key,
         targets: Sequence[Tensor],
         weights: Sequence[Tensor] | None = None,
+        shares: Sequence[Tensor] | None = None,
         scale: float = 1.0,
     ) -> Losses:
         """Trains the server, then runs stage 1 with its new weights.
@@ -146,7 +148,7 @@ class ServerFirst:
                     raise NotFinite(name)
             self.engine.step_one(self.party)
         self.party.forward(key, several, sizes)
-        losses = self.party.loss(key, targets, weights, scale)
+        losses = self.party.loss(key, targets, weights, shares, scale)
         for parameter in self.party.parameters():
             parameter.grad = None
         return losses

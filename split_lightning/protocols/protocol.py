@@ -35,8 +35,8 @@ class Protocol(pl.Callback, ABC):
             `None`: one for each client.
         together: Whether several clients train in one step.
         sequential: Whether all clients train one server, one after the other.
-        cohort: Whether these act on one state, by the `mean` of their gradients, weighted
-            by samples, or by the `sum`; `None`: each has its own.
+        cohort: Whether these act on one state, by the `mean` of their gradients,
+            weighted by samples, or by the `sum`; `None`: each has its own.
         joint_norm: Whether BatchNorm of a cohort sees all its samples as one batch.
         unsplit_at: Which role has the whole network; `None`: it is split.
         pools_samples: Whether one party has the samples of all clients.
@@ -84,7 +84,7 @@ class Protocol(pl.Callback, ABC):
 
     @property
     def trains_one_network(self) -> bool:
-        """Whether all clients train the same weights, one after the other or together."""
+        """Whether all clients train the same weights, in turn or together."""
         return self.cohort is not None or self.pools_samples
 
     def num_together(self, num_clients: int) -> int:

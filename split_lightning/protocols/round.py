@@ -155,8 +155,8 @@ class Round:
                 turn, batches[client] = own[:length], own[length:]
                 steps += [[Draw(client, count)] for count in turn]
         planned = (batch for step in self._planned(steps) for batch in step)
-        for client, own in groupby(planned, key=lambda batch: batch.client_id):
-            yield client, list(own)
+        for client, made in groupby(planned, key=lambda batch: batch.client_id):
+            yield client, list(made)
 
     def together(
         self, clients: Iterable[int], draw: Draws = "equal"

@@ -1,4 +1,4 @@
-"""`RoundRobinWeightPassing`: each client continues from the previous client's weights."""
+"""`RoundRobinWeightPassing`: each client continues from the previous client."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class RoundRobinWeightPassing(Protocol):
         check_policies(optimizer_state)
         if optimizer_state != "keep" and not enabled:
             raise ValueError(
-                "Expected argument `optimizer_state` to be 'keep' where no weights move "
-                f"(enabled=False), but got {optimizer_state!r}."
+                "Expected argument `optimizer_state` to be 'keep' where no weights "
+                f"move (enabled=False), but got {optimizer_state!r}."
             )
         self.enabled = self.moves_weights = enabled
         self.shuffle = shuffle

@@ -34,8 +34,8 @@ def save_networks(
         OSError: If a file cannot be written.
     """
     shutil.rmtree(folder / NETWORKS, ignore_errors=True)
-    clients = module.engine.representatives()
-    apart = module.names_apart(clients)
+    clients = module.networks.representatives()
+    apart = module.networks.names_apart(clients)
     for name, layers in module.segments(clients[0] if clients else None).items():
         if name in apart:
             (folder / f"{name}.safetensors").unlink(missing_ok=True)
@@ -45,7 +45,7 @@ def save_networks(
         own = folder / NETWORKS / str(client_id)
         own.mkdir(parents=True)
         for name, layers in module.segments(client_id).items():
-            if name in apart and name in module.names_of(client_id):
+            if name in apart and name in module.networks.names_of(client_id):
                 about = {**metadata, "client": str(client_id)}
                 save_segment(layers, own / f"{name}.safetensors", about)
 
@@ -69,10 +69,10 @@ def load_networks(module: SplitLightningModule, folder: Path) -> None:
         own[name] = {
             k: _fitting(layers, path / f"{name}.safetensors")
             for k, path in folders.items()
-            if name in module.names_of(k)
+            if name in module.networks.names_of(k)
         }
     module.engine.forget()
-    module.put(own)
+    module.networks.put(own)
 
 
 def _fitting(segment: nn.Module, file: Path) -> State:

@@ -45,7 +45,7 @@ def choose_network(module: SplitLightningModule, client: int | None) -> None:
         ValueError: If `client` is needed, or has no network of its own; lists those
             that have.
     """
-    clients = module.engine.representatives()
+    clients = module.networks.representatives()
     if len(clients) > 1 and client not in clients:
         raise ValueError(
             f"Expected argument `client` to be one of {', '.join(map(str, clients))}: "
@@ -57,7 +57,7 @@ def choose_network(module: SplitLightningModule, client: int | None) -> None:
             f"`client={client}` would change nothing: all clients of this run have the "
             "same network. Leave it out."
         )
-    module.engine.keep_only(module.last_client if client is None else client)
+    module.networks.keep_only(module.engine.last_client if client is None else client)
 
 
 def checkpoint_file(folder: Path, checkpoint: str) -> Path:

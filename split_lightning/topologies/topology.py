@@ -175,7 +175,7 @@ def _layout(
     num_holders: int,
     label_holder: int,
 ) -> Layout:
-    """Returns who has each segment for clients that cut at an entry of the first cut."""
+    """Returns who has each segment for clients with one entry of the first cut."""
     lower = [Home("client", holder) for holder in range(num_holders)]
     between = [
         CLIENT if entry <= depth else Home("server") for entry in range(1, num_entries)

@@ -176,6 +176,66 @@ def test_each_partitioner_gives_its_own_partition(name):
         assert not instance.is_dataset_assigned()
 
 
+class OwnPartitioner(flwr.Partitioner):
+    """Deals out as a function of the data set and the client says."""
+
+    def __init__(self, deal, num_partitions=3):
+        super().__init__()
+        self.deal, self._num_partitions = deal, num_partitions
+
+    @property
+    def num_partitions(self):
+        return self._num_partitions
+
+    def load_partition(self, partition_id):
+        return self.deal(self.dataset, partition_id)
+
+
+def deal_by_another(samples, k):
+    another = flwr.IidPartitioner(3)
+    another.dataset = samples.sort("label")
+    return another.load_partition(k)
+
+
+@pytest.mark.filterwarnings("ignore:Specifying null_placement")
+@pytest.mark.parametrize(
+    "deal",
+    [
+        lambda samples, k: samples.filter(lambda row: row["label"] % 3 == k),
+        lambda samples, k: samples.select(range(k, 1003, 3)),
+        lambda samples, k: samples.select(i for i in range(1003) if i % 3 == k),
+        lambda samples, k: samples.select(np.arange(1003)[::-1]).shard(3, k),
+        lambda samples, k: samples.sort("label").shard(3, k),
+        lambda samples, k: samples.shuffle(seed=0).shard(3, k, contiguous=False),
+        lambda samples, k: samples.sort("label").shuffle(seed=0).shard(3, k),
+        lambda samples, k: (
+            samples.select(range(1003)).remove_columns("label").shard(3, k)
+        ),
+        lambda samples, k: samples.select(range(1003)).sort("label").shard(3, k),
+        lambda samples, k: samples.shard(3, k).map(lambda row: {"more": row["label"]}),
+        deal_by_another,
+    ],
+)
+def test_partitioners_of_ones_own_select_as_the_library_does(deal):
+    plain = Dataset.from_dict({"label": LABELS.tolist(), "index": list(range(1003))})
+    expected = [sorted(deal(plain, k)["index"]) for k in range(3)]
+    parts = partition(LABELS, OwnPartitioner(deal))
+    assert [part.tolist() for part in parts] == expected
+
+
+@pytest.mark.parametrize("name", ["iid", "dirichlet", "shards", "linear"])
+def test_a_partition_does_not_copy_each_clients_rows(name, monkeypatch):
+    """So that many clients take little time: only a sort may copy all rows, once."""
+    copied, select = [], Dataset.select
+    monkeypatch.setattr(
+        Dataset,
+        "select",
+        lambda own, *given, **more: copied.append(own) or select(own, *given, **more),
+    )
+    partition(LABELS, PARTITIONERS[name](num_partitions=30))
+    assert len(copied) <= 1
+
+
 def test_natural_ids_are_who_owns_the_samples():
     data = setup(flwr.NaturalIdPartitioner("hospital"), 5)
     owners = [{OWNERS[place] for place in part.tolist()} for part in data.parts]

@@ -1,0 +1,27 @@
+"""A case in a process of its own, and the memory of a process."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+
+MIB = 2**20
+
+
+def peak_rss(whose: int = resource.RUSAGE_SELF) -> int:
+    """Returns the largest resident set of this process, in bytes, or of `whose`."""
+    peak = resource.getrusage(whose).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
+
+
+def run_alone(script: str, case: list[str]) -> list[float]:
+    """Runs a case in a process of its own; returns its figures."""
+    # NOTE Linux hands the parent's peak down: this process must only ever import.
+    command = [sys.executable, script, *case]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    figures: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return figures

@@ -1,0 +1,163 @@
+"""`Networks`: the network of each client, to be evaluated, saved and loaded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from split_lightning.engines.local import LocalEngine
+from split_lightning.message import Values, role_of
+from split_lightning.models.stage import stage_of
+from split_lightning.store import StateStore
+from split_lightning.topologies.topology import Topology
+
+
+class Networks:
+    """Puts the segments on a client's route together. Live states stay as they are.
+
+    Args:
+        engine: Knows which party has which state.
+        topology: Knows the segments.
+    """
+
+    def __init__(self, engine: LocalEngine, topology: Topology) -> None:
+        self.engine = engine
+        self.topology = topology
+
+    def predict(self, client_id: int, inputs: Tensor) -> Tensor:
+        """Returns the logits `(B, K)` of a client's network."""
+        flow: Values = (inputs,)
+        for place in range(self.engine.num_places):
+            sent: Values = ()
+            for number, name in self._states(client_id):
+                store = self.engine.stores[number]
+                if store.place == place:
+                    outputs = _evaluate(store, name, flow)
+                    sent += outputs if isinstance(outputs, tuple) else (outputs,)
+            flow = sent
+        return self.engine.task.logits(flow)
+
+    def segments(self, client_id: int) -> Iterator[tuple[int, str, nn.Module]]:
+        """Yields the segments of a client's network: number, party and module.
+
+        A segment whose state is at rest is a copy.
+        """
+        for number, name in self._states(client_id):
+            store = self.engine.stores[number]
+            module = store.live(name)
+            if module is None:
+                module = copy.deepcopy(store.seats[0].module)
+                module.load_state_dict(store.weights_of(name), strict=False)
+            party = self.engine.placement.of(client_id)[number]
+            assert party is not None
+            yield number, party, module
+
+    def layers(self, client_id: int | None = None) -> dict[str, nn.Module]:
+        """Returns the layers of a client's network, by the name they are saved with.
+
+        Args:
+            client_id: The client; `None`: that trained last.
+        """
+        client = self.engine.last_client if client_id is None else client_id
+        modules = [store.seats[0].module for store in self.engine.stores]
+        for number, _, module in self.segments(client):
+            modules[number] = module
+        return self.topology.layers(modules)
+
+    def stages(self, client_id: int | None = None) -> dict[str, nn.Module]:
+        """Returns what computes one after the other, by role.
+
+        Args:
+            client_id: The client; `None`: that trained last.
+        """
+        client = self.engine.last_client if client_id is None else client_id
+        parties, places = list[list[str]](), list[list[list[nn.Module]]]()
+        before = -1
+        for number, name, module in self.segments(client):
+            place = self.topology.places[number]
+            if place == before:  # side by side
+                parties[-1].append(name)
+                places[-1][-1].append(module)
+            elif parties and parties[-1] == [name]:
+                places[-1].append([module])
+            else:
+                parties.append([name])
+                places.append([[module]])
+            before = place
+        found: dict[str, nn.Module] = {}
+        for names, own in zip(parties, places, strict=True):
+            role = role_of(names[0]) if self.topology.is_split else "network"
+            count = sum(key.partition("_")[0] == role for key in found) + 1
+            found[role if count == 1 else f"{role}_{count}"] = stage_of(own)
+        return found
+
+    def names_of(self, client_id: int) -> set[str]:
+        """Returns the names of the layers that are on a client's route."""
+        return {self.topology.names[number] for number, _ in self._states(client_id)}
+
+    def names_apart(self, clients: Sequence[int]) -> set[str]:
+        """Returns the names of the layers in which clients' networks differ."""
+        origins: dict[int, set[str | None]] = {}
+        for client in clients:
+            for number, origin in self._origins(client):
+                origins.setdefault(number, set()).add(origin)
+        apart = (number for number, own in origins.items() if len(own) > 1)
+        return {self.topology.names[number] for number in apart}
+
+    def put(self, states: Mapping[str, Mapping[int, Mapping[str, Tensor]]]) -> None:
+        """Gives clients weights from elsewhere.
+
+        Args:
+            states: By the name of layers, for each client their state dict.
+        """
+        for number, layers in enumerate(self.topology.names):
+            for client_id, state in states[layers].items():
+                party = self.engine.placement.of(client_id)[number]
+                if party is not None:
+                    name = self.engine.state_name(party)
+                    self.engine.stores[number].put(name, state)
+                    self.engine.seen.add(client_id)
+
+    def representatives(self) -> list[int]:
+        """Returns one client for each network that differs; none if there is one."""
+        every = range(self.engine.placement.num_clients)
+        found: dict[Any, int] = {}
+        for client in sorted(self.engine.seen) or every:
+            found.setdefault(tuple(self._origins(client)), client)
+        return sorted(found.values()) if len(found) > 1 else []
+
+    def keep_only(self, client_id: int) -> None:
+        """Puts one client's network in place for all, for good."""
+        states = {n: module.state_dict() for n, _, module in self.segments(client_id)}
+        for number, state in states.items():
+            for seat in self.engine.stores[number].seats:
+                seat.module.load_state_dict(state)
+        self.engine.forget()
+        self.engine.last_client = client_id
+
+    def _states(self, client_id: int) -> Iterator[tuple[int, str]]:
+        """Yields the segments on a client's route, with the party whose state it is."""
+        group = self.engine.placement.group_of(client_id)
+        for number, name in enumerate(self.engine.placement.of(client_id)):
+            if name is not None:
+                last = self.engine.stores[number].last.get(group)
+                yield number, last or self.engine.state_name(name)
+
+    def _origins(self, client_id: int) -> Iterator[tuple[int, str | None]]:
+        for number, name in self._states(client_id):
+            yield number, self.engine.stores[number].origin(name)
+
+
+def _evaluate(store: StateStore, name: str, inputs: Values) -> Any:
+    """Returns what a segment returns with the weights of a party."""
+    module = store.live(name)
+    if module is not None:
+        return module(*inputs)
+    module = store.seats[0].module
+    device = next(module.parameters()).device
+    weights = {k: v.to(device) for k, v in store.weights_of(name).items()}
+    return functional_call(module, weights, inputs)
