@@ -113,7 +113,7 @@ def _copy(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
 
 
 def is_only_mixer(segment: nn.Module) -> bool:
-    """Tells whether a segment's samples meet in layers of BatchNorm alone.
+    """Returns whether a segment's samples meet in layers of BatchNorm alone.
 
     Other layers that keep buffers may mix them, too; those of a holder that lacks
     samples see others than those of the step.

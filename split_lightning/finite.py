@@ -31,7 +31,7 @@ class NotFinite(Exception):
 
 
 def are_finite(values: Iterable[Any]) -> bool:
-    """Tells whether tensors hold no NaN and no infinity, in one pass if they do not.
+    """Returns whether tensors contain no NaN and no infinity.
 
     >>> are_finite([torch.zeros(2), torch.tensor([1, 2]), None])
     True

@@ -72,8 +72,8 @@ class SplitLightningModule(pl.LightningModule):
 
     The module is composed of a task (the loss), segments of the network that a
     placement assigns to parties, a channel that delivers their messages, and an engine
-    that computes. A protocol (a callback such as `RoundRobinWeightPassing`) says who
-    trains when, and how weights flow.
+    that computes. A protocol (a callback such as `RoundRobinWeightPassing`) plans
+    which client trains when, and how weights flow.
 
     Args:
         network: The unsplit network: inputs `(B, C, H, W)` to logits `(B, K)`.
@@ -100,7 +100,7 @@ class SplitLightningModule(pl.LightningModule):
         channels_last: Whether images and weights are laid out channels-last.
         non_finite: Whether a batch whose loss or gradients are not finite stops the run
             (`stop`), or is left out (`skip`).
-        labels: Who has the labels in training, and with them the loss: the `server`
+        labels: The party with the labels in training, and with the loss: the `server`
             behind the last cut, to which clients send them; or the `client`, which then
             computes what is behind the last cut, too (a U-shape, Vepakomma et al. 2018,
             https://arxiv.org/abs/1812.00564).
@@ -117,7 +117,7 @@ class SplitLightningModule(pl.LightningModule):
 
     Attributes:
         task: Loss and metrics.
-        topology: The segments, and who has them.
+        topology: The segments, and their parties.
         channel: Delivers messages. Its `observers` see all of them.
         engine: Computes.
         networks: The network of each client.
@@ -265,7 +265,7 @@ class SplitLightningModule(pl.LightningModule):
         """Returns the layers of the network, by the role of the parties that have them.
 
         Args:
-            client_id: The client whose network it is; `None`: that trained last.
+            client_id: The client; `None`: the one that trained last.
         """
         return self.networks.layers(client_id)
 
@@ -273,7 +273,7 @@ class SplitLightningModule(pl.LightningModule):
         """Returns what computes one after the other, from inputs to logits.
 
         Args:
-            client_id: The client whose network it is; `None`: that trained last.
+            client_id: The client; `None`: the one that trained last.
 
         Returns:
             From cut to cut a module, by role: `client`, `server`, `client_2`.
@@ -406,8 +406,8 @@ class SplitLightningModule(pl.LightningModule):
     def validation_step(self, batch: ClientBatch, batch_idx: int) -> Tensor | None:
         if not isinstance(batch, ClientBatch):
             raise ValueError(
-                "Expected batches of a SplitDataModule to validate on, which say whose "
-                f"they are, but got {type(batch).__name__}. Pass datamodule=data."
+                "Expected batches of a SplitDataModule to validate on, which name a "
+                f"client, but got {type(batch).__name__}. Pass datamodule=data."
             )
         logits = self._evaluate("val", batch.client_id, batch.inputs, batch.targets)
         self.clients.add_logits(batch, logits)

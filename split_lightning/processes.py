@@ -54,7 +54,7 @@ def processes_of(trainer: pl.Trainer | None) -> Processes:
 
 
 def all_agree(trainer: pl.Trainer, verdict: bool) -> bool:
-    """Tells whether the verdict of each process is true; each must ask."""
+    """Returns whether the verdict of each process is true; each must call it."""
     if trainer.world_size == 1:
         return verdict
     return trainer.strategy.reduce_boolean_decision(verdict, all=True)

@@ -67,7 +67,7 @@ def go_on(
     optimizers: Mapping[str, Optimizer],
     schedulers: Sequence[LRScheduler],
 ) -> list[str]:
-    """Has a checkpoint go on with the options of now, where these are others.
+    """Gives a checkpoint the options of the new command.
 
     Optimizers keep what they remember of past steps. Schedules are those of now, at the
     place that the run has reached. Where no option differs, nothing is changed.
@@ -82,7 +82,7 @@ def go_on(
         What differs, in words.
 
     Raises:
-        ValueError: If an optimizer is of another kind, or could not go on from what
+        ValueError: If an optimizer is of another class, or could not continue from what
             the one before remembers, or a schedule is over.
     """
     before: Options = checkpoint.get("options", {})
@@ -181,7 +181,7 @@ class StateFitter:
     """Fits what optimizers remember of parameters to options that are new.
 
     What the optimizer would not use any more (momentum, where that is 0 now) is left
-    out. What it can go on without is new from now on.
+    out. What it can do without begins anew.
 
     Args:
         optimizers: The optimizers, by party.

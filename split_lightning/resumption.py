@@ -121,7 +121,7 @@ class Resumption:
                 store.fit_mean(mean.optimizer, fitter.fitted)
             if module.trainer.is_global_zero:
                 _logger.warning(
-                    "The run goes on with other options: %s.", ", ".join(differ)
+                    "The run continues with other options: %s.", ", ".join(differ)
                 )
 
     def restore(self, module: SplitLightningModule) -> None:

@@ -111,7 +111,7 @@ def split_step(
     Args:
         number: Names the step.
         batches: One batch for each client of the step.
-        route: Who computes.
+        route: The parties, in order.
         channel: Delivers what parties send each other.
         scale: What the loss is multiplied by before the backward pass.
     """

@@ -203,7 +203,7 @@ class StateStore:
             keys = self._view(0, part).keys()
             self.own[part][name] = {key: state[key] for key in keys}
 
-    # Who has what
+    # Which party has what
 
     def peek(self, name: str, part: Part) -> State:
         """Returns a part of a party's state, to be read; what is live stays live."""

@@ -15,7 +15,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _BYTES = {
     "uplink_bytes": "up: to the server",
     "downlink_bytes": "down: to the clients",
-    "handoff_bytes": "handed over: client segments",
+    "handoff_bytes": "hand-offs: client segments",
     "averaging_bytes": "for averaging: client segments",
     "server_averaging_bytes": "between servers: their segments",
     "hop_bytes": "between servers: smashed data and gradients",

@@ -35,7 +35,7 @@ class DriftMonitor(pl.Callback):
     it is over those that both hold.
 
     Memory: two gradients of the segment, of this turn and of the one before. They are
-    in checkpoints, so that a run that goes on in mid-round logs the same values.
+    in checkpoints, so that a run that resumes in mid-round logs the same values.
     Nothing is done without a logger.
 
     Args:

@@ -46,7 +46,7 @@ class History(pl.Callback):
     accuracy of the validation after it, empty where there was none; and, since the
     start of the run, bytes, hand-offs, images trained on, virtual seconds where there
     is a `VirtualClock`, and seconds of the fit, validation and writing included. The
-    rows are in checkpoints, so that a run that goes on from one has
+    rows are in checkpoints, so that a run that resumes from one has
     them all. Where no progress bar shows, each row is a line of the log (logger
     `split_lightning`, level INFO).
 
@@ -186,7 +186,7 @@ class History(pl.Callback):
 
 
 def _write(rows: list[Row], path: Path) -> None:
-    """Writes rows as CSV; whoever reads the file sees the old one or the new one."""
+    """Writes rows as CSV; a reader sees the old file or the new one."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -210,7 +210,7 @@ def _line(row: Row, rounds: int | None) -> str:
     if row["val_accuracy"] is not None:
         words.append(f"val accuracy {row['val_accuracy']:.4f}")
     words.append(f"{row['images']:,} images in {row['seconds']:.1f} s")
-    crossed = sum(row[name] for name in COLUMNS if name.endswith("_bytes"))
-    if crossed:
-        words.append(filesize.decimal(crossed))
+    sent = sum(row[name] for name in COLUMNS if name.endswith("_bytes"))
+    if sent:
+        words.append(filesize.decimal(sent))
     return ", ".join(words)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def is_logged(trainer: pl.Trainer) -> bool:
-    """Tells whether loggers are due in this batch: `trainer.log_every_n_steps`."""
+    """Returns whether loggers are due in this batch: `trainer.log_every_n_steps`."""
     if not trainer.loggers:
         return False
     due: bool = trainer._logger_connector.should_update_logs  # as Lightning's monitors

@@ -36,7 +36,7 @@ def require_known_monitors(
     if there are any: they may log what they like.
 
     Args:
-        trainer: Whose callbacks have a `monitor` (`EarlyStopping`, `ModelCheckpoint`).
+        trainer: Some callbacks have a `monitor`, such as `EarlyStopping`.
         module: What is trained.
         data: The data.
         client_metric: Returns the name of a client's own loss or accuracy.

@@ -101,7 +101,7 @@ def new_module(cfg: DictConfig, **given: Any) -> SplitLightningModule:
 
     Args:
         cfg: The configuration.
-        given: Arguments of the module in the place of those in the configuration.
+        given: Arguments of the module, instead of those in the configuration.
     """
     if cfg.module.get("client_networks") is not None:
         size = cfg.data.image_size
@@ -125,7 +125,7 @@ def choose_threads(
 def _is_wanted(
     callback: pl.Callback, options: DictConfig, data: Any, protocol: Protocol
 ) -> bool:
-    """Tells whether the Trainer's switches and the data leave work for a callback."""
+    """Returns whether the callback has anything to do under this Trainer and data."""
     if isinstance(callback, DriftMonitor):
         return protocol.sequential
     if isinstance(callback, ProgressBar):

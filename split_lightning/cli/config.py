@@ -62,7 +62,7 @@ OmegaConf.register_new_resolver("direction_of", direction_of, replace=True)
 
 
 def maker_of(node: DictConfig) -> DictConfig:
-    """Returns what makes an object in the place of the object: `${maker_of:...}`.
+    """Returns a factory of an object instead of the object: `${maker_of:...}`.
 
     >>> maker_of(OmegaConf.create({"_target_": "torch.nn.ReLU"}))
     {'_target_': 'torch.nn.ReLU', '_partial_': True}

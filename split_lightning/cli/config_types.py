@@ -70,7 +70,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _is_object(hint: Any) -> bool:
-    """Tells whether a type is one that no plain number belongs to."""
+    """Returns whether no plain number is of a type."""
     is_class = isinstance(hint, type) and hint is not object
     if is_class:
         return not issubclass(hint, _torch_class("Tensor"))

@@ -35,7 +35,7 @@ format=FORMAT       safetensors: the unsplit network's weights (the default)
                     onnx: each segment as ONNX, for a free batch size
                     several: format=[{",".join(FORMATS)}]
 checkpoint=best     best, last, or a checkpoint's file, instead of the final weights
-client=ID           whose network, where clients have networks of their own
+client=ID           the network of a client, where clients have different ones
 output_dir=FOLDER   where to write; default: export, in the run's folder
 KEY=VALUE           changes the run's configuration: data.root=...""",
 )

@@ -24,7 +24,7 @@ def build_loggers(cfg: DictConfig, checkpoint: str | None = None) -> list[Logger
 
     Args:
         cfg: The run's configuration; `logger` holds loggers by name.
-        checkpoint: The checkpoint that the run goes on from. TensorBoard then hides
+        checkpoint: The checkpoint that the run resumes from. TensorBoard then hides
             what an earlier run logged after it.
 
     Raises:
@@ -101,7 +101,7 @@ def end_logs(
 
 @rank_zero_only
 def close_loggers(loggers: Iterable[Logger]) -> None:
-    """Closes what the next run of this process would go on with: W&B's run."""
+    """Closes W&B's run, which the next run of this process would continue."""
     if any(isinstance(logger, WandbLogger) for logger in loggers):
         import wandb
 

@@ -32,7 +32,7 @@ def load_run(
     Args:
         folder: The run's folder.
         checkpoint: `best` or `last`, or a checkpoint's file; `None`: the final weights.
-        client: Whose network, where clients ended with networks of their own.
+        client: The client, where clients ended with different networks.
 
     Raises:
         ValueError: If something is missing or torn, or does not fit, or `client` is
@@ -70,7 +70,7 @@ def evaluate(
             `results.json` and the tables and pictures of `ConfusionMatrix` go.
         run: The run's folder.
         checkpoint: `best` or `last`, or a checkpoint's file; `None`: the final weights.
-        client: Whose network to test, where clients have networks of their own;
+        client: The client to test, where clients have different networks;
             `None`: all, for the mean over them.
 
     Returns:

@@ -99,7 +99,7 @@ def _check_finite(value: float | None, metric: str) -> None:
 
 
 def _has_failure_rate(settings: HydraConf) -> bool:
-    """Tells whether `max_failure_rate` was chosen; Optuna's own is 0."""
+    """Returns whether `max_failure_rate` was chosen; Optuna's own is 0."""
     typed = (word.partition("=")[0] for word in settings.overrides.hydra)
     is_typed = "hydra.sweeper.max_failure_rate" in typed
     return bool(settings.sweeper.get("max_failure_rate")) or is_typed

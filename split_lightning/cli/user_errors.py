@@ -87,7 +87,7 @@ def one_message(
         typed: What was typed; `None`: as Hydra knows it.
 
     Raises:
-        UserMistake: In a sweep, which goes on with its other runs.
+        UserMistake: In a sweep, which continues with its other runs.
     """
     try:
         yield
@@ -116,12 +116,12 @@ def _is(error: BaseException, name: tuple[str, str]) -> bool:
 
 
 def is_in_sweep() -> bool:
-    """Tells whether this process runs a job of a sweep."""
+    """Returns whether this process runs a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _is_by_system(error: BaseException) -> bool:
-    """Tells whether a folder or a device could not be read or written."""
+    """Returns whether a folder or a device could not be read or written."""
     return isinstance(error, OSError) or "PytorchStreamWriter failed" in str(error)
 
 
@@ -170,12 +170,12 @@ def run_hydra(main: Callable[[], Any], config_dir: str) -> None:
 
 
 def _wants_trace() -> bool:
-    """Tells whether the user asked Hydra for stack traces."""
+    """Returns whether the user asked Hydra for stack traces."""
     return os.environ.get(_FULL) == "1" and _OURS not in os.environ
 
 
 def _began(main: Callable[[], Any], error: BaseException) -> bool:
-    """Tells whether an error comes out of the task that a Hydra application runs."""
+    """Returns whether an error comes out of the task that a Hydra application runs."""
     task = inspect.unwrap(main).__code__
     return any(
         frame.f_code is task for frame, _ in traceback.walk_tb(error.__traceback__)

@@ -65,7 +65,7 @@ class SplitDataModule(pl.LightningDataModule):
             itself, such as one of `kornia.augmentation`; drawn anew for each batch.
         seed: The run's seed.
         availability: Which clients are there in a round, and how far they come;
-            `None`: all, to the end. Who is absent still validates.
+            `None`: all, to the end. Absent clients still validate.
         missing_parts: Which holders of parts lack which samples; `None`: none.
 
     Attributes:
@@ -270,7 +270,7 @@ class SplitDataModule(pl.LightningDataModule):
         return self.test_dataloader()
 
     def _lacking(self, train: bool) -> Lacking | None:
-        """Returns who lacks what of the training set, or the test set."""
+        """Returns which holders lack which samples of a set."""
         images = self._need(self._train if train else self._test)
         return self.missing_parts.lacking(len(images.targets), train)
 
@@ -296,15 +296,15 @@ class SplitDataModule(pl.LightningDataModule):
                 f"partitions that {type(partitioner).__name__} makes of these samples, "
                 f"but got {self.num_clients}."
             )
-        owned = [drawn[part] for part in parts]
-        num_val = [min(round(len(o) * self.val_share), len(o) - 1) for o in owned]
+        dealt = [drawn[part] for part in parts]
+        num_val = [min(round(len(o) * self.val_share), len(o) - 1) for o in dealt]
         if self.val_share > 0 and not any(num_val):
             raise ValueError(
                 "Expected argument `val_share` to keep a sample of a client's "
-                f"{max(map(len, owned))}, or to be 0, but got {self.val_share}."
+                f"{max(map(len, dealt))}, or to be 0, but got {self.val_share}."
             )
         self.parts, self.val_parts, self._counted = [], [], None
-        for client_id, (samples, num) in enumerate(zip(owned, num_val, strict=True)):
+        for client_id, (samples, num) in enumerate(zip(dealt, num_val, strict=True)):
             # Drawn: partitioners leave each class of a client in an order of theirs.
             order = torch.randperm(
                 len(samples), generator=generator(self.seed, "validation", client_id)
@@ -331,7 +331,7 @@ class SplitDataModule(pl.LightningDataModule):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Stops where training would go on with other data.
+        """Stops where training would continue with other data.
 
         Raises:
             ValueError: Names what differs from the data of the checkpoint.
@@ -344,9 +344,9 @@ class SplitDataModule(pl.LightningDataModule):
             before = ", ".join(f"{name}={state_dict.get(name)}" for name in differs)
             now = ", ".join(f"{name}={own[name]}" for name in differs)
             raise ValueError(
-                "Expected the data that the run of `ckpt_path` began with, to go on "
-                f"exactly ({before}), but got {now}. (partition: a checksum of who "
-                "owns what: `num_clients`, `data/partitioner`, `data.val_share`.)"
+                "Expected the data that the run of `ckpt_path` began with, to resume "
+                f"exactly ({before}), but got {now}. (`partition` is a checksum of "
+                "`num_clients`, `data/partitioner`, `data.val_share`.)"
             )
 
     @staticmethod

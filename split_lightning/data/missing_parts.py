@@ -24,7 +24,7 @@ class Lacking(NamedTuple):
     mask: Tensor
 
     def blank(self, inputs: Tensor, chosen: Tensor) -> Tensor:
-        """Puts NaN, the mark of a missing value, in the place of what holders lack.
+        """Puts NaN, the mark of a missing value, where holders lack samples.
 
         Args:
             inputs: Normalised samples, float32; changed in place.
@@ -86,7 +86,7 @@ class MissingParts:
         return not any(self.probability)
 
     def lacking(self, num_samples: int, train: bool) -> Lacking | None:
-        """Returns who lacks what of the training set, or the test set; `None`: nobody.
+        """Returns which holders lack which samples of a set; `None`: none does.
 
         Args:
             num_samples: Number of samples in the set.

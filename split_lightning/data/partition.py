@@ -1,4 +1,4 @@
-"""Partition: which client owns which samples."""
+"""Partition: which client has which samples."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def partition(
 
 
 def label_counts(labels: Tensor, parts: list[Tensor], num_classes: int) -> Tensor:
-    """Returns how many samples of each class each client owns.
+    """Returns how many samples of each class each client has.
 
     Args:
         labels: The samples' labels, of shape `(N,)`.

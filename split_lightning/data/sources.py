@@ -103,7 +103,7 @@ class DigitsImages:
     """Handwritten digits that come with scikit-learn: 1,797 real images of 8x8.
 
     A fifth of them, the same in every run and every class alike, is the test set.
-    Pixels (0 to 16 in the source) are spread over 0 to 255.
+    Pixels (0 to 16 in the source) are scaled to 0 to 255.
     """
 
     def __init__(self) -> None:

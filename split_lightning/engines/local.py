@@ -82,7 +82,7 @@ class LocalEngine:
 
     Attributes:
         stores: One for each segment.
-        placement: Who has which segment.
+        placement: Which party has which segment.
         channel: Delivers messages.
         cohort: How clients of a step act on one state; `None`: each has its own.
         joint_norm: Whether BatchNorm of clients that share a state sees their samples
@@ -121,7 +121,7 @@ class LocalEngine:
         Args:
             modules: The segments.
             places: The place of each in the network.
-            placement: Who has which of them.
+            placement: Which party has which of them.
             channel: Delivers messages.
             task: The loss.
         """
@@ -245,7 +245,7 @@ class LocalEngine:
             for parameter in seat.module.parameters()
         ]
 
-    # Who has what
+    # Which party has what
 
     def homes(self, client_id: int, role: str = "") -> list[tuple[StateStore, str]]:
         """Returns the segments on a client's route, each with the party that has it."""

@@ -20,8 +20,8 @@ class Networks:
     """Puts the segments on a client's route together. Live states stay as they are.
 
     Args:
-        engine: Knows which party has which state.
-        topology: Knows the segments.
+        engine: The engine with the states of all parties.
+        topology: The segments.
     """
 
     def __init__(self, engine: LocalEngine, topology: Topology) -> None:
@@ -60,7 +60,7 @@ class Networks:
         """Returns the layers of a client's network, by the name they are saved with.
 
         Args:
-            client_id: The client; `None`: that trained last.
+            client_id: The client; `None`: the one that trained last.
         """
         client = self.engine.last_client if client_id is None else client_id
         modules = [store.seats[0].module for store in self.engine.stores]
@@ -72,7 +72,7 @@ class Networks:
         """Returns what computes one after the other, by role.
 
         Args:
-            client_id: The client; `None`: that trained last.
+            client_id: The client; `None`: the one that trained last.
         """
         client = self.engine.last_client if client_id is None else client_id
         parties, places = list[list[str]](), list[list[list[nn.Module]]]()

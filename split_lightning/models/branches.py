@@ -14,7 +14,7 @@ def branches_of(network: nn.Module, stretch: Stretch, count: int) -> list[Stretc
     """Returns the branches of a stretch, in the order of what they return.
 
     Args:
-        network: The network whose operations these are.
+        network: The network of these operations.
         stretch: Operations from the inputs to a cut.
         count: Number of branches that there have to be.
 

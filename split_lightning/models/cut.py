@@ -31,7 +31,7 @@ class Cut:
         # A parameter is held where it is used, not where it was first touched.
         held = [node for node in client if node.op == "get_attr"]
         client -= {node for node in held if not client & node.users.keys()}
-        # Which element of a tuple goes on is chosen where the tuple is made.
+        # The element of a tuple that crosses is chosen where the tuple is made.
         for node in trace.nodes:  # in order: a pick may be from a pick
             if is_pick(node) and _only_picked(node, client):
                 client.add(node)
@@ -172,6 +172,6 @@ def _copy(
 
 
 def _only_picked(pick: fx.Node, client: set[fx.Node]) -> bool:
-    """Tells whether a pick is from a tuple of the client that is only picked from."""
+    """Returns whether a pick is from a tuple of the client that is only picked from."""
     (source, *_) = pick.all_input_nodes
     return source in client and all(is_pick(user) for user in source.users)

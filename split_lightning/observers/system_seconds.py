@@ -83,7 +83,7 @@ class SystemSeconds:
         )
 
     def hand_in(self, client_id: int) -> float:
-        """Returns how long a client's weights take until they are handed in."""
+        """Returns how long a client's weights take to the aggregator."""
         return self.system.client(client_id).sends(self.weight_bytes)
 
     def take_over(self, client_id: int) -> float:

@@ -176,7 +176,7 @@ class AsynchronousWeightPassing(Protocol):
         if trainer.ckpt_path is not None and before not in (None, self._seconds):
             raise ValueError(
                 "Expected the devices and links that the run of `ckpt_path` began with "
-                f"(`system`), to go on exactly ({before}), but got {self._seconds}."
+                f"(`system`), to resume exactly ({before}), but got {self._seconds}."
             )
 
     @override

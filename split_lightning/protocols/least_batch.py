@@ -54,7 +54,7 @@ def enlarged(
 
     A batch that is too small and the client's batch before it, in the same pass, are
     shared out evenly (`shared_out`). The first batch of a pass takes the one behind it.
-    A client's only batch joins another step of those who act together.
+    A client's only batch joins another step, where clients train together.
 
     Args:
         steps: The draws of each step.

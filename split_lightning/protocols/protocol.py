@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Protocol(pl.Callback, ABC):
-    """Says who trains when, and how weights flow: a plan of actions for each round.
+    """Plans which client trains when, and how weights flow: the actions of each round.
 
     A plan is a function of the seed, the round and the sizes of the partition. The data
     module yields its training steps; this callback carries out the actions around them.

@@ -21,7 +21,7 @@ _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "rounds": ("rounds", "{:,}".format),
     "uplink_bytes": ("bytes up", filesize.decimal),
     "downlink_bytes": ("bytes down", filesize.decimal),
-    "handoff_bytes": ("bytes handed over", filesize.decimal),
+    "handoff_bytes": ("bytes of hand-offs", filesize.decimal),
     "handoffs": ("hand-offs", "{:,}".format),
     "averaging_bytes": ("bytes for averaging", filesize.decimal),
     "server_averaging_bytes": ("bytes between servers", filesize.decimal),

@@ -47,7 +47,7 @@ class ModelConfig:
 
 @dataclass
 class TopologyConfig:
-    """Where the network is cut, and who has the labels: `conf/topology`."""
+    """Where the network is cut, and where the labels are: `conf/topology`."""
 
     network: Any = MISSING
     cut_layers: Any = field(default=None, metadata=_PLAIN)

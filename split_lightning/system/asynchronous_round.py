@@ -161,7 +161,7 @@ class AsynchronousRound:
         heapq.heappush(self._heap, (time, kind, rank, what))
 
     def _may_begin(self) -> bool:
-        """Tells whether one more turn makes no hand-in too old.
+        """Returns whether one more turn makes no hand-in too old.
 
         In the worst case all other turns hand in before the one that runs longest.
         """

@@ -22,8 +22,8 @@ class Availability:
 
     A client that drops out does so after a drawn number of its batches of the round,
     uniform from none to all but one; the others of that round do not take place. Where
-    several act in a step together, the others go on without it. A client whose number
-    is 0 takes no step; if nobody would make one, the client with the luckiest draw
+    several train in a step together, the others continue without it. At number 0 a
+    client takes no step; if nobody would make one, the client with the luckiest draw
     makes all of its batches: a round has at least one step.
 
     Batches that do not take place are never given out, so that nothing is counted that
@@ -134,7 +134,7 @@ def _of(probability: Probability, client_id: int) -> float:
 
 
 def _any(probability: Probability) -> bool:
-    """Tells whether it may happen to any client."""
+    """Returns whether it may happen to any client."""
     return any(probability) if isinstance(probability, tuple) else probability > 0
 
 

@@ -30,7 +30,7 @@ class Seconds(Protocol):
         """Returns the parts of the way of a client's batch."""
 
     def hand_in(self, client_id: int) -> float:
-        """Returns how long a client's weights take until they are handed in."""
+        """Returns how long a client's weights take to the aggregator."""
 
     def take_over(self, client_id: int) -> float:
         """Returns how long a client takes to get the newest weights."""

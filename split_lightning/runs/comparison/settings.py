@@ -24,7 +24,7 @@ _IGNORED = (
     "trainer.enable_model_summary",
     "callbacks.history.title",
 )
-_FOLDER = "OUTPUT_DIR"  # in the place of each run's own
+_FOLDER = "OUTPUT_DIR"  # instead of each run's own
 _NOTHING = (None, "", "[]", "{}")
 
 
@@ -155,7 +155,7 @@ def _differing_choices(runs: Sequence[Mapping[str, Setting]]) -> list[str]:
 def _differs(
     key: str, runs: Sequence[Mapping[str, Setting]], differing: Sequence[str]
 ) -> bool:
-    """Tells whether a key differs between runs, and nothing else tells how."""
+    """Returns whether a key differs between runs, and no other key implies it."""
     found = [run[key] for run in runs if key in run]
     if not found:
         return False
@@ -167,7 +167,7 @@ def _differs(
 
 
 def _is_alias(found: Sequence[Setting]) -> bool:
-    """Tells whether all write the same interpolation."""
+    """Returns whether all write the same interpolation."""
     return "${" in str(found[0].written) and len({str(s.written) for s in found}) == 1
 
 
@@ -179,7 +179,7 @@ def _owners(key: str) -> set[str]:
 def _is_told(
     key: str, runs: Sequence[Mapping[str, Setting]], differing: Sequence[str]
 ) -> bool:
-    """Tells whether the class of an object of its group says which runs lack a key."""
+    """Returns whether the class of an object in its group decides on a key."""
     group = key.partition(".")[0]
     for other in differing:
         values = [run[other].value for run in runs if other in run]
