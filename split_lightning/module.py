@@ -107,7 +107,7 @@ class SplitLightningModule(pl.LightningModule):
         label_holder: Where the network is a `VerticalNetwork`, so that a client is a
             group of holders that each have a part of its samples: which of them has the
             labels, from 0.
-        client_networks: Networks of clients' own, dealt out to them: client `k` has
+        client_networks: Networks of the clients' own: client `k` has
             entry `k * entries // clients`, whose lower layers replace those of
             `network`; `None` among them: those of `network`. Weights are passed on and
             averaged among clients with equal entries.
@@ -270,7 +270,7 @@ class SplitLightningModule(pl.LightningModule):
         return self.networks.layers(client_id)
 
     def stages(self, client_id: int | None = None) -> dict[str, nn.Module]:
-        """Returns what computes one after the other, from inputs to logits.
+        """Returns the modules from inputs to logits, in order.
 
         Args:
             client_id: The client; `None`: the one that trained last.
@@ -355,7 +355,7 @@ class SplitLightningModule(pl.LightningModule):
         return {client_id: float(loss) for client_id, loss in losses.items()}
 
     def totals(self) -> dict[str, int]:
-        """Returns the bytes, by kind, since the start of the run."""
+        """Returns the bytes, by counter, since the start of the run."""
         counts = self.traffic.counts
         if self.trainer.world_size == 1:
             return dict(counts)
@@ -419,7 +419,7 @@ class SplitLightningModule(pl.LightningModule):
 
     @override
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
-        """Tests the network; where clients differ each one's, for the mean over them.
+        """Tests each distinct network; the metrics are means over them.
 
         Returns:
             The logits of each network in turn, `(networks * B, K)`.
@@ -511,7 +511,7 @@ class SplitLightningModule(pl.LightningModule):
 
     @override
     def on_fit_start(self) -> None:
-        if self.trainer.ckpt_path is None:  # a run of its own, not the last one's rest
+        if self.trainer.ckpt_path is None:  # a new run
             self.engine.forget()
             self.traffic.forget()
             self.clients = ClientMetrics()

@@ -12,8 +12,8 @@ class Home(NamedTuple):
 
     Attributes:
         role: `client` or `server`.
-        member: Which of them, where a client is a group of holders of parts of its
-            samples, or several servers compute one after the other.
+        member: The number of the holder, where a client is a group of holders, or of
+            the server, where several compute one after the other.
     """
 
     role: str
@@ -27,7 +27,7 @@ CLIENT, SERVER = Home("client"), Home("server")
 
 
 class Placement:
-    """Says for each client which party has each segment of the network.
+    """Maps each client to the party of each segment of the network.
 
     Clients may differ in their layouts: client `k` of `n` has layout
     `layouts[entries[k * len(entries) // n]]`. A server serves one group of neighbouring

@@ -1,4 +1,4 @@
-"""`Resumption`: what a checkpoint of a run has, and how a run continues from it."""
+"""`Resumption`: saves the state of a run in checkpoints, and restores it."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Resumption:
     def take_over_optimizers(
         self, module: SplitLightningModule, optimizers: dict[str, Optimizer]
     ) -> None:
-        """Lets a run that continues do so with the optimizers' options of now."""
+        """Lets a resumed run use the new options of its optimizers."""
         configs: list[Any] = module.trainer.lr_scheduler_configs
         schedulers = [config.scheduler for config in configs]
         self._options = describe(optimizers, schedulers, module.scheduler_interval)

@@ -1,4 +1,4 @@
-"""`BestCheckpoint`: the best round's checkpoint, which goes along with a run."""
+"""`BestCheckpoint`: the best round's checkpoint, which moves with a run."""
 
 from __future__ import annotations
 

@@ -24,11 +24,11 @@ _BYTES = {
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Returns charts of a run's history; what was not measured has none.
+    """Returns charts of a run's history, of all that was measured.
 
     Args:
         rows: One a round, as `History` keeps them; at least one.
-        title: What stands above the charts.
+        title: The title above the charts.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -1,4 +1,4 @@
-"""`History`: one row a round of what a run did."""
+"""`History`: one row per round of a run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _logger = logging.getLogger(__name__)
 
 
 class History(pl.Callback):
-    """Keeps one row a round, writes them to a file, and draws them at the end.
+    """Keeps one row per round, writes them to a file, and draws them at the end.
 
     The columns are `COLUMNS`: the round, from 1; the round's training loss; loss and
     accuracy of the validation after it, empty where there was none; and, since the
@@ -54,7 +54,7 @@ class History(pl.Callback):
         folder: Where `history.csv` is written anew each round, and `curves.png` at the
             end of the fit; `None`: rows are only kept.
         curves: Whether they are drawn at the end.
-        title: What the run is, above the curves. A test after the fit adds its result.
+        title: The title above the curves. A test after the fit adds its result.
 
     Attributes:
         rows: The rows so far.

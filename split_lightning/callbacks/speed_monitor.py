@@ -1,4 +1,4 @@
-"""`SpeedMonitor`: how many images a run trains on in a second."""
+"""`SpeedMonitor`: images per second of a run."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
 
 def build(cfg: DictConfig) -> Run:
-    """Builds what a configuration names; data are loaded and dealt out."""
+    """Builds what a configuration names; data are loaded and partitioned."""
     checkpoint = _checkpoint(cfg)
     data = build_data(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -87,7 +87,7 @@ def _checkpoint(cfg: DictConfig) -> str | None:
 
 
 def build_module(cfg: DictConfig) -> SplitLightningModule:
-    """Builds the module, from weights of elsewhere where the configuration says so."""
+    """Builds the module, with initial weights if the configuration has them."""
     given = {}
     if cfg.model.weights and not cfg.ckpt_path:  # a checkpoint has the weights
         given["network"] = instantiate(cfg.module.network, _convert_="all")

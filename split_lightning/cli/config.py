@@ -124,7 +124,7 @@ def typed_overrides() -> Sequence[str]:
 
 
 def _check_values(plain: Any, schema: type, prefix: str = "") -> None:
-    """Stops where a required key has no value, or a mere word stands for an object."""
+    """Stops where a required key has no value, or a word instead of an object."""
     hints = get_type_hints(schema)
     for spec in fields(schema):
         key, hint = f"{prefix}{spec.name}", hints[spec.name]

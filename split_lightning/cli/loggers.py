@@ -1,4 +1,4 @@
-"""Loggers: built from a configuration, told a run's choices, and closed."""
+"""Loggers: built from a configuration, given a run's choices, and closed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _built(name: str, node: Any, checkpoint: str | None) -> Logger:
 
 
 def _given(node: Any, target: str, checkpoint: str | None) -> dict[str, Any]:
-    """Returns what a logger needs beside what the configuration says."""
+    """Returns the arguments that a logger needs besides the configured ones."""
     if checkpoint and target.endswith(".TensorBoardLogger"):
         return {"purge_step": next_step(checkpoint)}
     if target.endswith(".MLFlowLogger") and not node.get("artifact_location"):

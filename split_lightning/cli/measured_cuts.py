@@ -27,7 +27,7 @@ def measured_cuts(cfg: DictConfig, sample: Tensor) -> list[CutCost]:
 
     Args:
         cfg: The configuration.
-        sample: A sample, of which the shape and the type count.
+        sample: A sample; only its shape and type matter.
 
     Raises:
         ValueError: If the network cannot be cut, or does not fit the images.

@@ -35,7 +35,7 @@ def load_run(
         client: The client, where clients ended with different networks.
 
     Raises:
-        ValueError: If something is missing or torn, or does not fit, or `client` is
+        ValueError: If something is missing or damaged, or does not fit, or `client` is
             needed, or none of those that have a network of their own.
 
     Example::
@@ -63,7 +63,7 @@ def evaluate(
     checkpoint: str | None = None,
     client: int | None = None,
 ) -> tuple[dict[str, Any], ClassFigures]:
-    """Tests the network of a run as training did; writes what it finds.
+    """Tests the network of a run as training did; writes the results.
 
     Args:
         cfg: The run's configuration, as it is or changed. `output_dir` is where

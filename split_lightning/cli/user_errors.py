@@ -1,4 +1,4 @@
-"""A user's mistake gets one message: the key, the value, and what is allowed."""
+"""One message for a user's mistake: the key, the value, the allowed values."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def one_message(
     """Turns a user's mistake inside the block into one message and exit status 2.
 
     Args:
-        has_begun: Tells, when something was raised, whether the run has begun. Then
+        has_begun: Returns whether the run had begun when the error was raised. Then
             only Lightning's complaints about a configuration are a user's mistake, and
-            what the system refuses (a full disk) is the user's to mend.
+            system errors (a full disk) are for the user to fix.
         remedy: Says what to do about that.
         typed: What was typed; `None`: as Hydra knows it.
 

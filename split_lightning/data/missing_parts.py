@@ -36,17 +36,17 @@ class Lacking(NamedTuple):
 
 
 class MissingParts:
-    """Lets holders lack samples, each with a probability.
+    """Draws which samples holders lack, each with a probability.
 
     Which samples a holder lacks is a function of (seed, sample), the same in each
-    round, in validation and in tests. A sample that all would lack is there with the
-    one with the luckiest draw: each is with a holder at least.
+    round, in validation and in tests. A sample that all would lack stays with the
+    holder with the luckiest draw.
 
     Args:
         parts: How samples are divided among holders; `None`: they are whole.
         probability: That a holder lacks a sample, in [0, 1): one for all or a list of
-            one for each; `None`: nobody lacks any.
-        seed: What is drawn follows from it.
+            one for each; `None`: no holder lacks any.
+        seed: Seeds the draws.
 
     Raises:
         ValueError: If a probability is out of range, or there is not one for each.

@@ -1,4 +1,4 @@
-"""A cut through a trace: what each side runs, and what crosses."""
+"""A cut of a trace: the operations of each side, and the values that cross."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Cut:
     def __init__(self, trace: Trace, cut_layer: str) -> None:
         self.trace = trace
         client = set(trace.nodes[: trace.ends[cut_layer] + 1])
-        # A parameter is held where it is used, not where it was first touched.
+        # A parameter belongs where it is used, not where it was first touched.
         held = [node for node in client if node.op == "get_attr"]
         client -= {node for node in held if not client & node.users.keys()}
         # The element of a tuple that crosses is chosen where the tuple is made.
@@ -83,7 +83,7 @@ class Cut:
         return again
 
     def problem(self) -> str | None:
-        """Says why the network cannot be trained in this cut, or returns `None`."""
+        """Returns why the network cannot be trained with this cut, or `None`."""
         if not self.trace.trained.intersection(self.client):
             return "leaves the client segment empty (no parameters)"
         if not self.trace.trained.intersection(self.server):

@@ -207,7 +207,7 @@ def _path_of(
 
 
 def _problem(traces: dict[bool, Trace], path: str) -> str | None:
-    """Says why the network cannot be cut after a layer, or returns `None`."""
+    """Returns why the network cannot be cut after a layer, or `None`."""
     for training, trace in traces.items():
         if path not in trace.ends:
             if around := trace.operation_around(path):

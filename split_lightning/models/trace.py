@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from split_lightning.models.proxies import IN_PLACE, MAKERS
 
-# What a tensor tells of itself: plain numbers, never samples.
+# Attributes of a tensor: plain numbers, never samples.
 _NUMBER_METHODS = {"size", "dim", "numel", "nelement", "ndimension", "stride"}
 _NUMBER_ATTRIBUTES = {"shape", "ndim", "device", "dtype"}
 # Operations whose result may share memory with their first input.

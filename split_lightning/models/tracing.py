@@ -58,7 +58,7 @@ def traced(network: nn.Module) -> Traced:
         if found == whole and changes:
             own = copy.deepcopy(network)
             again, _ = _graphs(own, found, by_layer=True)  # the layers that change
-            # Nobody's: what changes once for all. A cache may, but not a switch.
+            # What changes once for all is of no layer: a cache may, but not a switch.
             if found == whole and _text(again) != _text(graphs):
                 found[""] = f"it changes {', '.join(dict.fromkeys(changes))}"
         if "" in found:

@@ -25,8 +25,8 @@ class Bottom(Leaf):
 
     Args:
         network: The layers.
-        may_lack: Whether the holder may lack samples: those of whose part a value is
-            NaN. Its layers never see them in training, nor do they get a gradient.
+        may_lack: Whether the holder may lack samples: those with a NaN in its part.
+            Its layers never see them in training, nor do they get a gradient.
     """
 
     def __init__(self, network: nn.Module, may_lack: bool = False) -> None:
@@ -65,7 +65,7 @@ class Fill(Leaf):
 class VerticalNetwork(nn.Module):
     """A network over parts of samples that different holders have.
 
-    Each holder's bottom computes from its own part alone; the join makes one of what
+    Each holder's bottom computes from its own part alone; the join combines what
     they return, and the top takes it. Cut after `bottoms` it is trained vertically.
 
     Args:

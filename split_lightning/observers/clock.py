@@ -14,7 +14,7 @@ from split_lightning.system.work import Work
 class Clock:
     """Computes when things would happen on the devices and links of a system.
 
-    A party does one thing at a time, in the order in which they come. Computing takes
+    A party does one thing at a time, in order of arrival. Computing takes
     time, and so does each message; a message leaves when its sender is ready, and its
     receiver continues when it is there. A link carries the messages of a step one after
     the other. Parties that do not wait for each other work at the same time, regardless
@@ -29,8 +29,8 @@ class Clock:
         server_work: How often a server computes a batch in a step.
         in_flight: Number of batches that a client may have on their way: its backward
             pass comes after the forward passes of the next `in_flight - 1`.
-        shares_means: Whether clients that took no part in a mean get it before they act
-            next.
+        shares_means: Whether clients that took no part in a mean get it before their
+            next step.
 
     Attributes:
         ready: When each party is ready.
@@ -84,7 +84,7 @@ class Clock:
         channel.computations.append(self)
 
     def leave(self, channel: Channel) -> None:
-        """Looks at a channel no more."""
+        """Stops looking at a channel."""
         for observers in (channel.observers, channel.computations):
             if self in observers:
                 observers.remove(self)

@@ -1,4 +1,4 @@
-"""The least batch: how small a batch may be, and what becomes of smaller ones."""
+"""The least batch: how small a batch may be, and how smaller ones are enlarged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Draw(NamedTuple):
-    """So many of a client's next samples, for one step."""
+    """A number of a client's next samples, for one step."""
 
     client_id: int
     num_samples: int

@@ -14,7 +14,7 @@ from split_lightning.typed_words import key_value, shell_line
 
 
 def find_checkpoint(ckpt_path: str, folder: Path, is_alone: bool = True) -> str | None:
-    """Returns the checkpoint that a user means, after a look that it is whole.
+    """Returns the checkpoint that a user means, once it is found complete.
 
     Args:
         ckpt_path: A checkpoint file, a run's folder, or `last`: the newest checkpoint

@@ -1,4 +1,4 @@
-"""A trained network in formats that need nothing of this package."""
+"""A trained network in formats that work without this package."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from split_lightning.runs.keys import is_within, value_at
 
-# No choices: where a run is, where it went on from, what it shows, what it refuses.
+# No choices: where a run is, where it resumed from, what it shows, what it refuses.
 _IGNORED = (
     "output_dir",
     "ckpt_path",
