@@ -35,9 +35,9 @@ def refuse_unsupported(trainer: pl.Trainer) -> None:
     """
     if trainer.gradient_clip_val is not None:
         raise MisconfigurationException(
-            f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) cannot clip two "
-            "segments. Use SplitLightningModule(gradient_clip_val=...), in a "
-            "configuration `model.gradient_clip_val`, which clips each by itself."
+            f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) knows nothing of "
+            "parties. Use SplitLightningModule(gradient_clip_val=...), in a "
+            "configuration `model.gradient_clip_val`, which clips each one's gradient."
         )
     if trainer.accumulate_grad_batches != 1:
         raise MisconfigurationException(
@@ -165,7 +165,8 @@ def require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
     if protocol.unsplit_at is None and not module.topology.is_split:
         raise MisconfigurationException(
             f"Expected argument `cut_layer` to name a layer, since {name} trains a "
-            "network that is split, but got None."
+            "network that is split, but got None. (In a configuration leave "
+            "`topology=unsplit` out.)"
         )
     if protocol.unsplit_at is not None and module.topology.is_split:
         raise MisconfigurationException(

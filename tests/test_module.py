@@ -485,7 +485,10 @@ def test_optimizer_options_out_of_range_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [*({"optimizer_state": p} for p in ("keep", "travel", "reset")), {"enabled": False}],
+    [
+        *({"optimizer_state": p} for p in ("keep", "travel", "reset")),
+        {"enabled": False},
+    ],
 )
 def test_a_run_goes_on_from_a_checkpoint(tmp_path, options):
     def make():

@@ -6,51 +6,24 @@ import pytest
 import torch
 from flwr_datasets.partitioner import LinearPartitioner
 from hydra import compose, initialize_config_dir
-from protocols import (
-    SGD,
-    assert_equal,
-    fit,
-    make_data,
-    make_split,
-    make_unsplit,
-    network,
-)
+from protocols import assert_equal, fit, make_data, make_split, make_unsplit, state_of
 
 from split_lightning import (
-    AsynchronousSplitLightningModule,
-    CycleSplitLightningModule,
-    RoundRobinWeightPassing,
-    ServerMap,
-)
-from split_lightning.callbacks import (
+    GPSL,
     AsynchronousWeightPassing,
-    ClientAveraging,
-    ServerAveraging,
+    Centralized,
+    CycleSL,
+    FedAvg,
+    Local,
+    MultiServer,
+    ParallelSplitLearning,
+    RoundRobinWeightPassing,
+    SplitFedV1,
+    SplitFedV2,
+    SplitFedV3,
 )
 from split_lightning.cli.building import build
 from split_lightning.cli.config import check_classes, check_values
-from split_lightning.data import (
-    AsynchronousSchedule,
-    ParallelSchedule,
-    PooledSchedule,
-    RoundRobinSchedule,
-)
-
-EACH = ServerMap(None)
-
-
-def composed(folder, *typed):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", [*TINY, f"output_dir={folder}", *typed])
-
-
-def make_cycle(**options):
-    return CycleSplitLightningModule(network(), 2, SGD, SGD, 3, **options)
-
-
-def make_asynchronous(**options):
-    return AsynchronousSplitLightningModule(network(), 2, SGD, SGD, 3, **options)
-
 
 CONF = Path(__file__).parent.parent / "conf"
 PROTOCOLS = {path.stem for path in (CONF / "protocol").glob("*.yaml")}
@@ -78,49 +51,20 @@ TINY = [
     "trainer.enable_model_summary=false",
     "trainer.enable_checkpointing=false",
 ]
-# Schedule, server map, callbacks; options of the split module, or `None`: unsplit.
-V1_SERVERS = ServerAveraging(remote=False)
 EXPECTED = {
-    "round_robin": (RoundRobinSchedule(), None, [RoundRobinWeightPassing()], {}),
-    "async_round_robin": (
-        AsynchronousSchedule(),
-        None,
-        [AsynchronousWeightPassing()],
-        {"make": make_asynchronous},
-    ),
-    "parallel": (ParallelSchedule(), None, [ClientAveraging(None)], {}),
-    "gpsl": (
-        ParallelSchedule(draw="proportional"),
-        None,
-        [ClientAveraging("step")],
-        {"cut_gradient": "own", "batch_norm": "joint"},
-    ),
-    "cyclesl": (
-        ParallelSchedule(),
-        None,
-        [ClientAveraging()],
-        {"make": make_cycle, "server_batch_size": 5},
-    ),
-    "splitfed_v1": (RoundRobinSchedule(), EACH, [ClientAveraging(), V1_SERVERS], {}),
-    "splitfed_v2": (RoundRobinSchedule(shuffle=True), None, [ClientAveraging()], {}),
-    "splitfed_v3": (
-        RoundRobinSchedule(),
-        EACH,
-        [ClientAveraging(None), V1_SERVERS],
-        {},
-    ),
-    "multi_server": (
-        RoundRobinSchedule(),
-        ServerMap(2),
-        [RoundRobinWeightPassing(average_every=1), ServerAveraging()],
-        {},
-    ),
-    "centralized": (PooledSchedule(), None, [], None),
-    "fedavg": (RoundRobinSchedule(), None, [ClientAveraging()], None),
-    "local": (RoundRobinSchedule(), None, [ClientAveraging(None)], None),
+    "round_robin": RoundRobinWeightPassing(),
+    "async_round_robin": AsynchronousWeightPassing(),
+    "parallel": ParallelSplitLearning(),
+    "gpsl": GPSL(),
+    "cyclesl": CycleSL(server_batch_size=5),
+    "splitfed_v1": SplitFedV1(),
+    "splitfed_v2": SplitFedV2(),
+    "splitfed_v3": SplitFedV3(),
+    "multi_server": MultiServer(),
+    "centralized": Centralized(),
+    "fedavg": FedAvg(),
+    "local": Local(),
 }
-
-
 # What each protocol takes, but for those that have no use for it.
 NO_USE = {
     "clients_per_round": {"centralized"},
@@ -144,41 +88,47 @@ TYPED = {
 }
 
 
+def composed(folder, *typed):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [*TINY, f"output_dir={folder}", *typed])
+    check_values(cfg, typed)
+    check_classes(cfg)
+    cfg.callbacks = {}
+    return cfg
+
+
 @pytest.mark.parametrize("name", sorted(PROTOCOLS))
 def test_each_protocol_takes_the_keys_of_all(tmp_path, name):
     """A key that a configuration does not pass on fails here."""
     taken = {key for key, without in NO_USE.items() if name not in without}
     typed = [f"protocol={name}", *(f"{key}={TYPED[key]}" for key in sorted(taken))]
     if name == "parallel":  # without averaging it has no use for `optimizer_state`
-        typed.append("protocol.callbacks.weight_passing.every=1")
-    cfg = composed(tmp_path, *typed)
-    check_values(cfg, typed)
-    check_classes(cfg)
-    for key in NO_USE.keys() - taken:
+        typed.append("protocol.every=1")
+    for key in NO_USE.keys() - taken - {"spill_to"}:
         with pytest.raises(ValueError, match=f"does not use `{key}`"):
-            check_values(cfg, [f"{key}={TYPED[key]}"])
+            composed(tmp_path, *typed, f"{key}={TYPED[key]}")
+    if "spill_to" not in taken:
+        with pytest.raises(ValueError, match="`spill_to` to be null"):
+            build(composed(tmp_path, *typed, "spill_to=waiting"))
 
-    cfg.callbacks = {}
-    run = build(cfg)
-    run.data.setup("fit")
-    sampler = run.data.train_dataloader().sampler
-    steps = list(sampler.plans())
-    clients = {plan.client_id for step in steps for plan in step}
-    samples = sum(len(plan.indices) for step in steps for plan in step)
+    run = build(composed(tmp_path, *typed))
+    loader, protocol = run.data.train_dataloader(), run.data.protocol
+    parts = [(step, part) for step in loader.planned() for part in step.parts]
+    clients = {part.client_id for _, part in parts}
+    samples = sum(part.num_samples for _, part in parts)
     assert len(clients) == (3 if "clients_per_round" in taken else 1)
-    assert samples == 2 * sum(len(sampler.partition[k]) for k in clients)
+    assert samples == 2 * sum(len(loader.partition[k]) for k in clients)
     if "local_steps" in taken:  # more turns than clients
-        assert sum(step[0].ends_turn for step in steps) > len(clients)
-    parties = run.module.parties
+        assert sum(part.ends_turn for _, part in parts) > len(clients)
+    policy = getattr(protocol, "policy", protocol)
     if "optimizer_state" in taken:
-        assert parties.clients.optimizer_state == "reset"
+        assert policy.optimizer_state == "reset"
     if "server_optimizer_state" in taken:
-        assert parties.servers.optimizer_state == "travel"
+        assert policy.server_optimizer_state == "travel"
     if "buffers" in taken:
-        held = [parties.clients, *([parties.servers] if parties.servers else [])]
-        assert {replicas.buffers for replicas in held} == {"keep"}
+        assert policy.buffers == "keep"
     if "spill_to" in taken:
-        assert parties.spill.folder == Path("waiting")
+        assert run.module.engine.spill.folder == Path("waiting")
 
 
 def test_each_protocol_is_here():
@@ -187,35 +137,19 @@ def test_each_protocol_is_here():
 
 @pytest.mark.parametrize("name", sorted(PROTOCOLS))
 def test_the_configured_protocol_is_the_one_in_python(tmp_path, name):
-    cfg = composed(tmp_path, f"protocol={name}")
-    check_values(cfg)
-    check_classes(cfg)
-    cfg.callbacks = {}
-    run = build(cfg)
+    run = build(composed(tmp_path, f"protocol={name}"))
     torch.manual_seed(11)
     run.trainer.fit(run.module, datamodule=run.data)
     (found,) = run.trainer.test(run.module, datamodule=run.data, verbose=False)
 
-    schedule, servers, callbacks, options = EXPECTED[name]
-    data = make_data(
-        4,
-        partitioner=LinearPartitioner,
-        schedule=schedule,
-        servers=servers,
-        batch_size=5,
-    )
-    if options is None:
-        module = make_unsplit()
-    else:
-        make = options.get("make", make_split)
-        chosen = {key: value for key, value in options.items() if key != "make"}
-        module = make(server_map=servers, **chosen)
+    protocol = EXPECTED[name]
+    data = make_data(4, protocol, partitioner=LinearPartitioner, batch_size=5)
+    module = make_split() if protocol.unsplit_at is None else make_unsplit()
     torch.manual_seed(11)  # of the server's passes in cyclesl
-    trainer = fit(tmp_path, module, data, callbacks, rounds=2)
+    trainer = fit(tmp_path, module, data, rounds=2)
     (expected,) = trainer.test(module, datamodule=data, verbose=False)
     assert found == expected
-    for client_id in range(4):
-        for party in (run.module, module):
-            party.parties.show(client_id)
-        assert_equal(run.module.state_dict(), module.state_dict())
+    for client_id in range(1 if protocol.pools_samples else 4):
+        own = state_of(run.module, client_id)
+        assert_equal(own, state_of(module, client_id))
     assert run.module.totals() == module.totals()

@@ -77,7 +77,9 @@ def title_of(cfg: DictConfig) -> str:
     alpha = OmegaConf.select(cfg, "data.partitioner.alpha")
     clients = f"{cfg.num_clients} client{'s' if cfg.num_clients > 1 else ''}"
     parts = [
-        protocol if topology in (None, "vanilla") else f"{protocol} ({topology})",
+        protocol
+        if topology in (None, "vanilla", "unsplit")
+        else f"{protocol} ({topology})",
         f"{network} on {choice_of(cfg, 'data')}",
         f"{clients}, {choice_of(cfg, 'data/partitioner')}"
         + (f" ({alpha})" if isinstance(alpha, int | float) else ""),

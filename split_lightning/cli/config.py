@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from split_lightning.cli.choices import title_of
+from split_lightning.cli.choices import choice_of, title_of
 from split_lightning.cli.config_keys import (
     as_typed,
     did_you_mean,
@@ -89,7 +89,7 @@ def check_values(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     plain = OmegaConf.to_container(cfg, resolve=False)
     _check_values(plain, TrainConfig)
     for override in as_typed(overrides):
-        _check_used(plain, override)
+        _check_used(cfg, plain, override)
     _check_ranges(cfg)
     _check_choices(cfg)
 
@@ -148,21 +148,39 @@ def _can_be_built(value: Any) -> bool:
     return value is None or isinstance(value, list) or "${" in str(value)
 
 
-def _check_used(plain: Any, override: str) -> None:
+def _check_used(cfg: DictConfig, plain: Any, override: str) -> None:
     """Stops where what was typed would change nothing."""
     key = override.lstrip("+~").partition("=")[0]
     is_there = value_at(plain, key) != MISSING  # a choice of a group may not be
     used = {*used_keys(plain), *SHAPE_KEYS}  # those are checked against the source
     if is_there and not any(is_within(key, k) or is_within(k, key) for k in used):
         raise ValueError(
-            f"`{override}` would change nothing: nothing in this run uses `{key}`. "
-            f"{did_you_mean(key, (k for k in keys_of(plain) if k != key))}"
+            f"`{override}` would change nothing: {_without_use(cfg, plain, key, used)}"
         )
     needs = _NEEDS.get(key, [])
     if needs and all(value_at(plain, need) in (None, MISSING) for need in needs):
         raise ValueError(
             f"`{override}` would change nothing without `{'` or `'.join(needs)}`."
         )
+
+
+def _without_use(cfg: DictConfig, plain: Any, key: str, used: set[str]) -> str:
+    """Says what in a run has no use for a key, and which keys it uses instead."""
+    protocol = str(choice_of(cfg, "protocol"))
+    if HydraConfig.initialized():
+        protocol = f"protocol={protocol}"
+    if "." not in key:  # protocols alone refer to these
+        own = used_keys(plain, ["protocol"]) & plain.keys()
+        own |= {k for k in keys_of(plain) if is_within(k, "protocol") and "._" not in k}
+        known = sorted(own - {"protocol"}, key=lambda k: (k.count("."), k))
+        return f"{protocol} does not use `{key}`. {did_you_mean(key, known)}"
+    group = key.partition(".")[0]
+    topology, why = choice_of(cfg, "topology"), ""
+    if group in ("model", "optimizer", "topology"):
+        why = f" ({protocol}{f', topology={topology}' if topology else ''})"
+    near = [k for k in keys_of(plain) if k != key and is_within(k, group)]
+    near = [k for k in near if any(is_within(k, u) or is_within(u, k) for u in used)]
+    return f"nothing in this run{why} uses `{key}`. {did_you_mean(key, near)}"
 
 
 def _check_targets(node: Any, path: str = "") -> None:

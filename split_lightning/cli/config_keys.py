@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from omegaconf import ListConfig, OmegaConf
 
-from split_lightning.runs.keys import value_at
+from split_lightning.runs.keys import is_within, value_at
 
 # What a run reads; all else is used only where these refer to it.
 _READ = (
@@ -114,6 +114,8 @@ def options_of(target: str) -> list[str] | None:
 def did_you_mean(key: str, known: Iterable[str]) -> str:
     """Names the known keys that are nearest to a key, or else its siblings.
 
+    A key of the same name elsewhere is near, too: first one whose path ends alike.
+
     >>> did_you_mean("data.vall_share", ["data.val_share", "data.root", "seed"])
     'Did you mean `data.val_share`?'
     >>> did_you_mean("data.x", ["data.val_share", "data.root", "seed"])
@@ -125,16 +127,21 @@ def did_you_mean(key: str, known: Iterable[str]) -> str:
     near = _near(name, siblings)
     if near:
         return f"Did you mean `{'.'.join(filter(None, (parent, near[0])))}`?"
-    near = _near(name, {own for *_, own in split if not own.startswith("_")})
+    near = _near(name, {own for *_, own in split if not own.startswith("_")}, 0.8)
     if near:
         places = ["".join(path) for path in split if path[2] == near[0]]
-        return f"Did you mean `{'` or `'.join(places[:3])}`?"
+        alike = [place for place in places if is_within(place, key.partition(".")[0])]
+        inner = [place for place in places if key.endswith(f".{place}")]
+        return f"Did you mean `{'` or `'.join((inner or alike or places)[:3])}`?"
+    while parent and not siblings:
+        parent = parent.rpartition(".")[0]
+        siblings = [own for above, _, own in split if above == parent]
     where = f"Keys of `{parent}`" if parent else "Keys"
     return f"{where}: {', '.join(siblings)}." if siblings else ""
 
 
-def _near(name: str, names: Iterable[str]) -> list[str]:
-    return difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+def _near(name: str, names: Iterable[str], cutoff: float = 0.7) -> list[str]:
+    return difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
 
 
 def _references(node: Any, key: str) -> Iterator[str]:

@@ -17,6 +17,7 @@ COMMANDS = {
     "export": "write a run's network in formats that need no split_lightning",
     "compare": "compare runs side by side",
     "cuts": "print the costs of each cut of a network",
+    "plan": "print the actions and the bytes of a round",
 }
 
 

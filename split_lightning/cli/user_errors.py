@@ -186,7 +186,7 @@ def _message(
     error: BaseException, typed: Sequence[str] = (), groups: Iterable[str] = ()
 ) -> str:
     """Returns what went wrong, with the keys and values as they were typed."""
-    reason = _reason(error)
+    reason = _reason(error, typed)
     message = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."
     words = {word.lstrip("+~").partition("=")[0]: word for word in typed}
     for key, word in words.items():
@@ -209,7 +209,7 @@ def _with_full_keys(message: str, key: str) -> str:
     return message
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, typed: Sequence[str] = ()) -> str:
     """Returns what went wrong, and in which file if in one."""
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
@@ -220,9 +220,9 @@ def _reason(error: BaseException) -> str:
     file = re.match("In '.+?': ", str(error))  # Hydra names it, OmegaConf the key
     origin = error.__cause__ or error.__context__
     if isinstance(error, HydraException) and isinstance(origin, OmegaConfBaseException):
-        return f"{file[0] if file else ''}{_reason(origin)}"
+        return f"{file[0] if file else ''}{_reason(origin, typed)}"
     if isinstance(error, ConfigAttributeError | ConfigKeyError) and error.full_key:
-        return _unknown_key(error)
+        return _unknown_key(error, typed)
     if isinstance(error, ValidationError) and is_dataclass(error.object_type):
         return _wrong_type(error)
     if _is_not_writable(error):
@@ -300,9 +300,11 @@ def _null_option(typed: Sequence[str], config_dir: str) -> str | None:
     return None
 
 
-def _unknown_key(error: OmegaConfBaseException) -> str:
+def _unknown_key(error: OmegaConfBaseException, typed: Sequence[str]) -> str:
     """Says that there is no such key, and which are near."""
     key, root = str(error.full_key), error.parent_node._get_root()
+    words = (word.lstrip("+~").partition("=")[0] for word in typed)
+    key = next((word for word in words if is_within(word, key)), key)
     known = keys_of(OmegaConf.to_container(root, resolve=False))
     alike = (k for k in known if is_within(k, "hydra") == is_within(key, "hydra"))
     remedy = did_you_mean(key, alike) or f"`+{key}=VALUE` adds it."

@@ -305,6 +305,10 @@ class SplitDataModule(pl.LightningDataModule):
             )
         self.parts, self.val_parts, self._counted = [], [], None
         for client_id, (samples, num) in enumerate(zip(dealt, num_val, strict=True)):
+            if num == 0:
+                self.val_parts.append(samples[:0])
+                self.parts.append(samples)
+                continue
             # Drawn: a partitioner may sort the samples of a client.
             order = torch.randperm(
                 len(samples), generator=generator(self.seed, "validation", client_id)

@@ -1,0 +1,53 @@
+"""Prints a round's plan: `python -m split_lightning.plan [KEY=VALUE ...]`.
+
+It says who trains when, what is sent, and when all of it would be done, and trains
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from split_lightning.cli.run_command import Command, ending_with_one_line, typed_words
+
+COMMAND = Command(
+    name="plan",
+    folder="plan",
+    keys={"round": 1, "csv": None},
+    reads=(
+        "experiment",
+        "seed",
+        "rounds",
+        "datamodule",
+        "module",
+        "protocol",
+        "system.clock",
+        "trainer.precision",
+    ),
+    help="""Says what happens in a round: its actions, the bytes of each, and totals.
+
+Nothing is trained. The keys are those of training; with a system (system=lan) there are
+virtual seconds, too.
+
+round=NUMBER        which round, from 1; the rounds before it are planned with it
+csv=FILE            where all actions go, one a row; the terminal has about 50
++experiment=NAME    keys as an experiment has them
+KEY=VALUE           of the configuration: protocol=fedavg, num_clients=100, system=lan""",
+    usage="[KEY=VALUE ...]",
+)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Prints what happens in a round.
+
+    Args:
+        words: What is typed, such as `["protocol=fedavg", "system=lan"]`; `None`: from
+            the command line.
+    """
+    words = typed_words(COMMAND) if words is None else list(words)
+    with ending_with_one_line(words):
+        from split_lightning.cli.planned_round import compose_plan, planned_round
+        from split_lightning.runs.plan_report import report_plan  # these are slow
+
+        cfg = compose_plan(COMMAND, words)
+        report_plan(planned_round(cfg), cfg.csv)
