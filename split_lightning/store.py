@@ -90,7 +90,7 @@ class StateStore:
         self.seats += seats
         self._names += [dict.fromkeys(PARTS) for _ in self.seats[len(self._names) :]]
 
-    # What trains, and what rests
+    # Live states and states at rest
 
     def check_out(self, names: Iterable[str]) -> dict[str, Seat]:
         """Makes the states of parties live, and puts others at rest where needed.

@@ -95,7 +95,7 @@ def summary(cfg: DictConfig, typed: Sequence[str] = ()) -> dict[str, Any]:
     Args:
         cfg: The run's configuration.
         typed: What was typed for it, such as `["data.val_share=0.2"]`: what a sweep
-            varies is a choice, whichever key it is.
+            varies is a choice.
     """
     found: dict[str, Any] = {
         name: choice_of(cfg, group) for name, group in _GROUPS.items()

@@ -67,7 +67,7 @@ def compose_cuts(command: Command, words: Sequence[str]) -> tuple[DictConfig, Te
     reads = (*command.reads, *(["data.source"] if is_open(cfg) else []))
     check_used(cfg, words, command._replace(reads=reads))
     if cfg.model.cut_layer is None:
-        cfg.model.cut_layer = 0  # all are measured, whichever is chosen
+        cfg.model.cut_layer = 0  # all are measured
     has_folder = not OmegaConf.is_missing(cfg, "output_dir")
     if not has_folder:
         cfg.output_dir = command.folder

@@ -29,10 +29,10 @@ COMMAND = Command(
 Nothing is trained. The keys are those of training; with a system (system=lan) there are
 virtual seconds, too.
 
-round=NUMBER        the round, from 1; earlier rounds are planned with it
-csv=FILE            a file of all actions, one per row; the terminal has about 50
+round=NUMBER        the round, from 1; earlier ones are planned with it
+csv=FILE            a file of all actions; the terminal has about 50
 +experiment=NAME    keys as an experiment has them
-KEY=VALUE           of the configuration: protocol=fedavg, num_clients=100, system=lan""",
+KEY=VALUE           of the configuration: protocol=fedavg, num_clients=100""",
     usage="[KEY=VALUE ...]",
 )
 

@@ -109,7 +109,7 @@ def _positions(samples: Any) -> Tensor:
 def _verify(
     parts: list[Tensor], labels: Tensor, name: str, may_leave_out: bool
 ) -> None:
-    """Checks that each sample belongs to exactly one client, and each client has one."""
+    """Checks that each sample belongs to exactly one client, and no client has none."""
     empty = [client_id for client_id, part in enumerate(parts) if len(part) == 0]
     if empty:
         raise ValueError(

@@ -43,7 +43,7 @@ class CutCost(NamedTuple):
             parameters not.
         uplink_bytes: Bytes of smashed data and label, up to the server, a sample.
         downlink_bytes: Bytes of the gradient at the cut, down to the client, a sample.
-        uplink_bytes_per_batch: Bytes up besides, for each batch whatever its size:
+        uplink_bytes_per_batch: Further bytes up for each batch of any size:
             sizes that cross.
     """
 
@@ -243,7 +243,7 @@ def _saved(found: dict[str, int]) -> Iterator[None]:
 
     def keep(tensor: Tensor) -> Tensor:
         memory = tensor.untyped_storage()
-        kept[memory._cdata] = memory.nbytes()  # once, whatever shares it
+        kept[memory._cdata] = memory.nbytes()  # once
         return tensor.detach()  # an output itself would keep itself alive
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -27,7 +27,7 @@ _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 class Leaf(nn.Module):
-    """A layer that a trace takes as one operation, whatever it does.
+    """A layer that a trace takes as one operation.
 
     What it does may depend on values, and need not be traceable.
     """

@@ -73,9 +73,9 @@ def place(
     """Cuts a network, and assigns its segments to parties.
 
     A client has the layers up to the first cut; a server computes from each cut to the
-    next. Behind the last cut computes the party that has the labels: with one cut this
-    is vanilla split learning, with two and labels at the client a U-shape (Vepakomma et
-    al. 2018, https://arxiv.org/abs/1812.00564).
+    next. The party with the labels computes what is behind the last cut: with one cut
+    this is vanilla split learning, with two and labels at the client a U-shape
+    (Vepakomma et al. 2018, https://arxiv.org/abs/1812.00564).
 
     Args:
         network: The unsplit network.
@@ -83,7 +83,7 @@ def place(
         labels: The party with the labels.
         label_holder: Which of a client's holders has the labels, where the network is a
             `VerticalNetwork`.
-        client_networks: Networks of clients' own, dealt out to them; `None` among them:
+        client_networks: Networks of the clients' own, in groups; `None` among them:
             the lower layers of `network`.
         image_shape: The shape of an image, which `client_networks` need.
 
@@ -175,7 +175,7 @@ def _layout(
     num_holders: int,
     label_holder: int,
 ) -> Layout:
-    """Returns who has each segment for clients with one entry of the first cut."""
+    """Returns the party of each segment for clients with one entry of the first cut."""
     lower = [Home("client", holder) for holder in range(num_holders)]
     between = [
         CLIENT if entry <= depth else Home("server") for entry in range(1, num_entries)
