@@ -71,8 +71,8 @@ class SplitLightningModule(pl.LightningModule):
 
     The module is composed of a task (the loss), segments of the network that a
     placement assigns to parties, a channel that delivers their messages, and an engine
-    that computes. A protocol (a callback such as `RoundRobinWeightPassing`) says who
-    trains when, and how weights flow.
+    that computes. A protocol (a callback such as `RoundRobinWeightPassing`) plans
+    which client trains when, and how weights flow.
 
     Args:
         network: The unsplit network: inputs `(B, C, H, W)` to logits `(B, K)`.
@@ -99,14 +99,14 @@ class SplitLightningModule(pl.LightningModule):
         channels_last: Whether images and weights are laid out channels-last.
         non_finite: Whether a batch whose loss or gradients are not finite stops the run
             (`stop`), or is left out (`skip`).
-        labels: Who has the labels in training, and with them the loss: the `server`
+        labels: The party with the labels in training, and with the loss: the `server`
             behind the last cut, to which clients send them; or the `client`, which then
             computes what is behind the last cut, too (a U-shape, Vepakomma et al. 2018,
             https://arxiv.org/abs/1812.00564).
         label_holder: Where the network is a `VerticalNetwork`, so that a client is a
             group of holders that each have a part of its samples: which of them has the
             labels, from 0.
-        client_networks: Networks of clients' own, dealt out to them: client `k` has
+        client_networks: Networks of the clients' own: client `k` has
             entry `k * entries // clients`, whose lower layers replace those of
             `network`; `None` among them: those of `network`. Weights are passed on and
             averaged among clients with equal entries.
@@ -116,7 +116,7 @@ class SplitLightningModule(pl.LightningModule):
 
     Attributes:
         task: Loss and metrics.
-        topology: The segments, and who has them.
+        topology: The segments, and their parties.
         channel: Delivers messages. Its `observers` see all of them.
         engine: Computes.
         networks: The network of each client.
@@ -264,15 +264,15 @@ class SplitLightningModule(pl.LightningModule):
         """Returns the layers of the network, by the role of the parties that have them.
 
         Args:
-            client_id: The client whose network it is; `None`: that trained last.
+            client_id: The client; `None`: the one that trained last.
         """
         return self.networks.layers(client_id)
 
     def stages(self, client_id: int | None = None) -> dict[str, nn.Module]:
-        """Returns what computes one after the other, from inputs to logits.
+        """Returns the modules from inputs to logits, in order.
 
         Args:
-            client_id: The client whose network it is; `None`: that trained last.
+            client_id: The client; `None`: the one that trained last.
 
         Returns:
             From cut to cut a module, by role: `client`, `server`, `client_2`.
@@ -354,7 +354,7 @@ class SplitLightningModule(pl.LightningModule):
         return {client_id: float(loss) for client_id, loss in losses.items()}
 
     def totals(self) -> dict[str, int]:
-        """Returns the bytes, by kind, since the start of the run."""
+        """Returns the bytes, by counter, since the start of the run."""
         counts = self.traffic.counts
         if self.trainer.world_size == 1:
             return dict(counts)
@@ -405,8 +405,8 @@ class SplitLightningModule(pl.LightningModule):
     def validation_step(self, batch: ClientBatch, batch_idx: int) -> Tensor | None:
         if not isinstance(batch, ClientBatch):
             raise ValueError(
-                "Expected batches of a SplitDataModule to validate on, which say whose "
-                f"they are, but got {type(batch).__name__}. Pass datamodule=data."
+                "Expected batches of a SplitDataModule to validate on, which name a "
+                f"client, but got {type(batch).__name__}. Pass datamodule=data."
             )
         logits = self._evaluate("val", batch.client_id, batch.inputs, batch.targets)
         self.clients.add_logits(batch, logits)
@@ -418,7 +418,7 @@ class SplitLightningModule(pl.LightningModule):
 
     @override
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
-        """Tests the network; where clients differ each one's, for the mean over them.
+        """Tests each distinct network; the metrics are means over them.
 
         Returns:
             The logits of each network in turn, `(networks * B, K)`.
@@ -510,7 +510,7 @@ class SplitLightningModule(pl.LightningModule):
 
     @override
     def on_fit_start(self) -> None:
-        if self.trainer.ckpt_path is None:  # a run of its own, not the last one's rest
+        if self.trainer.ckpt_path is None:  # a new run
             self.engine.forget()
             self.traffic.forget()
             self.clients = ClientMetrics()

@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
 
 def build(cfg: DictConfig) -> Run:
-    """Builds what a configuration names; data are loaded and dealt out."""
+    """Builds what a configuration names; data are loaded and partitioned."""
     checkpoint = _checkpoint(cfg)
     data = build_data(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -87,7 +87,7 @@ def _checkpoint(cfg: DictConfig) -> str | None:
 
 
 def build_module(cfg: DictConfig) -> SplitLightningModule:
-    """Builds the module, from weights of elsewhere where the configuration says so."""
+    """Builds the module, with initial weights if the configuration has them."""
     given = {}
     if cfg.model.weights and not cfg.ckpt_path:  # a checkpoint has the weights
         given["network"] = instantiate(cfg.module.network, _convert_="all")
@@ -101,7 +101,7 @@ def new_module(cfg: DictConfig, **given: Any) -> SplitLightningModule:
 
     Args:
         cfg: The configuration.
-        given: Arguments of the module in the place of those in the configuration.
+        given: Arguments of the module, instead of those in the configuration.
     """
     if cfg.module.get("client_networks") is not None:
         size = cfg.data.image_size
@@ -125,7 +125,7 @@ def choose_threads(
 def _is_wanted(
     callback: pl.Callback, options: DictConfig, data: Any, protocol: Protocol
 ) -> bool:
-    """Tells whether the Trainer's switches and the data leave work for a callback."""
+    """Returns whether the callback has anything to do under this Trainer and data."""
     if isinstance(callback, DriftMonitor):
         return protocol.sequential
     if isinstance(callback, ProgressBar):

@@ -57,8 +57,8 @@ def traced(network: nn.Module) -> Traced:
         graphs, changes = _graphs(own, found)
         if found == whole and changes:
             own = copy.deepcopy(network)
-            again, _ = _graphs(own, found, by_layer=True)  # whose changes these are
-            # Nobody's: what changes once for all. A cache may, but not a switch.
+            again, _ = _graphs(own, found, by_layer=True)  # the layers that change
+            # What changes once for all is of no layer: a cache may, but not a switch.
             if found == whole and _text(again) != _text(graphs):
                 found[""] = f"it changes {', '.join(dict.fromkeys(changes))}"
         if "" in found:

@@ -1,4 +1,4 @@
-"""Finite numbers: what is done about a NaN or an infinity in training."""
+"""Checks for NaN and infinity in training."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _logger = logging.getLogger(__name__)
 
 
 class NonFiniteError(RuntimeError):
-    """A number of training is not finite; no weights were changed by it."""
+    """A number in training is not finite; no weights were changed."""
 
 
 class NotFinite(Exception):
-    """What a step computed is not finite; the message names it."""
+    """A result of a step is not finite; the message names it."""
 
 
 def are_finite(values: Iterable[Any]) -> bool:
-    """Tells whether tensors hold no NaN and no infinity, in one pass if they do not.
+    """Returns whether tensors contain no NaN and no infinity.
 
     >>> are_finite([torch.zeros(2), torch.tensor([1, 2]), None])
     True
@@ -47,7 +47,7 @@ def are_finite(values: Iterable[Any]) -> bool:
 
 
 class FiniteCheck:
-    """Looks at what a training step computed, before any optimizer steps.
+    """Checks the results of a training step before any optimizer steps.
 
     Args:
         policy: Whether such a batch stops the run, or is left out.
@@ -81,8 +81,8 @@ class FiniteCheck:
         Args:
             module: The module.
             step: The step.
-            batch_idx: Its place in the round.
-            losses: The losses, or what was met that is not finite.
+            batch_idx: Its index in the round.
+            losses: The losses, or the result that is not finite.
 
         Raises:
             NonFiniteError: Names what is not finite and where, if a run is to stop.

@@ -1,4 +1,4 @@
-"""`Resumption`: what a checkpoint of a run has, and how a run continues from it."""
+"""`Resumption`: saves the state of a run in checkpoints, and restores it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Resumption:
     def take_over_optimizers(
         self, module: SplitLightningModule, optimizers: dict[str, Optimizer]
     ) -> None:
-        """Lets a run that continues do so with the optimizers' options of now."""
+        """Lets a resumed run use the new options of its optimizers."""
         configs: list[Any] = module.trainer.lr_scheduler_configs
         schedulers = [config.scheduler for config in configs]
         self._options = describe(optimizers, schedulers, module.scheduler_interval)
@@ -120,7 +120,7 @@ class Resumption:
                 store.fit_mean(mean.optimizer, fitter.fitted)
             if module.trainer.is_global_zero:
                 _logger.warning(
-                    "The run goes on with other options: %s.", ", ".join(differ)
+                    "The run continues with other options: %s.", ", ".join(differ)
                 )
 
     def restore(self, module: SplitLightningModule) -> None:
