@@ -438,9 +438,7 @@ class LocalEngine:
             "homes": {
                 "num_clients": self.placement.num_clients,
                 "num_groups": self.placement.num_groups,
-                "unsplit_at": self.stores[0].roles[0]
-                if len(self.stores) == 1
-                else None,
+                "unsplit_at": None if len(self.stores) > 1 else self.stores[0].roles[0],
                 "cohort": self.cohort,
             },
         }
