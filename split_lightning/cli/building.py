@@ -127,6 +127,11 @@ def _is_wanted(
 ) -> bool:
     """Tells whether the Trainer's switches and the data leave work for a callback."""
     if isinstance(callback, DriftMonitor):
+        if callback.server and not protocol.sequential:
+            raise ValueError(
+                "Expected `callbacks.drift.server` to be false where clients do not "
+                f"train one server in turn ({type(protocol).__name__}), but got true."
+            )
         return protocol.sequential
     if isinstance(callback, ProgressBar):
         return options.enable_progress_bar is not False and not options.barebones

@@ -26,8 +26,8 @@ COMMAND = Command(
     ),
     help="""Says what happens in a round: its actions, the bytes of each, and totals.
 
-Nothing is trained. The keys are those of training; with a system (system=lan) there are
-virtual seconds, too.
+Nothing is trained; the data are loaded and dealt out as in training. The keys are those
+of training; with a system (system=lan) there are virtual seconds, too.
 
 round=NUMBER        which round, from 1; the rounds before it are planned with it
 csv=FILE            where all actions go, one a row; the terminal has about 50
