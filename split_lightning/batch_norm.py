@@ -1,4 +1,4 @@
-"""BatchNorm over several clients' samples: each by itself, or all as one batch."""
+"""BatchNorm over several clients' samples: separately, or all as one batch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing_extensions import override
 from split_lightning.models.vertical import Bottom
 from split_lightning.running_mean import RunningMean
 
-# What layers see where several clients meet: their samples as one batch (`joint`), each
-# client's by themselves in BatchNorm (`by_client`), or in all layers (`apart`).
+# What layers see where several clients compute together: their samples as one batch
+# (`joint`), each client's separately in BatchNorm (`by_client`) or in all layers
+# (`apart`).
 Normalisation: TypeAlias = Literal["joint", "by_client", "apart"]
 T = TypeVar("T")
 
@@ -23,7 +24,7 @@ _KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class BatchNormByClient(TorchFunctionMode):
-    """Within it, a layer's BatchNorm treats each client's samples by themselves.
+    """Context in which BatchNorm normalises each client's samples separately.
 
     All other layers see the samples of all clients as one batch. The running statistics
     become the mean, weighted by samples, of what they would become at each client.
@@ -84,14 +85,14 @@ class BatchNormByClient(TorchFunctionMode):
 def with_mean_buffers(
     segment: nn.Module, runs: Iterable[Callable[[], T]], sizes: Sequence[int]
 ) -> list[T]:
-    """Computes for clients that share a segment, one after the other.
+    """Runs the forward passes of clients that share a segment, one after the other.
 
     Each begins with the same buffers (BatchNorm's statistics); they end with the mean
     of them all, weighted by samples.
 
     Args:
         segment: The segment.
-        runs: What computes with it, for each client.
+        runs: The forward pass of each client.
         sizes: Number of samples of each client.
     """
     buffers = dict(segment.named_buffers())
@@ -107,13 +108,13 @@ def with_mean_buffers(
 
 def _copy(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
     for name, buffer in buffers.items():
-        # Past autograd, which would refuse to go back through BatchNorm: in training
+        # Past autograd, which would refuse the backward pass of BatchNorm: in training
         # its backward has no use for the statistics that change here.
         buffer.data.copy_(state[name])
 
 
 def is_only_mixer(segment: nn.Module) -> bool:
-    """Tells whether a segment's samples meet in layers of BatchNorm alone.
+    """Returns whether a segment's samples meet in layers of BatchNorm alone.
 
     Other layers that keep buffers may mix them, too; those of a holder that lacks
     samples see others than those of the step.

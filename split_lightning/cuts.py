@@ -1,4 +1,4 @@
-"""Says what each cut would cost: `python -m split_lightning.cuts [KEY=VALUE ...]`."""
+"""Prints the costs of each cut: `python -m split_lightning.cuts [KEY=VALUE ...]`."""
 
 from split_lightning.cli.cuts import main
 

@@ -1,4 +1,4 @@
-"""Takes a trained network away: `python -m split_lightning.export run=FOLDER`."""
+"""Exports a trained network: `python -m split_lightning.export run=FOLDER`."""
 
 from split_lightning.cli.export import main
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class DoubleSoftmaxCrossEntropy(nn.Module):
-    """Cross-entropy of probabilities that are taken for logits.
+    """Cross-entropy with probabilities instead of logits.
 
     A widespread mistake: the network returns softmax probabilities and
     `CrossEntropyLoss` takes a softmax of them again. With ten classes the loss cannot

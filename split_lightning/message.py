@@ -10,7 +10,7 @@ from torch import Tensor
 
 Kind: TypeAlias = Literal["smashed", "gradient", "labels", "weights", "statistics"]
 Direction: TypeAlias = Literal["forward", "backward"]
-# What crosses at once: tensors, sizes as plain numbers, `None` for no gradient.
+# A payload: tensors, sizes as plain numbers, `None` for no gradient.
 Values: TypeAlias = tuple[Any, ...]
 
 AGGREGATOR = "aggregator/0"  # the party that averages or mixes weights
@@ -21,7 +21,7 @@ class Message(NamedTuple):
     """What one party sends another.
 
     Attributes:
-        kind: What it is.
+        kind: The type of the payload.
         sender: The name of a party, such as `client/3`.
         receiver: The name of another.
         payload: The values, as they arrive.
@@ -69,7 +69,7 @@ def role_of(party: str) -> str:
 
 
 def num_bytes(values: Iterable[Any]) -> int:
-    """Returns the bytes that values take when they travel; `None` takes none.
+    """Returns the bytes of a payload; `None` takes none.
 
     >>> import torch
     >>> num_bytes([torch.zeros(2, 3), torch.tensor([1, 2]), None, 7])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,16 +17,23 @@ from typing_extensions import Self, override
 from split_lightning.callbacks.monitors import require_known_monitors
 from split_lightning.callbacks.segment_summary import SegmentSummary
 from split_lightning.channel import Channel
-from split_lightning.client_metrics import ClientMetrics, client_metric
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import ClientBatch, TrainLoader
 from split_lightning.engines.local import LocalEngine
 from split_lightning.engines.networks import Networks
-from split_lightning.finite import FiniteCheck, NonFinitePolicy, NotFinite
-from split_lightning.fitness import set_least_batch
-from split_lightning.loading import missing_arguments
 from split_lightning.observers.traffic import Traffic
-from split_lightning.optimizers import (
+from split_lightning.processes import summed
+from split_lightning.protocols.plan import Step
+from split_lightning.protocols.protocol import Protocol
+from split_lightning.step import StepLosses
+from split_lightning.task import Task
+from split_lightning.topologies.client_network import ClientNetwork
+from split_lightning.topologies.topology import CutLayers, Labels, place
+from split_lightning.training.client_metrics import ClientMetrics, client_metric
+from split_lightning.training.finite import FiniteCheck, NonFinitePolicy, NotFinite
+from split_lightning.training.fitness import set_least_batch
+from split_lightning.training.loading import missing_arguments
+from split_lightning.training.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
     Uncounted,
@@ -35,15 +41,8 @@ from split_lightning.optimizers import (
     make_optimizer,
     make_scheduler,
 )
-from split_lightning.processes import summed
-from split_lightning.protocols.plan import Step
-from split_lightning.protocols.protocol import Protocol
-from split_lightning.resumption import Resumption
-from split_lightning.step import StepLosses
-from split_lightning.support import find_protocol, require_cut, require_fit
-from split_lightning.task import Task
-from split_lightning.topologies.client_network import ClientNetwork
-from split_lightning.topologies.topology import CutLayers, Labels, place
+from split_lightning.training.resumption import Resumption
+from split_lightning.training.support import find_protocol, require_cut, require_fit
 
 # Kept in checkpoints: plain values, so that `weights_only=True` loads them.
 _HYPERPARAMETERS = (
@@ -58,7 +57,7 @@ _HYPERPARAMETERS = (
     "channels_last",
     "non_finite",
 )
-_logger = logging.getLogger(__name__)
+_LOOK_EVERY = 50  # batches on a GPU between looks whether numbers are finite
 
 
 class SplitLightningModule(pl.LightningModule):
@@ -72,8 +71,8 @@ class SplitLightningModule(pl.LightningModule):
 
     The module is composed of a task (the loss), segments of the network that a
     placement assigns to parties, a channel that delivers their messages, and an engine
-    that computes. A protocol (a callback such as `RoundRobinWeightPassing`) says who
-    trains when, and how weights flow.
+    that computes. A protocol (a callback such as `RoundRobinWeightPassing`) plans
+    which client trains when, and how weights flow.
 
     Args:
         network: The unsplit network: inputs `(B, C, H, W)` to logits `(B, K)`.
@@ -100,14 +99,14 @@ class SplitLightningModule(pl.LightningModule):
         channels_last: Whether images and weights are laid out channels-last.
         non_finite: Whether a batch whose loss or gradients are not finite stops the run
             (`stop`), or is left out (`skip`).
-        labels: Who has the labels in training, and with them the loss: the `server`
+        labels: The party with the labels in training, and with the loss: the `server`
             behind the last cut, to which clients send them; or the `client`, which then
             computes what is behind the last cut, too (a U-shape, Vepakomma et al. 2018,
             https://arxiv.org/abs/1812.00564).
         label_holder: Where the network is a `VerticalNetwork`, so that a client is a
             group of holders that each have a part of its samples: which of them has the
             labels, from 0.
-        client_networks: Networks of clients' own, dealt out to them: client `k` has
+        client_networks: Networks of the clients' own: client `k` has
             entry `k * entries // clients`, whose lower layers replace those of
             `network`; `None` among them: those of `network`. Weights are passed on and
             averaged among clients with equal entries.
@@ -117,7 +116,7 @@ class SplitLightningModule(pl.LightningModule):
 
     Attributes:
         task: Loss and metrics.
-        topology: The segments, and who has them.
+        topology: The segments, and their parties.
         channel: Delivers messages. Its `observers` see all of them.
         engine: Computes.
         networks: The network of each client.
@@ -265,15 +264,15 @@ class SplitLightningModule(pl.LightningModule):
         """Returns the layers of the network, by the role of the parties that have them.
 
         Args:
-            client_id: The client whose network it is; `None`: that trained last.
+            client_id: The client; `None`: the one that trained last.
         """
         return self.networks.layers(client_id)
 
     def stages(self, client_id: int | None = None) -> dict[str, nn.Module]:
-        """Returns what computes one after the other, from inputs to logits.
+        """Returns the modules from inputs to logits, in order.
 
         Args:
-            client_id: The client whose network it is; `None`: that trained last.
+            client_id: The client; `None`: the one that trained last.
 
         Returns:
             From cut to cut a module, by role: `client`, `server`, `client_2`.
@@ -355,7 +354,7 @@ class SplitLightningModule(pl.LightningModule):
         return {client_id: float(loss) for client_id, loss in losses.items()}
 
     def totals(self) -> dict[str, int]:
-        """Returns the bytes, by kind, since the start of the run."""
+        """Returns the bytes, by counter, since the start of the run."""
         counts = self.traffic.counts
         if self.trainer.world_size == 1:
             return dict(counts)
@@ -406,8 +405,8 @@ class SplitLightningModule(pl.LightningModule):
     def validation_step(self, batch: ClientBatch, batch_idx: int) -> Tensor | None:
         if not isinstance(batch, ClientBatch):
             raise ValueError(
-                "Expected batches of a SplitDataModule to validate on, which say whose "
-                f"they are, but got {type(batch).__name__}. Pass datamodule=data."
+                "Expected batches of a SplitDataModule to validate on, which name a "
+                f"client, but got {type(batch).__name__}. Pass datamodule=data."
             )
         logits = self._evaluate("val", batch.client_id, batch.inputs, batch.targets)
         self.clients.add_logits(batch, logits)
@@ -419,7 +418,7 @@ class SplitLightningModule(pl.LightningModule):
 
     @override
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
-        """Tests the network; where clients differ each one's, for the mean over them.
+        """Tests each distinct network; the metrics are means over them.
 
         Returns:
             The logits of each network in turn, `(networks * B, K)`.
@@ -511,7 +510,7 @@ class SplitLightningModule(pl.LightningModule):
 
     @override
     def on_fit_start(self) -> None:
-        if self.trainer.ckpt_path is None:  # a run of its own, not the last one's rest
+        if self.trainer.ckpt_path is None:  # a new run
             self.engine.forget()
             self.traffic.forget()
             self.clients = ClientMetrics()
@@ -526,6 +525,7 @@ class SplitLightningModule(pl.LightningModule):
         }
         self.engine.use(raw, {**steps, "server": counted})
         self.engine.backward_pass = self.manual_backward
+        self.finite.every = 1 if self.device.type == "cpu" else _LOOK_EVERY
         self.resumption.take_over_optimizers(self, raw)
 
     @override

@@ -70,7 +70,7 @@ class Losses(NamedTuple):
 
 
 class Party:
-    """A participant that computes. It knows of no other.
+    """A participant that computes. It knows no other party.
 
     It takes and returns tensors alone, a tuple for each client of the step, so that the
     same calls can come from another process. A forward pass that waits for its gradient
@@ -80,7 +80,7 @@ class Party:
         name: Such as `client/3` or `server/0`.
         segments: The live segments that it has, by their places in the network.
         task: The loss.
-        normalisation: What BatchNorm sees where several clients meet at this party.
+        normalisation: What BatchNorm sees where several clients compute at this party.
         stash: For places whose forward pass takes older parameters than the live ones,
             these parameters, by name. The live ones get the gradient.
         backward_pass: Runs the first backward pass.
@@ -111,11 +111,11 @@ class Party:
 
         Args:
             key: Names the call.
-            several: For each client of the step what comes to the segment.
+            several: For each client of the step the inputs of the segment.
             sizes: For each client its number of samples.
 
         Returns:
-            For each client what it sends on, detached.
+            For each client its smashed data, detached.
         """
         if len(sizes) == 1 or self.normalisation == "joint":
             calls = [self._call(key, several, sizes)]
@@ -179,7 +179,7 @@ class Party:
             total = torch.stack(own) @ torch.stack(list(weights)).to(own[0])
         self.backward_pass(total if scale == 1 else total * scale)
         if key[1] in self._stashed:
-            self._hand_on(key[1])
+            self._to_live(key[1])
         own = [loss.detach() for loss in own]
         gradients = _returned(calls)
         if shares is not None:
@@ -192,15 +192,15 @@ class Party:
         gradients: Sequence[Values],
         shares: Sequence[Tensor] | None = None,
     ) -> list[Values]:
-        """Stage 2 of the backward pass: on from the cut.
+        """Stage 2 of the backward pass: from the cut to the inputs.
 
         Args:
             key: Names the call.
-            gradients: For each client the gradients of what it sent on; `None` for
-                values of which nothing behind the cut has a gradient.
+            gradients: For each client the gradients of its smashed data; `None` for
+                values without a gradient behind the cut.
             shares: For each client what its gradient counts in the mean over clients
                 that share this party's state: a client multiplies what it gets by its
-                share, and what it sends on is as it was. `None`: there is no mean.
+                share, and sends back the gradient as it was. `None`: there is no mean.
 
         Returns:
             For each client the gradients of what came to the segment.
@@ -218,7 +218,7 @@ class Party:
         if outputs:  # unless nothing trains before the cut
             torch.autograd.backward(outputs, slopes)
         if key[1] in self._stashed:
-            self._hand_on(key[1])
+            self._to_live(key[1])
         returned = _returned(calls)
         if shares is not None:
             returned = _weighed(returned, [1 / share for share in shares])
@@ -240,7 +240,7 @@ class Party:
         }
         return self._stashed[place]
 
-    def _hand_on(self, place: int) -> None:
+    def _to_live(self, place: int) -> None:
         """Gives the gradients of stashed parameters to the live ones."""
         leaves = self._stashed.pop(place)
         for name, parameter in self._named(place):
@@ -269,7 +269,7 @@ def step(
 
 
 def joined(several: Sequence[Values]) -> Values:
-    """Returns what came for several clients as one batch.
+    """Returns the inputs of several clients as one batch.
 
     Raises:
         ValueError: If numbers cross the cut that may depend on a client's batch.
@@ -289,7 +289,7 @@ def _cat(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _sent(calls: Sequence[Call]) -> list[Values]:
-    """Returns what a segment sends on, for each client: detached from its graph."""
+    """Returns the smashed data of each client, detached from their graph."""
     found = list[Values]()
     for call in calls:
         own: list[Any] = []

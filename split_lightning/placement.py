@@ -8,33 +8,33 @@ from typing import NamedTuple, TypeAlias
 
 
 class Home(NamedTuple):
-    """What kind of party has a segment.
+    """The type of party that has a segment.
 
     Attributes:
         role: `client` or `server`.
-        member: Which of them, where a client is a group of holders of parts of its
-            samples, or several servers compute one after the other.
+        member: The number of the holder, where a client is a group of holders, or of
+            the server, where several compute one after the other.
     """
 
     role: str
     member: int = 0
 
 
-# For each segment of the network who has it for some clients; `None`: it is not theirs.
+# For each segment of the network the party that has it; `None`: none for these clients.
 Layout: TypeAlias = tuple[Home | None, ...]
 
 CLIENT, SERVER = Home("client"), Home("server")
 
 
 class Placement:
-    """Says for each client which party has each segment of the network.
+    """Maps each client to the party of each segment of the network.
 
     Clients may differ in their layouts: client `k` of `n` has layout
     `layouts[entries[k * len(entries) // n]]`. A server serves one group of neighbouring
     clients, or all.
 
     Args:
-        layouts: Who has each segment.
+        layouts: The party of each segment, for each layout.
         entries: The layout of each entry.
         num_clients: Number of clients.
         num_groups: Number of groups of clients, each with servers of its own; `None`:
@@ -101,7 +101,7 @@ class Placement:
         return self.entries[client_id * len(self.entries) // self.num_clients]
 
     def layout_of(self, client_id: int) -> Layout:
-        """Returns who has each segment for a client."""
+        """Returns the type of party that has each segment, for a client."""
         return self.layouts[self.kind_of(client_id)]
 
     def group_of(self, client_id: int) -> int:
@@ -136,7 +136,7 @@ class Placement:
 
     @property
     def differ(self) -> bool:
-        """Whether clients differ in who has which segment."""
+        """Whether clients differ in their layouts."""
         return len(self.layouts) > 1
 
 

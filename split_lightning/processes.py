@@ -1,4 +1,4 @@
-"""Processes: among how many, and as which, a run is shared out; what they agree on."""
+"""Processes: how a run is divided among several, and what they agree on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Processes(NamedTuple):
-    """This process's place among those that train together.
+    """This process among those that train together.
 
     Attributes:
         rank: The place of this process, from 0.
@@ -54,14 +54,14 @@ def processes_of(trainer: pl.Trainer | None) -> Processes:
 
 
 def all_agree(trainer: pl.Trainer, verdict: bool) -> bool:
-    """Tells whether the verdict of each process is true; each must ask."""
+    """Returns whether the verdict of each process is true; each must call it."""
     if trainer.world_size == 1:
         return verdict
     return trainer.strategy.reduce_boolean_decision(verdict, all=True)
 
 
 def summed(trainer: pl.Trainer, values: Tensor) -> Tensor:
-    """Returns the sums of values over all processes; each must ask."""
+    """Returns the sums of values over all processes; each must call it."""
     if trainer.world_size == 1:
         return values
     own = values.to(trainer.strategy.root_device)
@@ -70,7 +70,7 @@ def summed(trainer: pl.Trainer, values: Tensor) -> Tensor:
 
 
 def gathered(trainer: pl.Trainer, own: Any) -> list[Any]:
-    """Returns what each process has, in the order of their ranks; each must ask."""
+    """Returns what each process has, in the order of their ranks; each must call it."""
     everyones = [own]
     if trainer.world_size > 1:
         everyones *= trainer.world_size

@@ -1,4 +1,4 @@
-"""Messages of other packages that a user can do nothing about."""
+"""Messages of other packages that do not concern users."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class RunningMean:
 def mixed(
     one: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float
 ) -> dict[str, Tensor]:
-    """Returns a state between two: so much of the other, and the rest of the one.
+    """Returns a mixture of two states: a share of the other, and the rest of the one.
 
     What only one of them has stays as it is. With a share of 1 it is the other, bit for
     bit, and with 0 the one.

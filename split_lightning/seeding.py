@@ -1,4 +1,4 @@
-"""Seeds: one independent stream of random numbers for each purpose and place."""
+"""Seeds: one independent stream of random numbers for each purpose and position."""
 
 from __future__ import annotations
 

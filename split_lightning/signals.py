@@ -31,7 +31,7 @@ class Interrupted(BaseException):
 
 
 class SignalCatcher:
-    """Notes the first SIGINT or SIGTERM; a second one does what it did before.
+    """Notes the first SIGINT or SIGTERM; a second one has its former effect.
 
     Attributes:
         received: The signal that came; `None` while there was none.
@@ -58,7 +58,7 @@ class SignalCatcher:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Has SIGINT and SIGTERM raise `Interrupted` in the block, where nothing else does.
+    """Raises `Interrupted` at SIGINT and SIGTERM in the block.
 
     Training itself is not cut off: there a `SignalCatcher` waits for the batch's end.
     """

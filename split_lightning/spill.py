@@ -1,4 +1,4 @@
-"""What waits, in files of a folder instead of memory."""
+"""States at rest, in files of a folder instead of memory."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Visit(NamedTuple):
     """A party that computes at a place of the network, and for which clients.
 
     Attributes:
-        party: What computes: clients that share a state share one.
+        party: The party: clients that share a state share one.
         members: The clients.
         is_client: Whether it is a client, not a server.
     """
@@ -56,7 +56,7 @@ class Labels(NamedTuple):
 
 
 class Route(NamedTuple):
-    """Who computes in a step.
+    """The parties of a step, in the order of the network.
 
     Attributes:
         places: For each place of the network the parties that compute there.
@@ -68,13 +68,13 @@ class Route(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one client brings to a step.
+    """The batch of one client in a step.
 
     Attributes:
         inputs: Its samples, of shape `(B, ...)`.
         targets: Their labels, of shape `(B,)`.
-        share: What its gradient counts in a mean over clients that share a state;
-            `None`: it counts as it is.
+        share: The weight of its gradient in a mean over clients that share a state;
+            `None`: there is no mean.
     """
 
     inputs: Tensor
@@ -105,13 +105,13 @@ def split_step(
 
     Vanilla split learning (Gupta and Raskar 2018, https://arxiv.org/abs/1810.06060),
     U-shapes, several servers in a row, holders of parts (joined along the features) and
-    clients that act together (joined along the batch) are all routes. No optimizer
+    clients that train together (joined along the batch) are all routes. No optimizer
     steps.
 
     Args:
         number: Names the step.
         batches: One batch for each client of the step.
-        route: Who computes.
+        route: The parties, in order.
         channel: Delivers what parties send each other.
         scale: What the loss is multiplied by before the backward pass.
     """
@@ -126,7 +126,7 @@ def split_step(
 
 
 class _Flow:
-    """What is on its way between the parties of a step.
+    """The values on their way between the parties of a step.
 
     `sent` has, for each place and client, what comes to the place: pairs of a sender
     and its values. `returned` has for each client the gradients, by receiver.
@@ -144,7 +144,7 @@ class _Flow:
         self.returned: list[dict[str, Values]] = []
 
     def forward(self, place: int) -> None:
-        """Lets the parties at a place compute on what they are sent."""
+        """Runs the forward pass of the parties at a place."""
         send, arriving = self.channel.send, self.sent[place]
         leaving: list[list[tuple[str, Values]]] = [[] for _ in self.batches]
         for party, members, _ in self.route.places[place]:
@@ -170,7 +170,7 @@ class _Flow:
         self.sent.append(leaving)
 
     def loss(self, place: int, scale: float) -> StepLosses:
-        """Lets those that have the labels compute the loss, and stage 1."""
+        """Runs stage 1 at the parties with the labels: down to the last cut."""
         totals, losses = list[Tensor](), [torch.empty(0)] * len(self.batches)
         gradients: list[dict[str, Values]] = [{} for _ in self.batches]
         for party, members, is_client in self.route.places[place]:
@@ -189,7 +189,7 @@ class _Flow:
         return StepLosses(total, losses)
 
     def backward(self, place: int) -> None:
-        """Lets the parties at a place continue the backward pass: stage 2."""
+        """Runs stage 2 at the parties at a place."""
         gradients: list[dict[str, Values]] = [{} for _ in self.batches]
         for party, members, is_client in self.route.places[place]:
             several = [self.returned[client][name] for client, name, _ in members]
@@ -223,7 +223,7 @@ class _Flow:
     def _weights(
         self, members: Sequence[Member], is_client: bool
     ) -> tuple[list[Tensor] | None, list[Tensor] | None]:
-        """Returns what clients with their own loss, and their gradients, count.
+        """Returns the weights of clients with their own loss, and of their gradients.
 
         Returns:
             For each client the weight of its mean loss in the step's; `None`: the loss
@@ -241,7 +241,7 @@ class _Flow:
         return [share * part / sum(self.sizes) for share, part in pairs], known
 
     def _note(self, members: Sequence[Member], direction: Direction) -> None:
-        """Tells those that look at computations what was computed."""
+        """Notifies those that watch computations."""
         for observer in self.channel.computations:
             for client, name, segment in members:
                 observer(Computed(name, segment, direction, self.sizes[client]))

@@ -90,7 +90,7 @@ class StateStore:
         self.seats += seats
         self._names += [dict.fromkeys(PARTS) for _ in self.seats[len(self._names) :]]
 
-    # What trains, and what rests
+    # Live states and states at rest
 
     def check_out(self, names: Iterable[str]) -> dict[str, Seat]:
         """Makes the states of parties live, and puts others at rest where needed.
@@ -203,7 +203,7 @@ class StateStore:
             keys = self._view(0, part).keys()
             self.own[part][name] = {key: state[key] for key in keys}
 
-    # Who has what
+    # Which party has what
 
     def peek(self, name: str, part: Part) -> State:
         """Returns a part of a party's state, to be read; what is live stays live."""

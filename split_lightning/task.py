@@ -1,4 +1,4 @@
-"""`Task`: the loss and the metrics of what a network learns."""
+"""`Task`: the loss and the metrics."""
 
 from __future__ import annotations
 

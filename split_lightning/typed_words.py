@@ -1,4 +1,4 @@
-"""Words for a command line that mean what they say, whatever characters they have."""
+"""Words for a command line, quoted where needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's own code: where in it an error was raised."""
+"""The position of an error in a user's own code."""
 
 from __future__ import annotations
 

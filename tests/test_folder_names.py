@@ -113,8 +113,8 @@ def test_the_line_after_go_on_with_can_be_pasted(monkeypatch, tmp_path, capfd, s
     assert in_child(start) == 128 + signal.SIGINT
     message = capfd.readouterr().err
     assert "Traceback" not in message
-    (line,) = (line for line in message.splitlines() if line.startswith("Go on with"))
-    pasted = line.removeprefix("Go on with: ")
+    (line,) = (line for line in message.splitlines() if line.startswith("Resume with"))
+    pasted = line.removeprefix("Resume with: ")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", pasted], cwd=tmp_path, check=False, capture_output=True,

@@ -143,7 +143,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     message = capfd.readouterr().err
     assert "Traceback" not in message
     assert f"{signum.name} after batch 3 of round 2" in message
-    (line,) = (line for line in message.splitlines() if line.startswith("Go on with"))
+    (line,) = (line for line in message.splitlines() if line.startswith("Resume with"))
     assert "split_lightning.train rounds=3" in line
     assert f" hydra.run.dir={run} ckpt_path=last" in line
     command(monkeypatch, tmp_path, *shlex.split(line)[6:], pictures=True)
@@ -180,7 +180,7 @@ def test_a_signal_after_training_says_how_to_go_on(
     assert "Traceback" not in message
     last = run / "checkpoints" / "last.ckpt"
     assert f"{signum.name}; the last checkpoint is {last}" in message
-    (line,) = (line for line in message.splitlines() if line.startswith("Go on with"))
+    (line,) = (line for line in message.splitlines() if line.startswith("Resume with"))
     command(monkeypatch, tmp_path, *shlex.split(line)[6:], pictures=True)
     results = [json.loads((r / "results.json").read_text()) for r in (run, whole)]
     for key in ("test_accuracy", "test_loss", "val_loss", "handoff_bytes"):
@@ -198,7 +198,7 @@ def test_a_signal_before_the_run_begins_leaves_nothing(
     assert in_child(start) == 128 + signum
     message = capfd.readouterr().err
     assert "Traceback" not in message
-    assert f"{signum.name}; there is no checkpoint to go on from." in message
+    assert f"{signum.name}; there is no checkpoint to resume from." in message
     assert not Path(tmp_path, "runs").exists()
 
 

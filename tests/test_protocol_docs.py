@@ -12,6 +12,7 @@ from split_lightning.cli.building import build
 from split_lightning.cli.config import check_classes, check_values
 from split_lightning.data import DigitsImages, Images
 from split_lightning.models import DigitsCNN
+from split_lightning.protocols import Begin, Mix
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -127,7 +128,7 @@ RUNS = [
     ("setting", "name", "typed"), RUNS, ids=[" ".join(run) for run in RUNS]
 )
 def test_formulas_equal_what_is_counted(setting, name, typed):
-    """The schedule says who acts when; from there on all is plain arithmetic."""
+    """The plan says which client trains when; the rest is plain arithmetic."""
     cfg = composed([f"protocol={name}", *typed.split()], [*QUICK, *SETTINGS[setting]])
     cfg.callbacks = {}
     run = build(cfg)
@@ -149,7 +150,7 @@ def test_formulas_equal_what_is_counted(setting, name, typed):
     if "memory" in found:
         live, remembered = (eval(text, symbols[-1]) for text in found["memory"])
         networks = run.module.state_dict().values()
-        assert num_bytes(run.module.parties.state_dict()) == remembered
+        assert num_bytes(run.module.engine.state_dict()) == remembered
         assert sum(tensor.nbytes for tensor in networks) == live
 
 
@@ -175,50 +176,43 @@ def test_formulas_of_topologies_equal_what_is_counted(place):
 
 def by_round(cfg, data):
     """Returns what the symbols stand for, in each round."""
-    groups = cfg.protocol.servers.get("num_servers", 1) or 1
+    protocol, loader = data.protocol, data.train_dataloader()
+    groups = protocol.num_servers or 1
     server_of = [client * groups // data.num_clients for client in range(5)]
-    restarts = cfg.protocol.callbacks.get("weight_passing", {}).get("average_every")
-    sampler, known, last, symbols = data.train_dataloader().sampler, set(), {}, []
-    newest = {"hand-ins": 0, "of": None}
+    averages_groups = cfg.protocol.get("num_servers") and cfg.protocol.every
+    known, last, symbols, mixes = set(), {}, [], 0
     for round_index in range(cfg.rounds):
-        sampler.set_epoch(round_index)
-        plans = list(sampler)
-        taking_part = {plan.client_id for plan in plans}
+        loader.set_epoch(round_index)
+        steps = list(loader.planned())
+        clients = [client for step in steps for client in step.client_ids]
+        taking_part = set(clients)
         known |= taking_part
-        last = {} if restarts else last
+        last = {} if averages_groups else last
         handoffs = 0
-        for client, server in ((p.client_id, server_of[p.client_id]) for p in plans):
-            handoffs += last.get(server, client) != client
-            last[server] = client
-        if any(plan.service.before for plan in plans):
-            handoffs = sum(taken_over(plans, newest))
+        for client in clients:
+            handoffs += last.get(server_of[client], client) != client
+            last[server_of[client]] = client
+        actions = [a for step in steps for a in (*step.before, *step.after)]
+        turns = later = 0  # asynchronous: that begin, and after another one ended
+        for action in actions:
+            turns += isinstance(action, Begin)
+            later += isinstance(action, Begin) and mixes > 0
+            mixes += isinstance(action, Mix)
         symbols.append(
             sizes_of_segments(cfg.model.cut_layer)
             | {
                 "N": cfg.local_epochs * sum(len(data.parts[k]) for k in taking_part),
                 "C": len(known),
                 "K": len(taking_part),
-                "E": len(plans),
+                "E": len(clients),
                 "T": handoffs,
+                "R": turns,
+                "L": later,
                 "G": len({server_of[k] for k in taking_part}),
                 "H": len({server_of[k] for k in known}),
             }
         )
     return symbols
-
-
-def taken_over(plans, newest):
-    """Yields whether each turn begins from weights that are not its client's alone."""
-    begun = {}
-    events = [event for plan in plans for event in plan.service.before]
-    for client, begins in [*events, *plans[-1].service.after]:
-        if begins:
-            begun[client] = newest["hand-ins"]
-            yield newest["hand-ins"] > 0 and newest["of"] != client
-        else:
-            is_last = begun[client] == newest["hand-ins"]
-            newest["of"] = client if is_last else None
-            newest["hand-ins"] += 1
 
 
 def sizes_of_segments(cut_layer):

@@ -255,7 +255,7 @@ def test_what_differs_is_named_once(tmp_path, caplog):
     assert "other options" not in caplog.text
     other = SplitLightningModule(tiny_network(), 1, SGD, partial(SGD, lr=0.2), 3)
     train(tmp_path / "c", other, make_data(), PASSING, 2, ckpt=ckpt)
-    assert "goes on with other options: server lr 0.05 -> 0.2." in caplog.text
+    assert "continues with other options: server lr 0.05 -> 0.2." in caplog.text
 
 
 def test_a_checkpoint_that_names_no_options(tmp_path):

@@ -455,7 +455,7 @@ def test_the_table_names_what_to_look_at(monkeypatch, tmp_path, capsys):
     for words in (
         "test accuracy",
         "bytes up",
-        "bytes handed over",
+        "bytes of hand-offs",
         "images per second",
     ):
         assert words in printed

@@ -1,4 +1,4 @@
-"""`AvailabilityMonitor`: who was absent from a round, and who dropped out of it."""
+"""`AvailabilityMonitor`: which clients were absent from a round or dropped out."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _logger = logging.getLogger(__name__)
 
 
 class AvailabilityMonitor(pl.Callback):
-    """Tells who is absent from a round or drops out of it, and logs how many.
+    """Reports the clients that are absent from a round or drop out, and logs how many.
 
-    Each round in which somebody is begins with a line of the log (logger
+    A round with such clients begins with a message in the log (logger
     `split_lightning`, level INFO), rounds counted from 1. At the end of each round
     `system/absent` and `system/dropped` are logged: the number of clients that were
     drawn for it and absent, and of those that dropped out. Nothing is logged where all
@@ -62,7 +62,7 @@ def _missing(
 def _line(
     number: int, absent: Sequence[int], dropped: Mapping[int, tuple[int, int]]
 ) -> str:
-    """Returns in words who is not there in a round, and who drops out of it.
+    """Describes which clients are absent from a round or drop out of it.
 
     >>> _line(3, [4, 7], {2: (5, 12)})
     'round 3: absent: clients 4, 7; dropped out: client 2 after 5 of 12 batches'

@@ -1,4 +1,4 @@
-"""`BestCheckpoint`: the best round's checkpoint, which goes along with a run."""
+"""`BestCheckpoint`: the best round's checkpoint, which moves with a run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from split_lightning.callbacks.checkpoint_io import copy_checkpoint
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's `ModelCheckpoint`, for runs that go on in another folder too.
+    """Lightning's `ModelCheckpoint`, for runs that resume in another folder too.
 
     Lightning's own forgets there what was best, so that a worse round becomes the best
     one. This takes the files and their scores along: the files that lie beside the
-    checkpoint from which the run goes on. Where one of them is missing, it is
+    checkpoint from which the run resumes. Where one of them is missing, it is
     Lightning's. Arguments are those of `ModelCheckpoint`.
     """
 
@@ -33,7 +33,7 @@ class BestCheckpoint(ModelCheckpoint):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._trainer = trainer  # which knows where it goes on from only later
+        self._trainer = trainer  # it learns only later where it resumes from
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def _resumed_from(trainer: pl.Trainer) -> Path | None:
-    """Returns the folder of the checkpoint that training goes on from."""
+    """Returns the folder of the checkpoint that training resumes from."""
     path = str(trainer.ckpt_path or "")
     is_ours = trainer.state.fn == TrainerFn.FITTING and path and "://" not in path
     return Path(path).parent if is_ours else None

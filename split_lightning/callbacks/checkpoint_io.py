@@ -18,7 +18,7 @@ PREVIOUS = "previous.ckpt"
 
 
 class CheckpointWriteError(OSError):
-    """A checkpoint could not be written; those before it are as they were."""
+    """A checkpoint could not be written; earlier ones are unchanged."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -86,7 +86,7 @@ def _keep_previous(path: Path) -> None:
 
 
 def cause_of(error: BaseException) -> str:
-    """Returns the first line of what went wrong at the bottom."""
+    """Returns the first line of the error's first cause."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     text = str(error)

@@ -24,9 +24,9 @@ class ClientPicture(pl.Callback):
     """Draws the clients' losses and accuracies as heat maps, clients by rounds.
 
     TensorBoard gives all curves of a run one colour, so that its charts do not show
-    which curve is whose. The picture goes to the loggers that show pictures
+    which curve is which client's. The picture goes to the loggers that show pictures
     (`clients/by_round`) and to a PNG file, at the end of the fit. There is none of a
-    single client. What is drawn is in checkpoints, so that a run that goes on has all
+    single client. What is drawn is in checkpoints, so that a run that resumes has all
     rounds.
 
     Args:

@@ -1,4 +1,4 @@
-"""`CommunicationMonitor`: logs the bytes that would have travelled."""
+"""`CommunicationMonitor`: logs the bytes that parties send."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing_extensions import override
 
 
 class CommunicationMonitor(pl.Callback):
-    """Logs what crossed the cut and what was handed over, each round and in total.
+    """Logs the bytes of all messages in training, each round and in total.
 
     `comm/uplink_bytes`, `comm/downlink_bytes`, `comm/handoff_bytes`, `comm/handoffs`,
     `comm/averaging_bytes` and `comm/server_averaging_bytes` are of the round,

@@ -1,4 +1,4 @@
-"""`ConfusionMatrix`: which classes a tested network takes for which."""
+"""`ConfusionMatrix`: true and predicted classes of a tested network."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from split_lightning.callbacks.confusion_picture import (
 
 
 class ClassFigures(NamedTuple):
-    """How well each class was told.
+    """The figures of each class.
 
     Attributes:
         classes: The classes' names.
         confusion: Number of images by true class and predicted class, `(K, K)`; each
             counts once for each network.
-        accuracy: Share of a class's images that were told right (its recall), `(K,)`.
-        precision: Share of what was told to be a class that is, `(K,)`.
+        accuracy: Share of a class's images that were predicted right (recall), `(K,)`.
+        precision: Share of the predictions of a class that are right, `(K,)`.
         f1: Harmonic mean of both, `(K,)`.
         networks: Number of networks that were tested: of several where clients have
             networks of their own.
@@ -49,14 +49,14 @@ class ClassFigures(NamedTuple):
 
 
 class ConfusionMatrix(pl.Callback):
-    """Counts, in a test, which classes are taken for which.
+    """Counts true and predicted classes in a test.
 
     Args:
         folder: Where `confusion.csv`, `confusion.png` and `classes.csv` are written;
             `None`: nowhere.
 
     Attributes:
-        figures: What was counted, after a test.
+        figures: The counts, after a test.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -115,7 +115,7 @@ def _classes(trainer: pl.Trainer) -> tuple[str, ...]:
 def write_class_figures(figures: ClassFigures, folder: Path) -> None:
     """Writes the confusion matrix as a table and a picture, and each class's figures.
 
-    A class without images, or never told, has empty figures.
+    A class without images, or never predicted, has empty figures.
     """
     folder.mkdir(parents=True, exist_ok=True)
     matrix = zip(figures.classes, figures.confusion.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""`ConfusionPicture`: which classes are taken for which, as a picture."""
+"""`ConfusionPicture`: the confusion matrix as a picture."""
 
 from __future__ import annotations
 

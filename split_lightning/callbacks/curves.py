@@ -15,7 +15,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _BYTES = {
     "uplink_bytes": "up: to the server",
     "downlink_bytes": "down: to the clients",
-    "handoff_bytes": "handed over: client segments",
+    "handoff_bytes": "hand-offs: client segments",
     "averaging_bytes": "for averaging: client segments",
     "server_averaging_bytes": "between servers: their segments",
     "hop_bytes": "between servers: smashed data and gradients",
@@ -24,11 +24,11 @@ _BYTES = {
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Returns charts of a run's history; what was not measured has none.
+    """Returns charts of a run's history, of all that was measured.
 
     Args:
         rows: One a round, as `History` keeps them; at least one.
-        title: What stands above the charts.
+        title: The title above the charts.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -1,4 +1,4 @@
-"""`CutMonitor`: how large is what crosses the cut."""
+"""`CutMonitor`: norms of the smashed data and gradients."""
 
 from __future__ import annotations
 

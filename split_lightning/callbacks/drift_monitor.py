@@ -16,7 +16,7 @@ from split_lightning.callbacks.logs import log_metrics
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.protocols.asynchronous import AsynchronousWeightPassing
 
-# By the parameters' places in their optimizer; those without a gradient have none.
+# By the parameters' positions in their optimizer; only those with a gradient.
 Gradients: TypeAlias = dict[int, Tensor]
 
 
@@ -25,17 +25,17 @@ class DriftMonitor(pl.Callback):
 
     A turn's gradient is the mean, over the turn's optimizer steps, of the gradients
     that a segment's optimizer is given: after accumulation, after clipping, before
-    momentum and weight decay. So what becomes of the optimizer's state at a hand-off
-    does not enter, and without clipping each batch of the turn weighs the same,
+    momentum and weight decay. So the policy for optimizer state
+    has no effect, and without clipping each batch of the turn weighs the same,
     accumulated or not. `drift/client` is the cosine between this turn's gradient of the
     client segment's parameters and that of the turn before, over the end of a round
-    too: 1 means that both clients pull the same way, 0 that they have nothing in
-    common, below 0 that one undoes what the other did. The first turn of a run has
-    none, nor has a turn whose gradient is zero. Of clients that hold different layers
-    it is over those that both hold.
+    too: 1 means the same direction, 0 orthogonal ones, and below 0 that one turn undoes
+    the other. The first turn of a run has
+    none, nor has a turn whose gradient is zero. For clients with different layers
+    it is over those that both have.
 
     Memory: two gradients of the segment, of this turn and of the one before. They are
-    in checkpoints, so that a run that goes on in mid-round logs the same values.
+    in checkpoints, so that a run that resumes in mid-round logs the same values.
     Nothing is done without a logger.
 
     Args:
@@ -128,7 +128,7 @@ def _add(sums: Gradients, optimizer: Optimizer) -> None:
 def _cosine(one: Gradients, other: Gradients) -> float | None:
     """Returns the cosine of the angle between two gradients; `None` if one is zero.
 
-    It is that of what both are of: clients may hold different layers.
+    It is over the layers of both: clients may have different layers.
     """
     common = one.keys() & other.keys()
     dot = sum(float((one[i] * other[i].to(one[i].device)).sum()) for i in common)

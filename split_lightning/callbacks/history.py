@@ -1,4 +1,4 @@
-"""`History`: one row a round of what a run did."""
+"""`History`: one row per round of a run."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _logger = logging.getLogger(__name__)
 
 
 class History(pl.Callback):
-    """Keeps one row a round, writes them to a file, and draws them at the end.
+    """Keeps one row per round, writes them to a file, and draws them at the end.
 
     The columns are `COLUMNS`: the round, from 1; the round's training loss; loss and
     accuracy of the validation after it, empty where there was none; and, since the
     start of the run, bytes, hand-offs, images trained on, virtual seconds where there
     is a `VirtualClock`, and seconds of the fit, validation and writing included. The
-    rows are in checkpoints, so that a run that goes on from one has
+    rows are in checkpoints, so that a run that resumes from one has
     them all. Where no progress bar shows, each row is a line of the log (logger
     `split_lightning`, level INFO).
 
@@ -54,7 +54,7 @@ class History(pl.Callback):
         folder: Where `history.csv` is written anew each round, and `curves.png` at the
             end of the fit; `None`: rows are only kept.
         curves: Whether they are drawn at the end.
-        title: What the run is, above the curves. A test after the fit adds its result.
+        title: The title above the curves. A test after the fit adds its result.
 
     Attributes:
         rows: The rows so far.
@@ -186,7 +186,7 @@ class History(pl.Callback):
 
 
 def _write(rows: list[Row], path: Path) -> None:
-    """Writes rows as CSV; whoever reads the file sees the old one or the new one."""
+    """Writes rows as CSV; a reader sees the old file or the new one."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -210,7 +210,7 @@ def _line(row: Row, rounds: int | None) -> str:
     if row["val_accuracy"] is not None:
         words.append(f"val accuracy {row['val_accuracy']:.4f}")
     words.append(f"{row['images']:,} images in {row['seconds']:.1f} s")
-    crossed = sum(row[name] for name in COLUMNS if name.endswith("_bytes"))
-    if crossed:
-        words.append(filesize.decimal(crossed))
+    sent = sum(row[name] for name in COLUMNS if name.endswith("_bytes"))
+    if sent:
+        words.append(filesize.decimal(sent))
     return ", ".join(words)

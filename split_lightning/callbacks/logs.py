@@ -1,4 +1,4 @@
-"""What monitors log past `self.log`, which would cost time in every batch."""
+"""Logging past `self.log`, which would cost time in every batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def is_logged(trainer: pl.Trainer) -> bool:
-    """Tells whether loggers are due in this batch: `trainer.log_every_n_steps`."""
+    """Returns whether loggers are due in this batch: `trainer.log_every_n_steps`."""
     if not trainer.loggers:
         return False
     due: bool = trainer._logger_connector.should_update_logs  # as Lightning's monitors
@@ -22,7 +22,7 @@ def is_logged(trainer: pl.Trainer) -> bool:
 
 
 def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
-    """Gives metrics to all loggers, at the place of the batch that is being trained."""
+    """Gives metrics to all loggers, at the step of the current batch."""
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
     for logger in trainer.loggers:
         logger.log_metrics(dict(metrics), step)

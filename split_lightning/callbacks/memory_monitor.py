@@ -16,8 +16,8 @@ _MIB = 2**20
 class MemoryMonitor(pl.Callback):
     """Logs the memory of the process at the end of each round, in MiB.
 
-    `memory/resident_mib` is what the process holds now, `memory/peak_mib` the most that
-    it held since it began, and `memory/cuda_peak_mib`, on a CUDA device, the most that
+    `memory/resident_mib` is the memory of the process now, `memory/peak_mib` the most
+    since it began, and `memory/cuda_peak_mib`, on a CUDA device, the most that
     tensors took there. Clients are simulated in one process: it is the memory of all.
     """
 
@@ -32,7 +32,7 @@ class MemoryMonitor(pl.Callback):
 
 
 def peak_bytes() -> int:
-    """Returns the most memory that this process held at once, in bytes."""
+    """Returns the peak memory of this process, in bytes."""
     if sys.platform == "win32":
         peak: int = psutil.Process().memory_info().peak_wset
         return peak

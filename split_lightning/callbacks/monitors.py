@@ -30,19 +30,19 @@ def require_known_monitors(
     data: SplitDataModule,
     client_metric: Callable[[int, str], str],
 ) -> None:
-    """Stops where a callback would wait for a metric that nothing logs.
+    """Stops where a callback would wait for a metric that is never logged.
 
-    Names that the package does not know are left to callbacks and modules of others,
-    if there are any: they may log what they like.
+    Unknown names are left to callbacks and modules of others, if there are any: they
+    may log them.
 
     Args:
-        trainer: Whose callbacks have a `monitor` (`EarlyStopping`, `ModelCheckpoint`).
-        module: What is trained.
+        trainer: Some callbacks have a `monitor`, such as `EarlyStopping`.
+        module: The module.
         data: The data.
         client_metric: Returns the name of a client's own loss or accuracy.
 
     Raises:
-        MisconfigurationException: Names the metric, and those that there are.
+        MisconfigurationException: Names the metric, and the available ones.
     """
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     known = ["train/loss", "train/batch_loss", "lr/client", "lr/server"]

@@ -21,7 +21,7 @@ _MOST_BARS = 500  # clients that are drawn as bars
 
 
 class PartitionPicture(pl.Callback):
-    """Draws how many samples of each class each client owns, once a run.
+    """Draws how many samples of each class each client has, once per run.
 
     The picture goes to the loggers that show pictures (`data/partition`) and to a PNG
     file.

@@ -1,4 +1,4 @@
-"""`ResumeCheckpoint`: a run can be killed at any time, and goes on exactly."""
+"""`ResumeCheckpoint`: a run that was killed at any time resumes exactly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from split_lightning.signals import Interrupted, SignalCatcher
 
 
 class ResumeCheckpoint(Checkpoint):
-    """Keeps `last.ckpt`, from which a run goes on bit for bit, in mid-round too.
+    """Keeps `last.ckpt`, from which a run resumes bit for bit, in mid-round too.
 
     Each write replaces the file in one step; the one before it stays as
     `previous.ckpt`. SIGINT (Ctrl-C) and SIGTERM end the run after the batch that they
@@ -157,5 +157,5 @@ class ResumeCheckpoint(Checkpoint):
 
 
 def _wished(trainer: pl.Trainer, wish: bool) -> bool:
-    """Tells whether any process wishes it, so that all do the same."""
+    """Returns whether any process wishes it, so that all do the same."""
     return not all_agree(trainer, not wish)

@@ -83,7 +83,7 @@ class RoundProgressBar(RichProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
         now = time.perf_counter()
-        # A run that goes on in mid-round has done a part of it, and no start of it.
+        # A run that resumes in mid-round has done a part of it.
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         batches = progress.processed if trainer.fit_loop.restarted_mid_epoch else 0
         self._start = (now, _share_done(trainer, batches))

@@ -1,4 +1,4 @@
-"""`SegmentSummary`: what each segment of the network holds, computes and sends."""
+"""`SegmentSummary`: parameters, work and bytes of each segment."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def segment_rows(
     """Measures the stages of a network.
 
     Args:
-        stages: What computes one after the other, by name.
+        stages: The stages by name, in order.
         example: One sample with a batch axis, `(1, ...)`; `None`: FLOPs and bytes sent
             are not known.
     """

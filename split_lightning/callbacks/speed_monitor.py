@@ -1,4 +1,4 @@
-"""`SpeedMonitor`: how many images a run trains on in a second."""
+"""`SpeedMonitor`: images per second of a run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class SpeedMonitor(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._begin_round()  # one that goes on in its middle has no start of its own
+        self._begin_round()  # one that resumes in its middle has no start of its own
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

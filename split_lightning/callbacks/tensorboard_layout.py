@@ -50,7 +50,7 @@ _CHARTS = [
 
 
 class TensorBoardLayout(pl.Callback):
-    """Lays the run's charts out on TensorBoard's page "Custom Scalars".
+    """Arranges the run's charts on TensorBoard's page "Custom Scalars".
 
     Losses and accuracies come first; bytes, norms at the cut, drift, speed and memory
     follow. (On its other pages TensorBoard sorts tags by the alphabet.) Only charts of

@@ -27,8 +27,8 @@ class VirtualClock(pl.Callback):
 
     Each computation and each message takes its time on a `Clock`: from the counted
     operations of each party's segments, and from the bytes that are sent. Parties that
-    wait for each other do so, and all others go on at the same time. Nothing waits in
-    reality. Not counted: optimizer steps, validation, tests, and the limits of memory.
+    do not wait for each other work at the same time. The run itself never waits. Not
+    counted: optimizer steps, validation, tests, and the limits of memory.
 
     `system/virtual_seconds` is logged at the end of each round: the time when all of it
     is done.
@@ -84,7 +84,7 @@ class VirtualClock(pl.Callback):
         if self._state is None:
             raise ValueError(
                 "Expected `ckpt_path` to be a checkpoint of a run with a virtual "
-                "clock, to go on with its time, but it has none: how long its rounds "
+                "clock, to continue its time, but it has none: how long its rounds "
                 "so far took is not known. Leave the clock out (system=none), or begin "
                 "anew."
             )
@@ -92,7 +92,7 @@ class VirtualClock(pl.Callback):
         if before not in (None, now):
             raise ValueError(
                 "Expected the devices and links that the run of `ckpt_path` began with "
-                f"(`system`), to go on with its time ({before}), but got {now}."
+                f"(`system`), to continue its time ({before}), but got {now}."
             )
         return self._state
 

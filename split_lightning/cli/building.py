@@ -18,12 +18,12 @@ from split_lightning.cli.loggers import build_loggers
 from split_lightning.cli.threads import set_threads
 from split_lightning.cli.user_errors import is_in_sweep
 from split_lightning.data.datamodule import SplitDataModule
-from split_lightning.fitness import check_network, set_least_batch
 from split_lightning.models.weights import load_weights
 from split_lightning.module import SplitLightningModule
 from split_lightning.protocols.protocol import Protocol
 from split_lightning.runs.checkpoints import find_checkpoint
 from split_lightning.system.work import work_of
+from split_lightning.training.fitness import check_network, set_least_batch
 
 
 class Run(NamedTuple):
@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
 
 def build(cfg: DictConfig) -> Run:
-    """Builds what a configuration names; data are loaded and dealt out."""
+    """Builds what a configuration names; data are loaded and partitioned."""
     checkpoint = _checkpoint(cfg)
     data = build_data(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -87,7 +87,7 @@ def _checkpoint(cfg: DictConfig) -> str | None:
 
 
 def build_module(cfg: DictConfig) -> SplitLightningModule:
-    """Builds the module, from weights of elsewhere where the configuration says so."""
+    """Builds the module, with initial weights if the configuration has them."""
     given = {}
     if cfg.model.weights and not cfg.ckpt_path:  # a checkpoint has the weights
         given["network"] = instantiate(cfg.module.network, _convert_="all")
@@ -101,7 +101,7 @@ def new_module(cfg: DictConfig, **given: Any) -> SplitLightningModule:
 
     Args:
         cfg: The configuration.
-        given: Arguments of the module in the place of those in the configuration.
+        given: Arguments of the module, instead of those in the configuration.
     """
     if cfg.module.get("client_networks") is not None:
         size = cfg.data.image_size
@@ -125,7 +125,7 @@ def choose_threads(
 def _is_wanted(
     callback: pl.Callback, options: DictConfig, data: Any, protocol: Protocol
 ) -> bool:
-    """Tells whether the Trainer's switches and the data leave work for a callback."""
+    """Returns whether the callback has anything to do under this Trainer and data."""
     if isinstance(callback, DriftMonitor):
         if callback.server and not protocol.sequential:
             raise ValueError(

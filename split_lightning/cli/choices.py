@@ -57,8 +57,7 @@ _CLASSES = {
 def choice_of(cfg: DictConfig, group: str) -> str | None:
     """Returns the option that was chosen of a group, such as `round_robin`.
 
-    Where Hydra does not know it, or another class was typed in its place, it is the
-    class that stands there.
+    Where Hydra does not know it, or another class was typed, it is that class.
     """
     key = f"{_CLASSES.get(group, group)}._target_"
     choices, typed = {}, []
@@ -72,7 +71,7 @@ def choice_of(cfg: DictConfig, group: str) -> str | None:
 
 
 def title_of(cfg: DictConfig) -> str:
-    """Returns what a run is, in a line: `${title_of_run:}`."""
+    """Returns a one-line title of a run: `${title_of_run:}`."""
     protocol, topology = choice_of(cfg, "protocol"), choice_of(cfg, "topology")
     network = str(OmegaConf.select(cfg, "model.network._target_")).rpartition(".")[2]
     alpha = OmegaConf.select(cfg, "data.partitioner.alpha")
@@ -96,7 +95,7 @@ def summary(cfg: DictConfig, typed: Sequence[str] = ()) -> dict[str, Any]:
     Args:
         cfg: The run's configuration.
         typed: What was typed for it, such as `["data.val_share=0.2"]`: what a sweep
-            varies is a choice, whichever key it is.
+            varies is a choice.
     """
     found: dict[str, Any] = {
         name: choice_of(cfg, group) for name, group in _GROUPS.items()

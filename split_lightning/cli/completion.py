@@ -10,7 +10,7 @@ _LINE = "COMP_LINE"  # what is typed so far, as a shell tells it
 
 
 def is_about_completion(words: Sequence[str]) -> bool:
-    """Returns whether a shell asks what may be typed, or a user for the completion."""
+    """Returns whether the words are about completion."""
     return bool(words) and words[0].partition("=")[0] in _FLAGS
 
 

@@ -62,7 +62,7 @@ OmegaConf.register_new_resolver("direction_of", direction_of, replace=True)
 
 
 def maker_of(node: DictConfig) -> DictConfig:
-    """Returns what makes an object in the place of the object: `${maker_of:...}`.
+    """Returns a factory of an object instead of the object: `${maker_of:...}`.
 
     >>> maker_of(OmegaConf.create({"_target_": "torch.nn.ReLU"}))
     {'_target_': 'torch.nn.ReLU', '_partial_': True}
@@ -124,7 +124,7 @@ def typed_overrides() -> Sequence[str]:
 
 
 def _check_values(plain: Any, schema: type, prefix: str = "") -> None:
-    """Stops where a required key has no value, or a mere word stands for an object."""
+    """Stops where a required key has no value, or a word instead of an object."""
     hints = get_type_hints(schema)
     for spec in fields(schema):
         key, hint = f"{prefix}{spec.name}", hints[spec.name]

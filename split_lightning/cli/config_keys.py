@@ -1,4 +1,4 @@
-"""The keys of a configuration: which there are, are near, are used, are options.
+"""The keys of a configuration: known ones, near ones, used ones, options.
 
 A configuration is plain here: nested dicts and lists, with its interpolations
 (`${seed}`) unresolved. A key is a path such as `optimizer.client.lr`.

@@ -21,11 +21,11 @@ _PLAIN: dict[Any, tuple[type, ...]] = {
 def misfit(target: str, options: Mapping[str, Any]) -> tuple[str, str] | None:
     """Returns the first option of a wrong type, and the type that it has to have.
 
-    Only plain values are judged: what stands for an object may be anything.
+    Only plain values are checked, not objects.
 
     Args:
         target: A class or function that can be imported.
-        options: What it is to be called with.
+        options: Its arguments.
 
     >>> misfit("split_lightning.callbacks.RoundRobinWeightPassing", {"enabled": "no"})
     ('enabled', 'bool')
@@ -70,7 +70,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _is_object(hint: Any) -> bool:
-    """Tells whether a type is one that no plain number belongs to."""
+    """Returns whether no plain number is of a type."""
     is_class = isinstance(hint, type) and hint is not object
     if is_class:
         return not issubclass(hint, _torch_class("Tensor"))

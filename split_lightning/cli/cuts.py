@@ -1,4 +1,4 @@
-"""Says what each cut would cost: `python -m split_lightning.cuts [KEY=VALUE ...]`.
+"""Prints the costs of each cut: `python -m split_lightning.cuts [KEY=VALUE ...]`.
 
 Prints a table of the layers after which the configured network can be cut, and writes
 `cuts.csv` and `cuts.png`. It needs no data set where the configuration has the shape of
@@ -35,7 +35,7 @@ KEY=VALUE           of the configuration: data.image_size=64, data.num_classes=1
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Prints and writes what each cut costs.
+    """Prints and writes the costs of each cut.
 
     Args:
         words: What is typed, such as `["model=resnet18", "data=cifar10"]`; `None`: from

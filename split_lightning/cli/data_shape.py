@@ -1,4 +1,4 @@
-"""The shape of the data: what a configuration says of it, and what the source has."""
+"""The shape of the data: configured, and that of the source."""
 
 from __future__ import annotations
 

@@ -41,10 +41,10 @@ KEY=VALUE           changes the run's configuration: data.root=..., batch_size=.
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Tests a run, prints the figures that training printed, and each class's.
+    """Tests a run; prints the figures of training and those of each class.
 
     Args:
-        words: What is else typed, such as `["run=runs/digits/..."]`; `None`: from the
+        words: The typed words, such as `["run=runs/digits/..."]`; `None`: from the
             command line.
     """
     words = typed_words(COMMAND) if words is None else list(words)

@@ -1,4 +1,4 @@
-"""Takes a trained network away: `python -m split_lightning.export run=FOLDER`.
+"""Exports a trained network: `python -m split_lightning.export run=FOLDER`.
 
 Writes the unsplit network's weights as safetensors, and each segment by torch.export or
 as ONNX; reads each back, and compares its logits on test images with the run's.
@@ -35,17 +35,17 @@ format=FORMAT       safetensors: the unsplit network's weights (the default)
                     onnx: each segment as ONNX, for a free batch size
                     several: format=[{",".join(FORMATS)}]
 checkpoint=best     best, last, or a checkpoint's file, instead of the final weights
-client=ID           whose network, where clients have networks of their own
+client=ID           the network of a client, where clients have different ones
 output_dir=FOLDER   where to write; default: export, in the run's folder
 KEY=VALUE           changes the run's configuration: data.root=...""",
 )
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Exports a run, and prints how far what was written is from it.
+    """Exports a run, and prints the differences of the logits.
 
     Args:
-        words: What is else typed, such as `["run=runs/digits/...", "format=onnx"]`;
+        words: The typed words, such as `["run=runs/digits/...", "format=onnx"]`;
             `None`: from the command line.
     """
     words = typed_words(COMMAND) if words is None else list(words)

@@ -1,4 +1,4 @@
-"""Loggers: built from a configuration, told a run's choices, and closed."""
+"""Loggers: built from a configuration, given a run's choices, and closed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def build_loggers(cfg: DictConfig, checkpoint: str | None = None) -> list[Logger
 
     Args:
         cfg: The run's configuration; `logger` holds loggers by name.
-        checkpoint: The checkpoint that the run goes on from. TensorBoard then hides
+        checkpoint: The checkpoint that the run resumes from. TensorBoard then hides
             what an earlier run logged after it.
 
     Raises:
@@ -56,7 +56,7 @@ def _built(name: str, node: Any, checkpoint: str | None) -> Logger:
 
 
 def _given(node: Any, target: str, checkpoint: str | None) -> dict[str, Any]:
-    """Returns what a logger needs beside what the configuration says."""
+    """Returns the arguments that a logger needs besides the configured ones."""
     if checkpoint and target.endswith(".TensorBoardLogger"):
         return {"purge_step": next_step(checkpoint)}
     if target.endswith(".MLFlowLogger") and not node.get("artifact_location"):
@@ -101,7 +101,7 @@ def end_logs(
 
 @rank_zero_only
 def close_loggers(loggers: Iterable[Logger]) -> None:
-    """Closes what the next run of this process would go on with: W&B's run."""
+    """Closes W&B's run, which the next run of this process would continue."""
     if any(isinstance(logger, WandbLogger) for logger in loggers):
         import wandb
 

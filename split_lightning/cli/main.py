@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import split_lightning
 from split_lightning.cli.completion import is_about_completion, typed_for_training
 
-# What each does; its module is split_lightning.NAME.
+# By name; the module is split_lightning.NAME.
 COMMANDS = {
     "train": "train and test a network",
     "evaluate": "test a finished run again",
     "export": "write a run's network in formats that need no split_lightning",
     "compare": "compare runs side by side",
-    "cuts": "say what each cut of a network would cost",
-    "plan": "say what happens in a round, and what it sends",
+    "cuts": "print the costs of each cut of a network",
+    "plan": "print the actions and the bytes of a round",
 }
 
 
@@ -82,7 +82,7 @@ def _help() -> str:
 
 
 def _unknown(name: str) -> str:
-    """Says that there is no such command, and what was perhaps meant."""
+    """Returns a message for an unknown command, with the nearest one."""
     text = f"There is no command `{name}`."
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     if near:

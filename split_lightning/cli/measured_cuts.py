@@ -27,7 +27,7 @@ def measured_cuts(cfg: DictConfig, sample: Tensor) -> list[CutCost]:
 
     Args:
         cfg: The configuration.
-        sample: A sample, of which the shape and the type count.
+        sample: A sample; only its shape and type matter.
 
     Raises:
         ValueError: If the network cannot be cut, or does not fit the images.
@@ -67,7 +67,7 @@ def compose_cuts(command: Command, words: Sequence[str]) -> tuple[DictConfig, Te
     reads = (*command.reads, *(["data.source"] if is_open(cfg) else []))
     check_used(cfg, words, command._replace(reads=reads))
     if cfg.model.cut_layer is None:
-        cfg.model.cut_layer = 0  # all are measured, whichever is chosen
+        cfg.model.cut_layer = 0  # all are measured
     has_folder = not OmegaConf.is_missing(cfg, "output_dir")
     if not has_folder:
         cfg.output_dir = command.folder

@@ -1,7 +1,7 @@
 """Prints a round's plan: `python -m split_lightning.plan [KEY=VALUE ...]`.
 
-It says who trains when, what is sent, and when all of it would be done, and trains
-nothing.
+It lists the actions, the bytes that they send, and the virtual seconds. Nothing is
+trained.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ COMMAND = Command(
         "system.clock",
         "trainer.precision",
     ),
-    help="""Says what happens in a round: its actions, the bytes of each, and totals.
+    help="""Prints a round: its actions, the bytes of each, and totals.
 
 Nothing is trained; the data are loaded and dealt out as in training. The keys are those
 of training; with a system (system=lan) there are virtual seconds, too.
 
-round=NUMBER        which round, from 1; the rounds before it are planned with it
-csv=FILE            where all actions go, one a row; the terminal has about 50
+round=NUMBER        the round, from 1; earlier ones are planned with it
+csv=FILE            a file of all actions; the terminal has about 50
 +experiment=NAME    keys as an experiment has them
 KEY=VALUE           of the configuration: protocol=fedavg, num_clients=9, system=lan""",
     usage="[KEY=VALUE ...]",
@@ -38,7 +38,7 @@ KEY=VALUE           of the configuration: protocol=fedavg, num_clients=9, system
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Prints what happens in a round.
+    """Prints the plan of a round.
 
     Args:
         words: What is typed, such as `["protocol=fedavg", "system=lan"]`; `None`: from

@@ -1,4 +1,4 @@
-"""The plan of a configured round, carried out without numbers."""
+"""The plan of a configured round, applied without numbers."""
 
 from __future__ import annotations
 

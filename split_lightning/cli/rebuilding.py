@@ -21,7 +21,7 @@ from split_lightning.runs.artifacts import make_folder, save_results
 from split_lightning.runs.exporting import require_onnx
 from split_lightning.runs.run_files import read_config
 from split_lightning.runs.trained_weights import choose_network, restore
-from split_lightning.support import require_one_device
+from split_lightning.training.support import require_one_device
 
 
 def load_run(
@@ -32,10 +32,10 @@ def load_run(
     Args:
         folder: The run's folder.
         checkpoint: `best` or `last`, or a checkpoint's file; `None`: the final weights.
-        client: Whose network, where clients ended with networks of their own.
+        client: The client, where clients ended with different networks.
 
     Raises:
-        ValueError: If something is missing or torn, or does not fit, or `client` is
+        ValueError: If something is missing or damaged, or does not fit, or `client` is
             needed, or none of those that have a network of their own.
 
     Example::
@@ -63,14 +63,14 @@ def evaluate(
     checkpoint: str | None = None,
     client: int | None = None,
 ) -> tuple[dict[str, Any], ClassFigures]:
-    """Tests the network of a run as training did; writes what it finds.
+    """Tests the network of a run as training did; writes the results.
 
     Args:
         cfg: The run's configuration, as it is or changed. `output_dir` is where
             `results.json` and the tables and pictures of `ConfusionMatrix` go.
         run: The run's folder.
         checkpoint: `best` or `last`, or a checkpoint's file; `None`: the final weights.
-        client: Whose network to test, where clients have networks of their own;
+        client: The client to test, where clients have different networks;
             `None`: all, for the mean over them.
 
     Returns:

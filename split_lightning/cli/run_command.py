@@ -1,4 +1,4 @@
-"""What commands beside training share: keys of a configuration, and changes to them.
+"""Shared code of the commands other than train: keys, and changes to them.
 
 Most are on a finished run: `run=FOLDER`, then changes to its keys.
 """
@@ -114,7 +114,7 @@ def compose_run(command: Command, words: Sequence[str]) -> DictConfig:
     cfg = read_config(folder)
     _refuse_groups(cfg, words)
     cfg.output_dir = str(folder / _output_name(command, typed))
-    OmegaConf.update(cfg, "trainer.devices", 1)  # whatever it was trained on
+    OmegaConf.update(cfg, "trainer.devices", 1)  # regardless of the training device
     OmegaConf.update(cfg, "trainer.strategy", "auto")
     for key, value in {"run": None, **command.keys}.items():
         OmegaConf.update(cfg, key, value)

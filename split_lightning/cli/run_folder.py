@@ -1,4 +1,4 @@
-"""The folder that Hydra makes for a run: gone again if the run never begins."""
+"""The folder that Hydra makes for a run: removed if the run never begins."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from split_lightning.cli.user_errors import Refused
 def no_folder_if_refused() -> Iterator[None]:
     """Removes the run's folder where the block refuses the run.
 
-    A folder that held anything before the run is left as it is.
+    A folder that had files before the run stays unchanged.
     """
     if not HydraConfig.initialized():
         yield
@@ -42,7 +42,7 @@ def no_folder_if_refused() -> Iterator[None]:
 
 
 def anchor_paths(cfg: DictConfig) -> None:
-    """Has relative paths begin where the command was typed, wherever the job runs.
+    """Lets relative paths begin where the command was typed.
 
     With `hydra.job.chdir=true` it runs in the run's folder.
     """

@@ -1,4 +1,4 @@
-"""What holds a sweep together: a run fails alone, and one comparison ends them all."""
+"""Sweeps: a run that fails does not stop the others; a comparison ends them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _begun: list[Path] = []
 
 
 class SweepComparison(Callback):
-    """Has a sweep end with a comparison of its runs: `hydra.callbacks`."""
+    """Ends a sweep with a comparison of its runs: `hydra.callbacks`."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Stops a search in the wrong direction; notes where the sweep's runs go."""
@@ -60,7 +60,7 @@ def ending_with_comparison() -> Iterator[None]:
 
 
 def attempt(run: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | None:
-    """Runs a job; in a sweep, its failure is left in its folder and ends nothing else.
+    """Runs a job; in a sweep its failure is written to its folder, and no other ends.
 
     A sweeper that searches (Optuna) is told of a failure by the value `None`, which it
     counts as a failed trial; or by the exception, so that its `max_failure_rate` holds,
@@ -99,7 +99,7 @@ def _check_finite(value: float | None, metric: str) -> None:
 
 
 def _has_failure_rate(settings: HydraConf) -> bool:
-    """Tells whether `max_failure_rate` was chosen; Optuna's own is 0."""
+    """Returns whether `max_failure_rate` was chosen; Optuna's own is 0."""
     typed = (word.partition("=")[0] for word in settings.overrides.hydra)
     is_typed = "hydra.sweeper.max_failure_rate" in typed
     return bool(settings.sweeper.get("max_failure_rate")) or is_typed

@@ -1,7 +1,7 @@
 """Trains one run: `python -m split_lightning.train [KEY=VALUE ...]`.
 
-`--help` lists the groups and keys; experiments are in `conf/experiment`. What takes
-seconds to import (torch, Lightning) is imported after the configuration is checked.
+`--help` lists the groups and keys; experiments are in `conf/experiment`. Torch and
+Lightning, which take seconds, are imported after the configuration is checked.
 """
 
 from __future__ import annotations

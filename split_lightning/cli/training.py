@@ -45,20 +45,20 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         with interrupted_by_signals():
             run = _begin(cfg, folder)
             end = SystemExit
-            with one_message(lambda: run.speed.has_begun, lambda: _go_on(folder)):
+            with one_message(lambda: run.speed.has_begun, lambda: _remedy(folder)):
                 try:
                     return _fit_and_test(cfg, run)
                 finally:
                     run.module.engine.close()
                     close_loggers(run.trainer.loggers)
     except Interrupted as stopped:
-        _say_how_to_go_on(stopped, folder)
+        _say_resume(stopped, folder)
         raise end(128 + stopped.signal) from stopped
 
 
 def _begin(cfg: DictConfig, folder: Path) -> Run:
     """Builds a run, which writes its configuration when it begins."""
-    with one_message(remedy=lambda: _go_on(folder)):
+    with one_message(remedy=lambda: _remedy(folder)):
         composed = copy.deepcopy(cfg)  # `instantiate` resolves what it meets, in place
         run = build(cfg)
         fill_in(composed, run.data)
@@ -68,18 +68,18 @@ def _begin(cfg: DictConfig, folder: Path) -> Run:
 
 
 @rank_zero_only
-def _say_how_to_go_on(stopped: Interrupted, folder: Path) -> None:
+def _say_resume(stopped: Interrupted, folder: Path) -> None:
     """Prints what is left of a run that was asked to stop."""
     last = folder / FOLDER / LAST
     if not last.is_file():
-        print(f"\n{stopped}; there is no checkpoint to go on from.", file=sys.stderr)
+        print(f"\n{stopped}; there is no checkpoint to resume from.", file=sys.stderr)
         return
     kept = "" if stopped.checkpoint else f"; the last checkpoint is {last}"
-    print(f"\n{stopped}{kept}\nGo on with: {_command(folder)}", file=sys.stderr)
+    print(f"\n{stopped}{kept}\nResume with: {_command(folder)}", file=sys.stderr)
 
 
 def _command(folder: Path) -> str:
-    """Returns the command that goes on with the run, or the sweep, of this process."""
+    """Returns the command that resumes the run, or the sweep, of this process."""
     if not HydraConfig.initialized():
         return key_value("ckpt_path", folder)
     where = key_value("hydra.run.dir", folder)
@@ -143,14 +143,14 @@ def _kept(trainer: pl.Trainer) -> dict[str, float]:
     return {}
 
 
-def _go_on(folder: Path) -> str:
-    """Says how to go on with a run that the system stopped."""
+def _remedy(folder: Path) -> str:
+    """Says how to resume a run that the system stopped."""
     last = folder / FOLDER / LAST
     where = f"(The run's folder is {folder}.)"
     if not last.is_file():
         return where
     remedy = shell_line(key_value("ckpt_path", last))
-    return f"{where} It goes on from its last good checkpoint with {remedy}"
+    return f"{where} Resume from its last good checkpoint with {remedy}"
 
 
 def _best(trainer: pl.Trainer) -> dict[str, Any]:

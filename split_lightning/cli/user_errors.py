@@ -1,4 +1,4 @@
-"""A user's mistake gets one message: the key, the value, and what is allowed."""
+"""One message for a user's mistake: the key, the value, the allowed values."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _MISCONFIGURATION = (
     "pytorch_lightning.utilities.exceptions",
     "MisconfigurationException",
 )
-_NON_FINITE = ("split_lightning.finite", "NonFiniteError")
+_NON_FINITE = ("split_lightning.training.finite", "NonFiniteError")
 _NOT_WRITABLE = {
     errno.EACCES,
     errno.EDQUOT,
@@ -80,14 +80,14 @@ def one_message(
     """Turns a user's mistake inside the block into one message and exit status 2.
 
     Args:
-        has_begun: Tells, when something was raised, whether the run has begun. Then
+        has_begun: Returns whether the run had begun when the error was raised. Then
             only Lightning's complaints about a configuration are a user's mistake, and
-            what the system refuses (a full disk) is the user's to mend.
+            system errors (a full disk) are for the user to fix.
         remedy: Says what to do about that.
         typed: What was typed; `None`: as Hydra knows it.
 
     Raises:
-        UserMistake: In a sweep, which goes on with its other runs.
+        UserMistake: In a sweep, which continues with its other runs.
     """
     try:
         yield
@@ -116,12 +116,12 @@ def _is(error: BaseException, name: tuple[str, str]) -> bool:
 
 
 def is_in_sweep() -> bool:
-    """Tells whether this process runs a job of a sweep."""
+    """Returns whether this process runs a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _is_by_system(error: BaseException) -> bool:
-    """Tells whether a folder or a device could not be read or written."""
+    """Returns whether a folder or a device could not be read or written."""
     return isinstance(error, OSError) or "PytorchStreamWriter failed" in str(error)
 
 
@@ -170,12 +170,12 @@ def run_hydra(main: Callable[[], Any], config_dir: str) -> None:
 
 
 def _wants_trace() -> bool:
-    """Tells whether the user asked Hydra for stack traces."""
+    """Returns whether the user asked Hydra for stack traces."""
     return os.environ.get(_FULL) == "1" and _OURS not in os.environ
 
 
 def _began(main: Callable[[], Any], error: BaseException) -> bool:
-    """Tells whether an error comes out of the task that a Hydra application runs."""
+    """Returns whether an error comes out of the task that a Hydra application runs."""
     task = inspect.unwrap(main).__code__
     return any(
         frame.f_code is task for frame, _ in traceback.walk_tb(error.__traceback__)

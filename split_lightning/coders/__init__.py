@@ -1,4 +1,4 @@
-"""Coders: change what travels."""
+"""Coders: change the payload of messages."""
 
 from split_lightning.coders.average_gradients import AverageGradients
 

@@ -1,4 +1,4 @@
-"""`SplitDataModule`: one data set, dealt out to simulated clients."""
+"""`SplitDataModule`: one data set, partitioned among simulated clients."""
 
 from __future__ import annotations
 
@@ -39,8 +39,11 @@ if TYPE_CHECKING:
     from split_lightning.data.partitioners import PartitionerLike
 
 
+_SHARE_OF_MEMORY = 0.2  # of the free memory of a GPU that samples may take
+
+
 class SplitDataModule(pl.LightningDataModule):
-    """Deals a data set out to clients and lets them take turns.
+    """Partitions a data set among clients and loads the steps of a protocol.
 
     The training set is partitioned; each client keeps a share of its own part for
     validation. All of it is a function of the seed. Samples are held once, and
@@ -48,24 +51,24 @@ class SplitDataModule(pl.LightningDataModule):
     rule). One Lightning epoch is one round.
 
     Args:
-        source: The data set: `TorchvisionImages`, `DigitsImages` or one's own.
-        num_clients: Number of clients; what a partitioner makes that takes no number.
+        source: The data set: `TorchvisionImages`, `DigitsImages` or your own.
+        num_clients: Number of clients; the same as that of a partitioner with its own.
         partitioner: One of `flwr_datasets.partitioner`: a class or its name, an
             instance, or a partial such as
             `partial(DirichletPartitioner, partition_by="label", alpha=0.5)`. It divides
             by `label` or a column of the source; `None`: IID.
         batch_size: Number of samples in a batch.
-        local_epochs: Number of passes over its partition in a client's turn.
+        local_epochs: Number of a client's passes over its partition in a round.
         val_share: Share of its samples that each client keeps for validation, in
             [0, 1); all but one sample at most.
         mean: Mean of each channel (axis 1), of numbers that are scaled already (pixels
-            in [0, 1]); or one for all. Ids are left alone.
+            in [0, 1]); or one for all. Ids stay unchanged.
         std: Standard deviation of each channel, in the same way.
         augmentation: Changes normalised training images at random, each sample by
             itself, such as one of `kornia.augmentation`; drawn anew for each batch.
         seed: The run's seed.
-        availability: Which clients are there in a round, and how far they come;
-            `None`: all, to the end. Who is absent still validates.
+        availability: Which clients are absent from a round, or drop out; `None`: none.
+            Absent clients still validate.
         missing_parts: Which holders of parts lack which samples; `None`: none.
 
     Attributes:
@@ -81,7 +84,7 @@ class SplitDataModule(pl.LightningDataModule):
 
     Raises:
         ValueError: If an argument is out of range; in `setup`, if what the source
-            returns cannot be used, or cannot be dealt out.
+            returns cannot be used, or cannot be partitioned.
 
     Example::
 
@@ -192,8 +195,21 @@ class SplitDataModule(pl.LightningDataModule):
         largest = max((ids[ids.amax(dim=1).argmax()] for ids in sets), key=torch.max)
         return self.normalize(torch.cat([first, largest[None]]))
 
+    def _on_device(self, images: Images) -> Images:
+        """Returns samples on the Trainer's GPU, if there is one and they fit well."""
+        if self.trainer is None or self.augmentation is not None:
+            return images
+        device = self.trainer.strategy.root_device
+        if device.type != "cuda" or images.inputs.device == device:
+            return images
+        free, _ = torch.cuda.mem_get_info(device)
+        if images.inputs.nbytes > _SHARE_OF_MEMORY * free:
+            return images
+        inputs, targets = images.inputs.to(device), images.targets.to(device)
+        return images._replace(inputs=inputs, targets=targets)
+
     def partition(self) -> list[Tensor]:
-        """Returns the samples of each client, or of one party that has all."""
+        """Returns the positions of each client's samples, or of one party with all."""
         return [torch.cat(self.parts)] if self.protocol.pools_samples else self.parts
 
     def new_round(self, number: int) -> Round:
@@ -220,7 +236,7 @@ class SplitDataModule(pl.LightningDataModule):
     @override
     def train_dataloader(self) -> TrainLoader:
         loader = TrainLoader(
-            self._need(self._train),
+            self._on_device(self._need(self._train)),
             self.partition(),
             self.protocol,
             self.new_round,
@@ -270,7 +286,7 @@ class SplitDataModule(pl.LightningDataModule):
         return self.test_dataloader()
 
     def _lacking(self, train: bool) -> Lacking | None:
-        """Returns who lacks what of the training set, or the test set."""
+        """Returns which holders lack which samples of a set."""
         images = self._need(self._train if train else self._test)
         return self.missing_parts.lacking(len(images.targets), train)
 
@@ -296,20 +312,20 @@ class SplitDataModule(pl.LightningDataModule):
                 f"partitions that {type(partitioner).__name__} makes of these samples, "
                 f"but got {self.num_clients}."
             )
-        owned = [drawn[part] for part in parts]
-        num_val = [min(round(len(o) * self.val_share), len(o) - 1) for o in owned]
+        dealt = [drawn[part] for part in parts]
+        num_val = [min(round(len(o) * self.val_share), len(o) - 1) for o in dealt]
         if self.val_share > 0 and not any(num_val):
             raise ValueError(
                 "Expected argument `val_share` to keep a sample of a client's "
-                f"{max(map(len, owned))}, or to be 0, but got {self.val_share}."
+                f"{max(map(len, dealt))}, or to be 0, but got {self.val_share}."
             )
         self.parts, self.val_parts, self._counted = [], [], None
-        for client_id, (samples, num) in enumerate(zip(owned, num_val, strict=True)):
+        for client_id, (samples, num) in enumerate(zip(dealt, num_val, strict=True)):
             if num == 0:
                 self.val_parts.append(samples[:0])
                 self.parts.append(samples)
                 continue
-            # Drawn: partitioners leave each class of a client in an order of theirs.
+            # Drawn: a partitioner may sort the samples of a client.
             order = torch.randperm(
                 len(samples), generator=generator(self.seed, "validation", client_id)
             )
@@ -320,7 +336,7 @@ class SplitDataModule(pl.LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a position in the data depends on."""
+        """Returns the options that the order of the data depends on."""
         dealt_out = torch.cat([*self.parts, *self.val_parts]).numpy().tobytes()
         return {
             "seed": self.seed,
@@ -335,7 +351,7 @@ class SplitDataModule(pl.LightningDataModule):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Stops where training would go on with other data.
+        """Stops where training would continue with other data.
 
         Raises:
             ValueError: Names what differs from the data of the checkpoint.
@@ -348,9 +364,9 @@ class SplitDataModule(pl.LightningDataModule):
             before = ", ".join(f"{name}={state_dict.get(name)}" for name in differs)
             now = ", ".join(f"{name}={own[name]}" for name in differs)
             raise ValueError(
-                "Expected the data that the run of `ckpt_path` began with, to go on "
-                f"exactly ({before}), but got {now}. (partition: a checksum of who "
-                "owns what: `num_clients`, `data/partitioner`, `data.val_share`.)"
+                "Expected the data that the run of `ckpt_path` began with, to resume "
+                f"exactly ({before}), but got {now}. (`partition`, a checksum, is "
+                "that of `num_clients`, `data/partitioner` and `data.val_share`.)"
             )
 
     @staticmethod

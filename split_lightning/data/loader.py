@@ -27,8 +27,8 @@ class ClientBatch(NamedTuple):
         targets: Labels, int64 of shape `(B,)`.
         ends_turn: Whether this is the last batch of the client's turn.
         share: The part of the client's batch that this process has: 1 for one process.
-            0 where there are fewer samples than processes: then the samples are
-            another's, to compute with and not to count.
+            0 where there are fewer samples than processes: the samples are those of
+            another process, and do not count.
         size: Number of samples of the client's whole batch; `None`: those that are
             here.
     """

@@ -24,7 +24,7 @@ class Lacking(NamedTuple):
     mask: Tensor
 
     def blank(self, inputs: Tensor, chosen: Tensor) -> Tensor:
-        """Puts NaN, the mark of a missing value, in the place of what holders lack.
+        """Puts NaN, the mark of a missing value, where holders lack samples.
 
         Args:
             inputs: Normalised samples, float32; changed in place.
@@ -36,17 +36,17 @@ class Lacking(NamedTuple):
 
 
 class MissingParts:
-    """Lets holders lack samples, each with a probability.
+    """Draws which samples holders lack, each with a probability.
 
     Which samples a holder lacks is a function of (seed, sample), the same in each
-    round, in validation and in tests. A sample that all would lack is there with the
-    one with the luckiest draw: each is with a holder at least.
+    round, in validation and in tests. A sample that all would lack stays with the
+    holder with the luckiest draw.
 
     Args:
         parts: How samples are divided among holders; `None`: they are whole.
         probability: That a holder lacks a sample, in [0, 1): one for all or a list of
-            one for each; `None`: nobody lacks any.
-        seed: What is drawn follows from it.
+            one for each; `None`: no holder lacks any.
+        seed: Seeds the draws.
 
     Raises:
         ValueError: If a probability is out of range, or there is not one for each.
@@ -86,7 +86,7 @@ class MissingParts:
         return not any(self.probability)
 
     def lacking(self, num_samples: int, train: bool) -> Lacking | None:
-        """Returns who lacks what of the training set, or the test set; `None`: nobody.
+        """Returns which holders lack which samples of a set; `None`: none does.
 
         Args:
             num_samples: Number of samples in the set.

@@ -1,4 +1,4 @@
-"""Partition: which client owns which samples."""
+"""Partition: which client has which samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def partition(
     partitioner: Partitioner,
     columns: Mapping[str, Sequence[Any]] | None = None,
 ) -> list[Tensor]:
-    """Deals samples out to clients.
+    """Partitions samples among clients.
 
     Args:
         labels: The samples' labels, of shape `(N,)`. Partitioners that cut the samples
@@ -58,7 +58,7 @@ def partition(
     samples = Rows.from_dict({**given, "index": list(range(len(labels)))})
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            # Retries, unused classes, progress bars: what matters is an error below.
+            # Retries, unused classes, progress bars: problems are errors below.
             warnings.simplefilter("ignore")
             partitioner.dataset = samples
             num_clients = partitioner.num_partitions
@@ -78,7 +78,7 @@ def partition(
 
 
 def label_counts(labels: Tensor, parts: list[Tensor], num_classes: int) -> Tensor:
-    """Returns how many samples of each class each client owns.
+    """Returns how many samples of each class each client has.
 
     Args:
         labels: The samples' labels, of shape `(N,)`.
@@ -109,7 +109,7 @@ def _positions(samples: Any) -> Tensor:
 def _verify(
     parts: list[Tensor], labels: Tensor, name: str, may_leave_out: bool
 ) -> None:
-    """Checks that every sample belongs to exactly one client, and none is idle."""
+    """Checks that each sample belongs to exactly one client, and no client has none."""
     empty = [client_id for client_id, part in enumerate(parts) if len(part) == 0]
     if empty:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Partitioners: what a user names or builds, as one that deals out anew."""
+"""Partitioners: by name, as a class, a partial or an instance."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def new_partitioner(given: PartitionerLike | None, num_clients: int) -> Partitio
 
 
 def may_leave_samples_out(partitioner: Partitioner) -> bool:
-    """Returns whether a partitioner is told how much to deal out, not all of it."""
+    """Returns whether a partitioner may be told to leave samples out."""
     from flwr_datasets import partitioner as flwr
 
     told = (

@@ -2,8 +2,8 @@
 
 Integers of shape `(N, L)` are ids and reach the network as int64. All other integers
 are divided by the largest value of their type (uint8 by 255, uint16 by 65,535). Floats
-and booleans are taken as they are. Then the mean of each channel (axis 1) is subtracted
-and the result divided by its standard deviation, in float32; ids are left alone.
+and booleans stay unchanged. Then the mean of each channel (axis 1) is subtracted
+and the result divided by its standard deviation, in float32; ids stay unchanged.
 """
 
 from __future__ import annotations

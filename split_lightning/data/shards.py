@@ -8,7 +8,7 @@ from flwr_datasets.partitioner import Partitioner, ShardPartitioner
 
 
 class EvenShardPartitioner(Partitioner):  # type: ignore[misc]  # has no types
-    """Sorts the samples by label, cuts shards of equal size and deals them out.
+    """Sorts the samples by label, and gives each client shards of equal size.
 
     The scheme of McMahan et al. 2016 (https://arxiv.org/abs/1602.05629), by
     `flwr_datasets.partitioner.ShardPartitioner`. That one rounds the shards' size down

@@ -17,7 +17,7 @@ _DIGITS_TEST_SHARE, _DIGITS_TEST_SEED = 0.2, 0
 class Images(NamedTuple):
     """Samples and their labels: images, signals, sequences, or the rows of a table.
 
-    `split_lightning.data.scaling` says how numbers become the network's inputs.
+    `split_lightning.data.scaling` has the rule for the network's inputs.
 
     Attributes:
         inputs: Images `(N, C, H, W)`, signals `(N, C, L)`, sequences of ids `(N, L)`
@@ -44,8 +44,8 @@ class ImageSource(Protocol):
     def load(self, train: bool) -> Images:
         """Returns the training set or the test set; fetches it first if need be.
 
-        Arrays and lists may stand for tensors, a plain tuple for `Images`, and a
-        map-style `torch.utils.data.Dataset` of (input, label) for all of them.
+        Arrays and lists work instead of tensors, a plain tuple instead of `Images`,
+        and a map-style `torch.utils.data.Dataset` of (input, label) instead of all.
         """
 
 
@@ -55,7 +55,7 @@ class TorchvisionImages:
     Args:
         name: Its class in `torchvision.datasets`: `CIFAR10`, `CIFAR100`, `MNIST` or
             `FashionMNIST`.
-        root: The folder that holds it, or that it is downloaded into.
+        root: The folder of the data set; it is downloaded there if missing.
 
     Raises:
         ValueError: If `name` is none of these.
@@ -103,7 +103,7 @@ class DigitsImages:
     """Handwritten digits that come with scikit-learn: 1,797 real images of 8x8.
 
     A fifth of them, the same in every run and every class alike, is the test set.
-    Pixels (0 to 16 in the source) are spread over 0 to 255.
+    Pixels (0 to 16 in the source) are scaled to 0 to 255.
     """
 
     def __init__(self) -> None:

@@ -48,7 +48,7 @@ def dry_step(
     """Sends the messages of a training step of some clients, without numbers.
 
     Args:
-        engine: Whose parties they are.
+        engine: The engine of these parties.
         measured: What each segment sends.
         samples: Number of samples of each client.
         channel: Delivers the messages.

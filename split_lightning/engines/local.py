@@ -31,8 +31,8 @@ from split_lightning.step import (
 from split_lightning.store import Seat, State, StateStore
 from split_lightning.task import Task
 
-# How clients that share a state act on it: on the mean of their gradients, weighted by
-# samples, or on the sum.
+# How clients that share a state step it: by the mean of their gradients, weighted by
+# samples, or by the sum.
 Cohort: TypeAlias = Literal["mean", "sum"]
 
 
@@ -40,7 +40,7 @@ _ROLES = ("client", "server")
 
 
 class Samples(Protocol):
-    """What one client brings to a step, such as a `ClientBatch`."""
+    """The batch of one client in a step, such as a `ClientBatch`."""
 
     @property
     def client_id(self) -> int:
@@ -60,7 +60,7 @@ class Live(NamedTuple):
 
     Attributes:
         clients: The clients.
-        route: Who computes.
+        route: The parties, in order.
         parties: The parties.
         counted: What counts the samples that each party trains on: the counter, the
             party's name in it, and the position of its client in the step.
@@ -76,20 +76,19 @@ class LocalEngine:
     """Carries out plans in this process.
 
     Args:
-        spill_to: A folder in whose files states at rest are kept; they are removed in
-            the end. `None`: in memory. A checkpoint has all of them, and is made in
-            memory.
+        spill_to: A folder for files of states at rest; they are removed in the end.
+            `None`: in memory. A checkpoint has all of them, and is made in memory.
 
     Attributes:
         stores: One for each segment.
-        placement: Who has which segment.
+        placement: Which party has which segment.
         channel: Delivers messages.
-        cohort: How clients of a step act on one state; `None`: each has its own.
+        cohort: How clients of a step share one state; `None`: each has its own.
         joint_norm: Whether BatchNorm of clients that share a state sees their samples
             as one batch.
-        optimizers: What steps, by role.
+        optimizers: The optimizers, by role.
         accumulated: Number of batches whose gradients wait for a step.
-        means: The means that are being formed, by segment.
+        means: The means in progress, by segment.
         seen: The clients that ever trained.
         last_client: The client that trained last; 0 before training.
     """
@@ -121,7 +120,7 @@ class LocalEngine:
         Args:
             modules: The segments.
             places: The place of each in the network.
-            placement: Who has which of them.
+            placement: Which party has which of them.
             channel: Delivers messages.
             task: The loss.
         """
@@ -139,12 +138,25 @@ class LocalEngine:
         self.forget()
 
     def place_at(self, role: str) -> None:
-        """Says which role has the whole of a network that is not cut."""
+        """Sets the role that has the whole network, where it is not cut."""
         self.placement = Placement([(Home(role),)])
         (store,) = self.stores
         store.seats = [seat._replace(role=role) for seat in store.seats]
         store.roles = [role]
         store.forget()
+
+    def place_as(self, state: Mapping[str, Any]) -> None:
+        """Says who has what as in the run of a checkpoint, whose protocol is not here.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        homes = state["homes"]
+        if homes["unsplit_at"] is not None:
+            self.place_at(homes["unsplit_at"])
+        counts = homes["num_clients"], homes["num_groups"]
+        self.placement = self.placement.with_clients(*counts)
+        self.cohort = homes["cohort"]
 
     def forget(self) -> None:
         """Returns to the time before the first step; the live weights stay."""
@@ -166,7 +178,7 @@ class LocalEngine:
         return max(1, *counts)
 
     def make_room(self, num_clients: int) -> None:
-        """Makes as many live copies of what clients have as train in one step."""
+        """Makes live copies for as many clients as train in one step."""
         for store in self.stores:
             mine = [seat for seat in store.seats if seat.role == "client"]
             more = num_clients - len(mine) if mine else 0
@@ -189,7 +201,7 @@ class LocalEngine:
             num_clients: Number of clients.
             num_servers: Number of servers; `None`: one for each client.
             unsplit_at: Which role has the whole network, if it is not split.
-            cohort: How clients of a step act on one state.
+            cohort: How clients of a step share one state.
             joint_norm: Whether BatchNorm of a cohort sees all its samples as one batch.
             serve: Returns what computes for a server.
         """
@@ -228,7 +240,7 @@ class LocalEngine:
     def use(
         self, optimizers: Mapping[str, Optimizer], steps: Mapping[str, Stepping]
     ) -> None:
-        """Takes over the optimizers of each role, and what steps them.
+        """Uses the optimizers of each role, and their wrappers.
 
         One optimizer is for all roles.
         """
@@ -245,7 +257,7 @@ class LocalEngine:
             for parameter in seat.module.parameters()
         ]
 
-    # Who has what
+    # Which party has what
 
     def homes(self, client_id: int, role: str = "") -> list[tuple[StateStore, str]]:
         """Returns the segments on a client's route, each with the party that has it."""
@@ -257,7 +269,7 @@ class LocalEngine:
         ]
 
     def state_name(self, name: str) -> str:
-        """Returns under which name a party's state is kept: a cohort's is one."""
+        """Returns the name of a party's state: a cohort has one."""
         if self.cohort is None or role_of(name) != "client":
             return name
         return "client/all" + name.partition(".")[1] + name.partition(".")[2]
@@ -268,7 +280,7 @@ class LocalEngine:
         """Runs a step's forward pass, and both stages of its backward pass.
 
         Args:
-            several: What each client of the step brings.
+            several: The batch of each client of the step.
             scale: What the loss is multiplied by before the backward pass.
         """
         clients = tuple([own.client_id for own in several])
@@ -413,7 +425,7 @@ class LocalEngine:
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that is remembered but what is live, in plain containers."""
+        """Returns all states at rest, in plain containers."""
         return {
             "stores": [store.state_dict() for store in self.stores],
             "means": {place: mean.state_dict() for place, mean in self.means.items()},
@@ -423,6 +435,14 @@ class LocalEngine:
             "seen": sorted(self.seen),
             "last_client": self.last_client,
             "num_live": self.num_live,
+            "homes": {
+                "num_clients": self.placement.num_clients,
+                "num_groups": self.placement.num_groups,
+                "unsplit_at": self.stores[0].roles[0]
+                if len(self.stores) == 1
+                else None,
+                "cohort": self.cohort,
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:

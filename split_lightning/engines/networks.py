@@ -20,8 +20,8 @@ class Networks:
     """Puts the segments on a client's route together. Live states stay as they are.
 
     Args:
-        engine: Knows which party has which state.
-        topology: Knows the segments.
+        engine: The engine with the states of all parties.
+        topology: The segments.
     """
 
     def __init__(self, engine: LocalEngine, topology: Topology) -> None:
@@ -60,7 +60,7 @@ class Networks:
         """Returns the layers of a client's network, by the name they are saved with.
 
         Args:
-            client_id: The client; `None`: that trained last.
+            client_id: The client; `None`: the one that trained last.
         """
         client = self.engine.last_client if client_id is None else client_id
         modules = [store.seats[0].module for store in self.engine.stores]
@@ -69,10 +69,10 @@ class Networks:
         return self.topology.layers(modules)
 
     def stages(self, client_id: int | None = None) -> dict[str, nn.Module]:
-        """Returns what computes one after the other, by role.
+        """Returns the modules from inputs to logits in order, by role.
 
         Args:
-            client_id: The client; `None`: that trained last.
+            client_id: The client; `None`: the one that trained last.
         """
         client = self.engine.last_client if client_id is None else client_id
         parties, places = list[list[str]](), list[list[list[nn.Module]]]()
@@ -109,7 +109,7 @@ class Networks:
         return {self.topology.names[number] for number in apart}
 
     def put(self, states: Mapping[str, Mapping[int, Mapping[str, Tensor]]]) -> None:
-        """Gives clients weights from elsewhere.
+        """Gives clients saved weights.
 
         Args:
             states: By the name of layers, for each client their state dict.
@@ -131,7 +131,7 @@ class Networks:
         return sorted(found.values()) if len(found) > 1 else []
 
     def keep_only(self, client_id: int) -> None:
-        """Puts one client's network in place for all, for good."""
+        """Gives all clients the network of one."""
         states = {n: module.state_dict() for n, _, module in self.segments(client_id)}
         for number, state in states.items():
             for seat in self.engine.stores[number].seats:

@@ -1,4 +1,4 @@
-"""`Adapter`: fits what a client's network sends to what a server takes."""
+"""`Adapter`: fits a client's smashed data to the server's inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Adapter(nn.Sequential):
 
     Args:
         sent: The shape of a sample's activations: `(C, H, W)` or `(D,)`.
-        taken: The shape that is needed.
+        taken: The shape that the server takes.
 
     Raises:
         ValueError: If it cannot fit the one to the other.

@@ -14,7 +14,7 @@ def branches_of(network: nn.Module, stretch: Stretch, count: int) -> list[Stretc
     """Returns the branches of a stretch, in the order of what they return.
 
     Args:
-        network: The network whose operations these are.
+        network: The network of these operations.
         stretch: Operations from the inputs to a cut.
         count: Number of branches that there have to be.
 
@@ -46,7 +46,7 @@ def _apart(graph: fx.Graph) -> list[fx.Graph]:
     """Returns a graph for each set of operations that are joined to each other.
 
     Joined is what uses the same results: an operation in place changes what others use,
-    and nobody may use its own.
+    and no other may use its own.
     """
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
     root: dict[fx.Node, fx.Node] = {node: node for node in nodes}

@@ -1,4 +1,4 @@
-"""A cut through a trace: what each side runs, and what crosses."""
+"""A cut of a trace: the operations of each side, and the values that cross."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Cut:
     def __init__(self, trace: Trace, cut_layer: str) -> None:
         self.trace = trace
         client = set(trace.nodes[: trace.ends[cut_layer] + 1])
-        # A parameter is held where it is used, not where it was first touched.
+        # A parameter belongs where it is used, not where it was first touched.
         held = [node for node in client if node.op == "get_attr"]
         client -= {node for node in held if not client & node.users.keys()}
-        # Which element of a tuple goes on is chosen where the tuple is made.
+        # The element of a tuple that crosses is chosen where the tuple is made.
         for node in trace.nodes:  # in order: a pick may be from a pick
             if is_pick(node) and _only_picked(node, client):
                 client.add(node)
@@ -83,7 +83,7 @@ class Cut:
         return again
 
     def problem(self) -> str | None:
-        """Says why the network cannot be trained in this cut, or returns `None`."""
+        """Returns why the network cannot be trained with this cut, or `None`."""
         if not self.trace.trained.intersection(self.client):
             return "leaves the client segment empty (no parameters)"
         if not self.trace.trained.intersection(self.server):
@@ -172,6 +172,6 @@ def _copy(
 
 
 def _only_picked(pick: fx.Node, client: set[fx.Node]) -> bool:
-    """Tells whether a pick is from a tuple of the client that is only picked from."""
+    """Returns whether a pick is from a tuple of the client that is only picked from."""
     (source, *_) = pick.all_input_nodes
     return source in client and all(is_pick(user) for user in source.users)

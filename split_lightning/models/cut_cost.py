@@ -1,4 +1,4 @@
-"""What each cut of a network costs: the client, the server and the link."""
+"""The costs of each cut of a network: client, server and link."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BATCH_SIZES = (2, 3)
 
 
 class CutCost(NamedTuple):
-    """What training takes where a network is cut after a layer, in fp32.
+    """The costs of training where a network is cut after a layer, in fp32.
 
     FLOPs are those of matrix products and convolutions, as `torch.utils.flop_counter`
     has them: a multiplication and an addition are two.
@@ -32,7 +32,7 @@ class CutCost(NamedTuple):
     Attributes:
         cut_layer: The path of the layer.
         client_parameters: Number of the client segment's parameters.
-        client_bytes: Bytes of its state, parameters and buffers: what a hand-off takes.
+        client_bytes: Bytes of its state, parameters and buffers: those of a hand-off.
         client_forward_flops: FLOPs of the client's forward, a sample.
         client_backward_flops: FLOPs of its backward from the gradient at the cut, a
             sample. Images need no gradient.
@@ -43,7 +43,7 @@ class CutCost(NamedTuple):
             parameters not.
         uplink_bytes: Bytes of smashed data and label, up to the server, a sample.
         downlink_bytes: Bytes of the gradient at the cut, down to the client, a sample.
-        uplink_bytes_per_batch: Bytes up besides, for each batch whatever its size:
+        uplink_bytes_per_batch: Further bytes up for each batch of any size:
             sizes that cross.
     """
 
@@ -75,10 +75,10 @@ class CutCost(NamedTuple):
         return self.uplink_bytes + self.downlink_bytes
 
     def is_dominated(self, others: Iterable[CutCost]) -> bool:
-        """Returns whether another cut takes less of something, and more of nothing.
+        """Returns whether another cut is better in one cost and worse in none.
 
-        What counts is what the client and the link have to give: FLOPs, bytes that
-        cross, activations kept, and the segment's state.
+        Costs are those of the client and the link: FLOPs, bytes that cross,
+        activations kept, and the segment's state.
         """
         own = self._demands()
         return any(
@@ -101,13 +101,13 @@ def cut_costs(
     cut_layers: Iterable[str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> list[CutCost]:
-    """Returns what training takes at each cut of a network, in the order of the cuts.
+    """Returns the costs of training at each cut of a network, in order.
 
     The segments take a step as in training, on a CPU. Nothing is computed where the
     shapes of the tensors are enough to know what it takes (torch's fake tensors).
 
     Args:
-        network: Any network that `split` can cut; it is left as it is.
+        network: Any network that `split` can cut; it stays unchanged.
         image_shape: The shape of a sample, such as `(C, H, W)`.
         cut_layers: The paths of the layers; `None`: all after which it can be cut.
         dtype: The type of a sample: int64 for ids.
@@ -151,7 +151,7 @@ def _on_meta(network: nn.Module) -> nn.Module:
 
 
 def _imagined(client: nn.Module, server: nn.Module, sample: Tensor) -> dict[str, int]:
-    """Measures segments with tensors that do as a CPU's would, but hold no numbers.
+    """Measures segments with fake tensors of a CPU, which have no numbers.
 
     (Those of `meta` do not: attention keeps other things there.)
     """
@@ -176,7 +176,7 @@ def _computed(network: nn.Module, layer: str, sample: Tensor) -> dict[str, int]:
 
 @contextmanager
 def _silent(name: str) -> Iterator[None]:
-    """Silences a logger: what is tried may fail."""
+    """Silences a logger: the attempt may fail."""
     logger = logging.getLogger(name)
     was, logger.disabled = logger.disabled, True
     try:
@@ -243,7 +243,7 @@ def _saved(found: dict[str, int]) -> Iterator[None]:
 
     def keep(tensor: Tensor) -> Tensor:
         memory = tensor.untyped_storage()
-        kept[memory._cdata] = memory.nbytes()  # once, whatever shares it
+        kept[memory._cdata] = memory.nbytes()  # once
         return tensor.detach()  # an output itself would keep itself alive
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):

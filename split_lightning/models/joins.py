@@ -1,4 +1,4 @@
-"""Joins: what a server makes of the smashed data of several holders."""
+"""Joins: combine the smashed data of several holders at the server."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from split_lightning.models.parts import Parts
 from split_lightning.models.tracer import Leaf
 
 JoinName: TypeAlias = Literal["concat", "sum", "mean", "attention"]
-# What the join takes of a holder that lacks a sample.
+# What the join takes where a holder lacks a sample.
 Missing: TypeAlias = Literal["zeros", "skip"]
 
 
 class Concatenation(Leaf):
     """Puts holders' values side by side, where their parts were.
 
-    Maps of image parts make one map again; vectors are one behind the other. A holder
-    that lacks a sample leaves zeros in its place.
+    Maps of image parts make one map again; vectors are one behind the other. Where a
+    holder lacks a sample there are zeros.
 
     Args:
         parts: How samples are divided.
@@ -38,7 +38,7 @@ class Concatenation(Leaf):
 
 
 class Sum(Leaf):
-    """Adds holders' values; of a holder that lacks a sample zeros."""
+    """Adds holders' values; a missing sample counts as zeros."""
 
     def forward(
         self, values: Sequence[Tensor], present: Sequence[Tensor] | None = None
@@ -73,7 +73,7 @@ class Mean(Leaf):
 
 
 class Attention(Leaf):
-    """A mean that is weighted by what each holder sends.
+    """A mean with weights that depend on what each holder sends.
 
     A linear layer scores each holder's values (of maps, their means over positions);
     the softmax of the scores over holders are the weights, of each sample its own.
@@ -113,7 +113,7 @@ def join_of(
         name: Which.
         parts: How samples are divided.
         num_features: Number of features (channels) of each holder's values.
-        missing: What it takes of a holder that lacks a sample.
+        missing: What it takes where a holder lacks a sample.
 
     Raises:
         ValueError: If there is no such join, or no such rule for it.

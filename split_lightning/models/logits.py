@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def logits_in(returned: Any) -> Any:
-    """Returns what a mapping has under `logits`, and anything else as it is.
+    """Returns what a mapping has under `logits`, and anything else unchanged.
 
     Hugging Face's networks return such mappings (`ModelOutput`).
 

@@ -107,7 +107,7 @@ class Columns:
     A row of a table is a sample `(C, 1, 1)`: a channel is a column.
 
     Args:
-        num_holders: Number of holders, who get as many columns each; where that does
+        num_holders: Number of holders, with as many columns each; where that does
             not divide, the first have one more.
         sizes: Or else the number of columns of each holder.
 

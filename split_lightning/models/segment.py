@@ -28,7 +28,7 @@ class Stretch(NamedTuple):
 
 
 class Segment(nn.Module):
-    """A part of a network that is never cut further, with just the layers it uses.
+    """A part of a network that is never cut further, with only the layers it uses.
 
     The layers keep their paths, so that the keys of the segment's state dict are the
     network's own. They are the network's layers themselves, not copies.
@@ -99,7 +99,7 @@ class Layers(nn.Module):
 
 
 def _graft(owner: nn.Module, source: nn.Module) -> None:
-    """Hangs what one module has on another; shared parents are joined."""
+    """Adds what one module has to another; shared parents are joined."""
     for name, child in source.named_children():
         there = owner._modules.get(name)
         if there is None:
@@ -116,7 +116,7 @@ def _graft(owner: nn.Module, source: nn.Module) -> None:
 
 
 def adopt(segment: nn.Module, network: nn.Module, path: str) -> None:
-    """Hangs what the network has at a path on the segment, at the same path."""
+    """Adds what the network has at a path to the segment, at the same path."""
     *parents, name = path.split(".")
     source, owner = network, segment
     for parent in parents:

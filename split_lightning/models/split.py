@@ -33,7 +33,7 @@ def split(
     (`x.shape[0]` of an earlier tensor) cross as ints.
 
     The segments hold copies: the network is left as it is. Layers that the network
-    owns but never runs go to the second segment.
+    has but never runs go to the second segment.
 
     Args:
         network: Any network that `torch.fx` can trace.
@@ -207,7 +207,7 @@ def _path_of(
 
 
 def _problem(traces: dict[bool, Trace], path: str) -> str | None:
-    """Says why the network cannot be cut after a layer, or returns `None`."""
+    """Returns why the network cannot be cut after a layer, or `None`."""
     for training, trace in traces.items():
         if path not in trace.ends:
             if around := trace.operation_around(path):
@@ -247,7 +247,7 @@ def _nearest(network: nn.Module, traces: dict[bool, Trace], path: str) -> str:
 def _hold_the_rest(
     network: nn.Module, first: Segment, upper: list[Segment], others: list[Segment]
 ) -> None:
-    """Gives segments what the network owns under a second path, or never runs.
+    """Gives segments what the network has under a second path, or never runs.
 
     Args:
         network: The network.

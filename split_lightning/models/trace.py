@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from split_lightning.models.proxies import IN_PLACE, MAKERS
 
-# What a tensor tells of itself: plain numbers, never samples.
+# Attributes of a tensor: plain numbers, never samples.
 _NUMBER_METHODS = {"size", "dim", "numel", "nelement", "ndimension", "stride"}
 _NUMBER_ATTRIBUTES = {"shape", "ndim", "device", "dtype"}
 # Operations whose result may share memory with their first input.
@@ -51,7 +51,7 @@ class Trace:
         graph: The operations.
         whole: The layers that are one operation: path and reason.
         takes_raw: Whether it takes raw samples, which may not cross a cut; else what
-            it takes has crossed one already, and may go on.
+            it takes has crossed one already, and may cross again.
 
     Attributes:
         nodes: The operations in order, without the output.
@@ -138,7 +138,7 @@ def layer_of(node: fx.Node) -> str:
 
 
 def is_pick(node: fx.Node) -> bool:
-    """Tells whether an operation picks one element, by its number: `x[1]`."""
+    """Returns whether an operation picks one element, by its number: `x[1]`."""
     return (
         node.op == "call_function"
         and node.target is operator.getitem
@@ -178,7 +178,7 @@ def _has_parameters(network: nn.Module, node: fx.Node) -> bool:
 
 
 def _is_view(network: nn.Module, node: fx.Node) -> bool:
-    """Tells whether an operation's result may share memory with its first input."""
+    """Returns whether an operation's result may share memory with its first input."""
     if node.op == "call_module":
         return isinstance(find(network, str(node.target)), _VIEW_LAYERS)
     name = getattr(node.target, "__name__", node.target)
@@ -194,7 +194,7 @@ def _is_tuple(network: nn.Module, node: fx.Node) -> bool:
 
 
 def _is_idle(network: nn.Module, node: fx.Node, training: bool) -> bool:
-    """Tells whether an operation returns its first input, as it is."""
+    """Returns whether an operation returns its first input unchanged."""
     if node.op == "call_module":
         layer = find(network, str(node.target))
         drops = isinstance(layer, nn.modules.dropout._DropoutNd)
@@ -205,7 +205,7 @@ def _is_idle(network: nn.Module, node: fx.Node, training: bool) -> bool:
 
 
 def _is_in_place(network: nn.Module, node: fx.Node) -> bool:
-    """Tells whether an operation returns its first input, changed."""
+    """Returns whether an operation returns its first input, changed."""
     if not node.all_input_nodes:
         return False
     if node.op == "call_module":
@@ -237,7 +237,7 @@ def _option(node: fx.Node, name: str) -> Any:
 
 
 def _is_number(node: fx.Node, numbers: set[fx.Node]) -> bool:
-    """Tells whether an operation yields plain numbers, given the earlier that do."""
+    """Returns whether an operation yields plain numbers, given the earlier that do."""
     if node.op == "call_method" and node.target in _NUMBER_METHODS:
         return True
     if node.op != "call_function":

@@ -22,12 +22,12 @@ from split_lightning.models.logits import logits_in
 from split_lightning.models.proxies import MAKERS, InPlaceProxy
 from split_lightning.models.side_effects import Watch, drawn_anew
 
-# Files whose lines say nothing of the network.
+# Files that are not of the network.
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 class Leaf(nn.Module):
-    """A layer that a trace takes as one operation, whatever it does.
+    """A layer that a trace takes as one operation.
 
     What it does may depend on values, and need not be traceable.
     """
@@ -139,7 +139,7 @@ class LayerTracer(fx.Tracer):
             self.whole[path] = _reason(error)
             if not path:
                 raise
-            # Goes on to find all such layers; this trace is not used.
+            # Continues, to find all such layers; this trace is not used.
             self.module_stack, self.num_calls = stack, calls
             if torch.initial_seed() != self._seed:
                 torch.set_rng_state(self._random)

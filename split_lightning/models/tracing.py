@@ -11,7 +11,7 @@ from torch import fx, nn
 from split_lightning.models.proxies import true_to_tensors
 from split_lightning.models.side_effects import Watch
 from split_lightning.models.tracer import LayerTracer
-from split_lightning.random_state import random_state, set_random_state
+from split_lightning.training.random_state import random_state, set_random_state
 
 _logger = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ def traced(network: nn.Module) -> Traced:
         graphs, changes = _graphs(own, found)
         if found == whole and changes:
             own = copy.deepcopy(network)
-            again, _ = _graphs(own, found, by_layer=True)  # whose changes these are
-            # Nobody's: what changes once for all. A cache may, but not a switch.
+            again, _ = _graphs(own, found, by_layer=True)  # the layers that change
+            # What changes once for all is of no layer: a cache may, but not a switch.
             if found == whole and _text(again) != _text(graphs):
                 found[""] = f"it changes {', '.join(dict.fromkeys(changes))}"
         if "" in found:

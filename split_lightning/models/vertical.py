@@ -25,8 +25,8 @@ class Bottom(Leaf):
 
     Args:
         network: The layers.
-        may_lack: Whether the holder may lack samples: those of whose part a value is
-            NaN. Its layers never see them in training, nor do they get a gradient.
+        may_lack: Whether the holder may lack samples: those with a NaN in its part.
+            Its layers never see them in training, nor do they get a gradient.
     """
 
     def __init__(self, network: nn.Module, may_lack: bool = False) -> None:
@@ -54,7 +54,7 @@ class Bottom(Leaf):
 
 
 class Fill(Leaf):
-    """Puts zeros in the place of the samples that a holder lacks."""
+    """Puts zeros where a holder lacks samples."""
 
     def forward(self, values: Tensor, has: Tensor) -> Tensor:
         """Returns `(B, ...)` from those that are there and a mask of shape `(B,)`."""
@@ -65,8 +65,8 @@ class Fill(Leaf):
 class VerticalNetwork(nn.Module):
     """A network over parts of samples that different holders have.
 
-    Each holder's bottom computes from its own part alone; the join makes one of what
-    they return, and the top goes on. Cut after `bottoms` it is trained vertically.
+    Each holder's bottom computes from its own part alone; the join combines what
+    they return, and the top takes it. Cut after `bottoms` it is trained vertically.
 
     Args:
         parts: How samples are divided among holders.
@@ -197,7 +197,7 @@ def _fitted(name: str, network: nn.Module, example: Tensor) -> Tensor:
         if width == layer.in_features:
             return
         _logger.info(
-            "%s.%s takes %d features in the place of %d.",
+            "%s.%s takes %d features instead of %d.",
             name,
             paths[layer],
             width,

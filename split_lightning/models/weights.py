@@ -104,7 +104,7 @@ def read_state(file: Path) -> OrderedDict[str, Tensor]:
     """Returns the state dict in a file, on the CPU.
 
     Raises:
-        ValueError: If it is torn, of another kind, or would have to be unpickled.
+        ValueError: If it is damaged, not a state dict, or needs pickle.
     """
     if file.suffix == ".safetensors":
         try:
@@ -128,13 +128,13 @@ def read_torch(file: Path) -> object:
     """Returns what `torch.save` wrote to a file, if that is tensors and plain values.
 
     Raises:
-        ValueError: If it is torn, of another kind, or would have to be unpickled.
+        ValueError: If it is damaged, not a state dict, or needs pickle.
     """
     try:
         content: object = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # a torn file raises almost anything
+    except Exception as error:  # a damaged file raises almost anything
         reason = str(error).strip().partition("\n")[0][:200]
         raise ValueError(
             f"Expected {file} to hold tensors, saved by torch.save, but it cannot be "

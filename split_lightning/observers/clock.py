@@ -14,9 +14,9 @@ from split_lightning.system.work import Work
 class Clock:
     """Computes when things would happen on the devices and links of a system.
 
-    A party does one thing at a time, in the order in which they come. Computing takes
+    A party does one thing at a time, in order of arrival. Computing takes
     time, and so does each message; a message leaves when its sender is ready, and its
-    receiver goes on when it is there. A link carries the messages of a step one after
+    receiver continues when it is there. A link carries the messages of a step one after
     the other. Parties that do not wait for each other work at the same time, regardless
     of the order in which they are computed here. Not counted: optimizer steps,
     validation and tests.
@@ -29,8 +29,8 @@ class Clock:
         server_work: How often a server computes a batch in a step.
         in_flight: Number of batches that a client may have on their way: its backward
             pass comes after the forward passes of the next `in_flight - 1`.
-        shares_means: Whether clients that took no part in a mean get it before they act
-            next.
+        shares_means: Whether clients that took no part in a mean get it before their
+            next step.
 
     Attributes:
         ready: When each party is ready.
@@ -54,7 +54,7 @@ class Clock:
         self.ready: dict[str, float] = {}
         self._free: dict[tuple[str, str], tuple[int, float]] = {}  # step, and when
         self._servers_mean = 0.0  # when the last mean of servers was made
-        # The last mean of clients: when it was made, its bytes, and who has it.
+        # The last mean of clients: its time, its bytes, and the clients that have it.
         self._mean: tuple[float, int, set[str]] | None = None
         self._is_collecting = False  # whether a next mean of clients is being made
         # Of each client gradients that wait: when they are there, and the seconds of
@@ -62,7 +62,7 @@ class Clock:
         self._gradients: dict[str, list[tuple[float, float]]] = {}
         self._there: dict[str, float] = {}
         # Of clients with several batches on their way: when the batch of the step is
-        # ready; the client goes on with others.
+        # ready; the client continues with others.
         self._aside: dict[str, float] = {}
 
     @property
@@ -84,7 +84,7 @@ class Clock:
         channel.computations.append(self)
 
     def leave(self, channel: Channel) -> None:
-        """Looks at a channel no more."""
+        """Stops looking at a channel."""
         for observers in (channel.observers, channel.computations):
             if self in observers:
                 observers.remove(self)
@@ -156,11 +156,11 @@ class Clock:
             return
         self._is_collecting = self._is_collecting or role == "client"
         if not self.shares_means:
-            # A client whose turn ends goes on when its weights are there.
+            # A client's turn is over when its weights are there.
             self.ready[message.sender] = arrival
 
     def _share(self, message: Message, made: float) -> None:
-        """Notes who has the last mean."""
+        """Notes which clients have the last mean."""
         name = message.receiver
         if role_of(name) == "server":
             self._servers_mean = max(self._servers_mean, made)

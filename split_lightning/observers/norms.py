@@ -14,7 +14,7 @@ _NAMES = {"smashed": "cut/smashed_norm", "gradient": "cut/gradient_norm"}
 
 
 class Norms:
-    """Measures the Euclidean norms of what crosses each cut in a step.
+    """Measures the Euclidean norms of smashed data and gradients at each cut in a step.
 
     Attributes:
         looks: Whether messages are measured; else they cost nothing.

@@ -1,4 +1,4 @@
-"""`SystemSeconds`: how long a batch takes on its way, on the devices of a system."""
+"""`SystemSeconds`: the seconds of each part of a batch on the devices of a system."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from split_lightning.system.system import System
 
 
 class SystemSeconds:
-    """Says how long things take on the devices and links of a system.
+    """Computes how long things take on the devices and links of a system.
 
     The server is busy with a batch from its first forward pass to its last backward
     pass, and waits meanwhile for the parties that compute in between: other servers, or
-    the head of a U-shape. A client's device is not thought busy with its head.
+    the head of a U-shape. A client's device is not busy with its head.
 
     Args:
         system: Devices and links.
@@ -83,7 +83,7 @@ class SystemSeconds:
         )
 
     def hand_in(self, client_id: int) -> float:
-        """Returns how long a client's weights take until they are handed in."""
+        """Returns how long a client's weights take to the aggregator."""
         return self.system.client(client_id).sends(self.weight_bytes)
 
     def take_over(self, client_id: int) -> float:

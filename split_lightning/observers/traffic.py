@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from split_lightning.message import Message, num_bytes, role_of
 
-# What counts as what, by the roles of sender and receiver.
+# The counter of a message, by the roles of sender and receiver.
 _BETWEEN_SEGMENTS = {
     ("client", "server"): "uplink_bytes",
     ("server", "client"): "downlink_bytes",
@@ -69,7 +69,7 @@ class Traffic:
             self.counts[name] += num_bytes(event.payload)
 
     def _name(self, link: tuple[str, str, str]) -> str:
-        """Returns what a message counts as, by its kind, sender and receiver."""
+        """Returns the counter of a message, by its kind, sender and receiver."""
         if len(self._names) > _MOST_LINKS:
             self._names.clear()
         kind, sender, receiver = link
@@ -78,5 +78,5 @@ class Traffic:
         return self._names[link]
 
     def forget(self) -> None:
-        """Begins to count anew."""
+        """Sets all counters to zero."""
         self.counts = dict.fromkeys(NAMES, 0)

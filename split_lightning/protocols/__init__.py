@@ -1,4 +1,4 @@
-"""Protocols: who trains when, and how weights flow. One file each."""
+"""Protocols: which client trains when, and how weights flow. One file each."""
 
 from split_lightning.protocols.actions import (
     Average,

@@ -1,4 +1,4 @@
-"""Actions: what the plan of a round is made of. They are plain data."""
+"""Actions: the steps of a round's plan, as plain data."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from split_lightning.store import (
     tensors_in,
 )
 
-# What happens to optimizer state (momentum) where weights come from elsewhere: each
-# party keeps its own, it travels with the weights, or it is reset.
+# The policy for optimizer state (momentum) where weights move: each party keeps its
+# own, it travels with the weights, or it is reset.
 OptimizerState: TypeAlias = Literal["keep", "travel", "reset"]
 # Whether buffers (BatchNorm's statistics) are averaged, or each party keeps its own.
 Buffers: TypeAlias = Literal["average", "keep"]
@@ -45,7 +45,7 @@ class PassWeights(NamedTuple):
     optimizer_state: OptimizerState = "keep"
 
     def apply(self, engine: LocalEngine) -> None:
-        """Carries the action out."""
+        """Applies the action."""
         group = engine.placement.group_of(self.to)
         parts = PARTS if self.optimizer_state == "travel" else WEIGHTS
         sent: dict[tuple[str, str], Values] = {}
@@ -108,7 +108,7 @@ class Contribute(NamedTuple):
     policy: Policy = Policy()
 
     def apply(self, engine: LocalEngine) -> None:
-        """Carries the action out."""
+        """Applies the action."""
         sent: dict[str, Values] = {}
         for store, name in engine.homes(self.client):
             if role_of(name) in self.roles:
@@ -130,7 +130,7 @@ class Average(NamedTuple):
     pooled: bool = True
 
     def apply(self, engine: LocalEngine) -> None:
-        """Carries the action out."""
+        """Applies the action."""
         sent: dict[str, Values] = {}
         for store in engine.stores:
             roles = self._roles_in(store)
@@ -142,7 +142,7 @@ class Average(NamedTuple):
             roles = self._roles_in(store)
             mean = engine.means.pop(number, None) if roles else None
             if mean is not None:
-                payload = self._spread(store, mean, roles)
+                payload = self._share(store, mean, roles)
                 for name in mean.members:
                     own = payload if role_of(name) in self.policy.remote else ()
                     received[name] = received.get(name, ()) + own
@@ -156,8 +156,8 @@ class Average(NamedTuple):
             return [role for role in store.roles if role in self.roles]
         return store.roles if "client" in self.roles else []
 
-    def _spread(self, store: StateStore, mean: StateMean, roles: list[str]) -> Values:
-        """Lets parties continue from a mean; returns what it consists of."""
+    def _share(self, store: StateStore, mean: StateMean, roles: list[str]) -> Values:
+        """Lets parties continue from a mean; returns its tensors."""
         state = mean.weights.state()
         for part in self.policy.parts:
             names = store.peek(mean.members[0], part)
@@ -214,15 +214,15 @@ def _send_to_mean(engine: LocalEngine, sent: Mapping[str, Values]) -> None:
 class Synchronize(NamedTuple):
     """Clients that share a state send theirs to be averaged, and get the mean back.
 
-    In one process they act on one state, so that this is only what it costs. Gradients
-    that are still accumulated are not sent.
+    In one process they have one state, so the action only sends the messages. Nothing
+    is sent while gradients accumulate.
     """
 
     clients: tuple[int, ...]
     parts: tuple[Part, ...] = WEIGHTS
 
     def apply(self, engine: LocalEngine) -> None:
-        """Carries the action out."""
+        """Applies the action."""
         if engine.accumulated:
             return
         payloads: dict[str, Values] = {}
@@ -247,7 +247,7 @@ class Begin(NamedTuple):
     buffers: Buffers = "average"
 
     def apply(self, engine: LocalEngine) -> None:
-        """Carries the action out."""
+        """Applies the action."""
         received: dict[str, Values] = {}
         for store, name in engine.homes(self.client, "client"):
             store.remember_start()
@@ -278,7 +278,7 @@ class Send(NamedTuple):
     batch: Planned
 
     def apply(self, engine: LocalEngine) -> None:
-        """Carries the action out."""
+        """Applies the action."""
         key = (self.batch.client_id, self.batch.number)
         kept: dict[str, dict[int, Any]] = {}
         for store, name in engine.homes(self.batch.client_id, "client"):
@@ -300,7 +300,7 @@ class Mix(NamedTuple):
     buffers: Buffers = "average"
 
     def apply(self, engine: LocalEngine) -> None:
-        """Carries the action out."""
+        """Applies the action."""
         share = (1 + self.age) ** -self.exponent
         payloads: dict[str, Values] = {}
         parts: tuple[Part, ...] = WEIGHTS if self.buffers == "average" else WEIGHTS[:1]

@@ -38,8 +38,7 @@ class AsynchronousWeightPassing(Protocol):
     ended since this one began: the polynomial rule of FedAsync (Xie et al. 2019,
     https://arxiv.org/abs/1903.03934). At age 0 a is 1: a hand-off. Each client has the
     turns that it would have in a round robin. A round begins for all at once, and ends
-    when all are done. What happens when is simulated (`AsynchronousRound`); nothing
-    waits in reality.
+    when all are done. The order of events is simulated (`AsynchronousRound`).
 
     Departures from FedAsync: no factor beside the rule (its alpha is 1), and no
     proximal term; the server's segment is trained by all and never mixed.
@@ -47,7 +46,7 @@ class AsynchronousWeightPassing(Protocol):
     At the end of each round `staleness/mean` and `staleness/max` are logged: the ages.
 
     Args:
-        staleness_exponent: How much age takes from a share; 0: nothing.
+        staleness_exponent: How much age reduces a share; 0: not at all.
         shuffle: Whether the order of turns is random in each round; it decides among
             clients that would begin, or be served, at the same time.
         clients_per_round: Number of clients that take part in a round, drawn anew for
@@ -110,7 +109,7 @@ class AsynchronousWeightPassing(Protocol):
         self.optimizer_state: OptimizerState = optimizer_state
         self.buffers: Buffers = buffers
         self._ages: list[int] = []  # of the round so far
-        self._seconds: str | None = None  # by which the run of a checkpoint planned
+        self._seconds: str | None = None  # the seconds of the run of a checkpoint
 
     @override
     def plan(self, round: Round) -> Iterator[Any]:
@@ -137,7 +136,7 @@ class AsynchronousWeightPassing(Protocol):
                 yield Mix(client, event.age, self.staleness_exponent, *policies)
 
     def events(self, round: Round) -> list[Event]:
-        """Returns what happens in a round, and when."""
+        """Returns the events of a round, in order."""
         return self._simulated(self._turns(round), round.seconds)
 
     def _simulated(self, turns: list[list[Planned]], seconds: Seconds) -> list[Event]:
@@ -176,7 +175,7 @@ class AsynchronousWeightPassing(Protocol):
         if trainer.ckpt_path is not None and before not in (None, self._seconds):
             raise ValueError(
                 "Expected the devices and links that the run of `ckpt_path` began with "
-                f"(`system`), to go on exactly ({before}), but got {self._seconds}."
+                f"(`system`), to resume exactly ({before}), but got {self._seconds}."
             )
 
     @override

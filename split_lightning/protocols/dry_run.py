@@ -1,4 +1,4 @@
-"""`DryRun`: carries the plans of a protocol out, and computes no numbers."""
+"""`DryRun`: applies a protocol's plans, message by message, without numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Event: TypeAlias = Message | Computed
 
 
 class Samples(NamedTuple):
-    """What a client brings to a step, without numbers."""
+    """The batch of a client in a step, without numbers."""
 
     client_id: int
     inputs: Tensor
@@ -34,7 +34,7 @@ class Samples(NamedTuple):
 
 
 class DryRun:
-    """Carries the plans of a protocol out without numbers.
+    """Applies the plans of a protocol without numbers.
 
     All messages have the sizes that they have in training: weights, optimizer states
     and what crosses a cut are tensors on torch's meta device. The module is of no
@@ -84,7 +84,7 @@ class DryRun:
         self.engine.use(raw, raw)
 
     def carry_out(self, round: Round) -> Iterator[tuple[Any, list[Event]]]:
-        """Yields the actions of a round once they are done, and what they caused."""
+        """Yields the actions of a round once they are applied, and their messages."""
         steps = self.protocol.steps(round)
         step = next(steps, None)
         while step is not None:
@@ -133,7 +133,7 @@ def _samples(batch: Planned) -> Samples:
 
 
 def _step_once(optimizer: Optimizer) -> None:
-    """Has an optimizer make its states, by a step without a gradient."""
+    """Lets an optimizer make its states, by a step without a gradient."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""The least batch: how small a batch may be, and what becomes of smaller ones."""
+"""The least batch: how small a batch may be, and how smaller ones are enlarged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Draw(NamedTuple):
-    """So many of a client's next samples, for one step."""
+    """A number of a client's next samples, for one step."""
 
     client_id: int
     num_samples: int
@@ -54,7 +54,7 @@ def enlarged(
 
     A batch that is too small and the client's batch before it, in the same pass, are
     shared out evenly (`shared_out`). The first batch of a pass takes the one behind it.
-    A client's only batch joins another step of those who act together.
+    A client's only batch joins another step, where clients train together.
 
     Args:
         steps: The draws of each step.

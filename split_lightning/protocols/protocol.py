@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Protocol(pl.Callback, ABC):
-    """Says who trains when, and how weights flow: a plan of actions for each round.
+    """Plans which client trains when, and how weights flow: the actions of each round.
 
     A plan is a function of the seed, the round and the sizes of the partition. The data
-    module yields its training steps; this callback carries out the actions around them.
+    module yields its training steps; this callback applies the actions around them.
     A protocol of your own is a subclass with a `plan`.
 
     Args:
@@ -35,14 +35,14 @@ class Protocol(pl.Callback, ABC):
             `None`: one for each client.
         together: Whether several clients train in one step.
         sequential: Whether all clients train one server, one after the other.
-        cohort: Whether these act on one state, by the `mean` of their gradients,
+        cohort: Whether these share one state, by the `mean` of their gradients,
             weighted by samples, or by the `sum`; `None`: each has its own.
         joint_norm: Whether BatchNorm of a cohort sees all its samples as one batch.
         unsplit_at: Which role has the whole network; `None`: it is split.
         pools_samples: Whether one party has the samples of all clients.
         in_flight: Number of batches that a client may have on their way.
         server_work: How often a server computes a batch in a step.
-        moves_weights: Whether clients get weights from elsewhere.
+        moves_weights: Whether clients get weights from other parties.
 
     Raises:
         ValueError: If `clients_per_round` is not positive.
@@ -72,7 +72,7 @@ class Protocol(pl.Callback, ABC):
     def __init__(self, clients_per_round: int | None = None) -> None:
         check_count("clients_per_round", clients_per_round, "clients, or null for all")
         self.clients_per_round = clients_per_round
-        self._closed = False  # whether the round's last actions were carried out
+        self._closed = False  # whether the round's last actions were applied
 
     @abstractmethod
     def plan(self, round: Round) -> Iterator[Any]:
@@ -98,7 +98,7 @@ class Protocol(pl.Callback, ABC):
         return party
 
     def carry_out(self, actions: Iterable[Any], module: SplitLightningModule) -> None:
-        """Carries actions out."""
+        """Applies actions."""
         for action in actions:
             action.apply(module.engine)
 

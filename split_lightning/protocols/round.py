@@ -1,4 +1,4 @@
-"""`Round`: what a plan is made from: the clients of a round and their batches."""
+"""`Round`: the clients of a round and their batches, from which a plan is made."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Planned(NamedTuple):
 
     Attributes:
         client_id: The client.
-        number: Its place among the client's batches of the round, from 0.
+        number: Its number among the client's batches of the round, from 0.
         pass_number: The client's pass over its samples, from 0.
-        start: The place of its first sample in the order of the pass.
+        start: The position of its first sample in the order of the pass.
         num_samples: Number of samples.
         ends_turn: Whether other clients train in the next step.
         ends_round: Whether it is the client's last batch of the round.
@@ -56,9 +56,9 @@ class Round:
         batch_size: Number of samples in a batch.
         local_epochs: Number of passes.
         seed: The run's seed.
-        availability: Which clients are there, and how far they come.
+        availability: Which clients are absent or drop out.
         least: How small a batch may be.
-        seconds: How long things take, for protocols that plan by time.
+        seconds: The seconds of each part of a step, for protocols that plan by time.
         drawn_as: The round whose random draws it has; `None`: its own.
 
     Attributes:
@@ -165,7 +165,7 @@ class Round:
 
         Args:
             clients: The clients.
-            draw: `equal`: each brings a batch of its own to a step, as long as it has
+            draw: `equal`: each has a batch of its own in a step, as long as it has
                 samples. `proportional`: the batch is drawn from all samples of all
                 clients (GPSL, https://arxiv.org/abs/2407.15738).
         """

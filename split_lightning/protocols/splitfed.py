@@ -23,8 +23,8 @@ class SplitFedV1(Protocol):
     """Each client trains with a copy of the server; both segments are averaged.
 
     SplitFed v1 (Thapa et al. 2020, https://arxiv.org/abs/2004.12088). The copies are at
-    one server, so that averaging them sends nothing. They do not meet within a round,
-    so that it is computed client after client. The mean is weighted by the samples that
+    one server, so averaging them sends nothing. They do not meet within a round, so
+    clients are computed one after the other. The mean is weighted by the samples that
     each client trained on.
 
     Args:

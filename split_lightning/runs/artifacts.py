@@ -1,4 +1,4 @@
-"""What a run leaves in its folder beside TensorBoard's files and checkpoints."""
+"""The files of a run apart from TensorBoard's files and checkpoints."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _without_resolvers(node: Any, cfg: DictConfig, key: str = "") -> Any:
 
 
 def save_results(results: Mapping[str, Any], path: Path) -> None:
-    """Writes the figures of a run as JSON; what is not finite as `null`."""
+    """Writes the figures of a run as JSON; non-finite ones as `null`."""
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in results.items()

@@ -14,7 +14,7 @@ from split_lightning.typed_words import key_value, shell_line
 
 
 def find_checkpoint(ckpt_path: str, folder: Path, is_alone: bool = True) -> str | None:
-    """Returns the checkpoint that a user means, after a look that it is whole.
+    """Returns the checkpoint that a user means, once it is found complete.
 
     Args:
         ckpt_path: A checkpoint file, a run's folder, or `last`: the newest checkpoint
@@ -48,7 +48,7 @@ def find_checkpoint(ckpt_path: str, folder: Path, is_alone: bool = True) -> str 
 
 
 def next_step(path: str) -> int:
-    """Returns the first step (batch) that a run logs anew when it goes on from here."""
+    """Returns the first step (batch) that a run logs anew when it resumes from here."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     loop = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]
     return int(loop["_batches_that_stepped"]) + 1

@@ -15,7 +15,7 @@ from split_lightning.runs.artifacts import save_config
 class ConfigFile(pl.Callback):
     """Writes the configuration of a run once nothing can refuse it any more.
 
-    A run that goes on in the same folder and is refused leaves the file as it was. So
+    A run that resumes in the same folder and is refused leaves the file unchanged. So
     does one that has nothing left to train.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the costs of cuts leave: a table on the terminal, a CSV file and a plot."""
+"""The files of cut costs: a table on the terminal, a CSV file and a plot."""
 
 from __future__ import annotations
 

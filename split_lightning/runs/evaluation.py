@@ -34,7 +34,7 @@ def evaluate(
         trainer: Has `confusion` among its callbacks.
         module: The module, with the weights of a run.
         data: The data.
-        confusion: Counts what was taken for what.
+        confusion: The confusion matrix.
 
     Returns:
         The results, and each class's figures.

@@ -1,4 +1,4 @@
-"""A trained network in formats that need nothing of this package."""
+"""A trained network in formats that work without this package."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def _onnx_runner(file: Path) -> Runner:
 
 
 def _free(two: Any, three: Any) -> Any:
-    """Returns what of a value changes with the number of images, for torch.export."""
+    """Returns the dimensions that depend on the number of images, for torch.export."""
     if isinstance(two, Tensor):
         sizes = zip(two.shape, three.shape, strict=True)
         return {i: torch.export.Dim.AUTO for i, (m, n) in enumerate(sizes) if m != n}

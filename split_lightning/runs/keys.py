@@ -22,7 +22,7 @@ def value_at(node: Any, key: str) -> Any:
 
 
 def is_within(key: str, other: str) -> bool:
-    """Tells whether a key is another one, or a part of what that holds.
+    """Returns whether a key is another one, or a part of what that holds.
 
     >>> is_within("data.mean[0]", "data"), is_within("database", "data")
     (True, False)

@@ -1,4 +1,4 @@
-"""The networks that a run ends with, in its folder: one, or one for each client.
+"""The final networks of a run, in its folder: one, or one per client.
 
 A segment that is the same for all is `client.safetensors`, `server.safetensors` or
 `network.safetensors`; one that differs is in `networks/CLIENT_ID`, for one client of
@@ -51,10 +51,10 @@ def save_networks(
 
 
 def load_networks(module: SplitLightningModule, folder: Path) -> None:
-    """Puts the networks that a run ended with in place.
+    """Loads the final networks of a run.
 
     Raises:
-        ValueError: If a file is missing or torn, or does not fit.
+        ValueError: If a file is missing or damaged, or does not fit.
     """
     clients = sorted(int(path.name) for path in folder.glob(f"{NETWORKS}/*"))
     own: dict[str, dict[int, State]] = {}

@@ -1,4 +1,4 @@
-"""What the plan of a round leaves: a table on the terminal, totals, and a CSV file."""
+"""The plan of a round as a table on the terminal, totals, and a CSV file."""
 
 from __future__ import annotations
 

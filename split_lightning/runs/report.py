@@ -1,4 +1,4 @@
-"""The table that a run ends with."""
+"""The table at the end of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "rounds": ("rounds", "{:,}".format),
     "uplink_bytes": ("bytes up", filesize.decimal),
     "downlink_bytes": ("bytes down", filesize.decimal),
-    "handoff_bytes": ("bytes handed over", filesize.decimal),
+    "handoff_bytes": ("bytes of hand-offs", filesize.decimal),
     "handoffs": ("hand-offs", "{:,}".format),
     "averaging_bytes": ("bytes for averaging", filesize.decimal),
     "server_averaging_bytes": ("bytes between servers", filesize.decimal),
@@ -63,7 +63,7 @@ def print_line(console: Console, text: str) -> None:
 
 
 def figures_table(results: Mapping[str, Any]) -> Table:
-    """Returns the figures of a run that are worth a look, as a table."""
+    """Returns the main figures of a run as a table."""
     table = Table(show_header=False)
     for name, value in _rows(results):
         table.add_row(name, value)

@@ -40,7 +40,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     """Returns the figures that a run ended with.
 
     Raises:
-        ValueError: If it has not ended, or the file is torn.
+        ValueError: If it has not ended, or the file is damaged.
     """
     file = path_of(folder) / "results.json"
     if not file.is_file():

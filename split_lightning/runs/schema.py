@@ -12,7 +12,7 @@ _PLAIN = {"is_plain": True}  # a value of any type that is no object
 
 @dataclass
 class DataConfig:
-    """A data set and how it is dealt out: `conf/data`."""
+    """A data set and its partition: `conf/data`."""
 
     source: Any = MISSING
     num_classes: int | None = None
@@ -47,7 +47,7 @@ class ModelConfig:
 
 @dataclass
 class TopologyConfig:
-    """Where the network is cut, and who has the labels: `conf/topology`."""
+    """Where the network is cut, and where the labels are: `conf/topology`."""
 
     network: Any = MISSING
     cut_layers: Any = field(default=None, metadata=_PLAIN)
@@ -64,7 +64,7 @@ class TopologyConfig:
 
 @dataclass
 class SystemConfig:
-    """Devices, links, and clients that are not there: `conf/system`."""
+    """Devices, links, and absences: `conf/system`."""
 
     clock: Any = None
     availability: Any = None

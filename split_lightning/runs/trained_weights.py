@@ -1,4 +1,4 @@
-"""The weights that a run trained, put in place from its folder."""
+"""The trained weights of a run, loaded from its folder."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from split_lightning.models.weights import read_torch
 from split_lightning.module import SplitLightningModule
 from split_lightning.paths import path_of
-from split_lightning.resumption import num_live, require_format
 from split_lightning.runs.network_files import load_networks, require_fit
+from split_lightning.training.resumption import num_live, require_format
 
 
 def restore(
     module: SplitLightningModule, folder: str | Path, checkpoint: str | None
 ) -> None:
-    """Puts the trained weights of a run in place, of all its networks.
+    """Loads the trained weights of all networks of a run.
 
     Raises:
-        ValueError: If a file is missing or torn, or does not fit.
+        ValueError: If a file is missing or damaged, or does not fit.
     """
     folder = path_of(folder)
     if checkpoint is None:
@@ -35,7 +35,7 @@ def restore(
 
 
 def choose_network(module: SplitLightningModule, client: int | None) -> None:
-    """Puts one client's network in place, for good.
+    """Gives all clients the network of one.
 
     Args:
         module: The module of a run, restored.

@@ -1,4 +1,4 @@
-"""`AsynchronousRound`: what happens when, where clients train at the same time."""
+"""`AsynchronousRound`: the order of events where clients train at the same time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Turn(NamedTuple):
     """A client's turn.
 
     Attributes:
-        number: Its place in the order of the schedule.
-        client_id: Whose it is.
+        number: Its number in the order of a round robin.
+        client_id: The client.
         counts: Number of samples in each of its batches.
     """
 
@@ -29,7 +29,7 @@ class Served(NamedTuple):
     """The server takes a step on a batch.
 
     Attributes:
-        client_id: Whose batch it is.
+        client_id: The client of the batch.
         num_samples: Number of samples in it.
         ends_turn: Whether it is the last of its turn.
         time: When the server begins with it, in seconds since the round's start.
@@ -42,11 +42,11 @@ class Served(NamedTuple):
 
 
 class HandedIn(NamedTuple):
-    """A client hands in its weights.
+    """A client's turn ends: its weights are mixed into the newest.
 
     Attributes:
-        client_id: Whose.
-        age: Number of hand-ins since its turn began.
+        client_id: The client.
+        age: Number of turns that ended since this one began.
         time: When.
     """
 
@@ -59,7 +59,7 @@ class Began(NamedTuple):
     """A client begins a turn, from the newest weights.
 
     Attributes:
-        client_id: Whose.
+        client_id: The client.
         time: When.
     """
 
@@ -71,7 +71,7 @@ Event = Served | HandedIn | Began
 
 
 class _Kind(IntEnum):
-    """What comes first of what happens at the same time."""
+    """The order of events at the same time."""
 
     HAND_IN = 0
     ARRIVAL = 1
@@ -84,9 +84,9 @@ class _Running:
 
     Attributes:
         turn: The turn.
-        hand_ins: Number of hand-ins since it began.
+        hand_ins: Number of turns that ended since it began.
         ready: When the client's device is free.
-        arrived: When the batch that was sent last is at the server.
+        arrived: When the last batch is at the server.
         sent: Number of batches that were sent.
     """
 
@@ -104,21 +104,22 @@ class AsynchronousRound:
     does one thing at a time, in the order of one-forward-one-backward (PipeDream,
     Harlap et al. 2018, https://arxiv.org/abs/1806.03377): `in_flight` forwards, then
     a backward and a forward in turn; what it sends arrives in the order in which it was
-    sent. A turn ends when its last gradient is applied; then it is handed in.
+    sent. After its last gradient the client sends its weights; the turn ends
+    when they arrive.
 
-    Of what happens at the same time hand-ins come first, then arrivals, then services,
-    then begins of turns; among equals, in the order of the schedule's turns (services:
-    of arrival). So who begins gets the newest weights that exist by then.
+    At equal times ends of turns come first, then arrivals, services and begins of
+    turns; among equals, in the order of the turns (services: of arrival). So a client
+    that begins gets the newest weights.
 
-    A heap of events, and no library for it: the order of what happens at the same time
-    is then stated here, and not that in which processes happen to wake up.
+    A heap of events instead of a library: so the order of simultaneous events is stated
+    here.
 
     Args:
-        turns: The turns of the round, in the order of the schedule.
-        seconds: How long things take.
+        turns: The turns of the round, in the order of a round robin.
+        seconds: The seconds of each part of a batch.
         in_flight: Number of batches that a client may have on their way.
-        max_staleness: No hand-in is older than this; who could make one so, waits with
-            its turn, in the order of the schedule. `None`: nobody waits.
+        max_staleness: No turn ends at a greater age; a client that could make one so
+            old waits. `None`: no client waits.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class AsynchronousRound:
         self._left: dict[int, deque[Turn]] = {}  # of each client
         for turn in turns:
             self._left.setdefault(turn.client_id, deque()).append(turn)
-        # Who is to begin next, and waits until it may.
+        # The turns that wait until they may begin.
         self._waiting = [(own[0].number, client) for client, own in self._left.items()]
         heapq.heapify(self._waiting)
         self._running: dict[int, _Running] = {}
@@ -144,7 +145,7 @@ class AsynchronousRound:
         self._events: list[Event] = []
 
     def run(self) -> list[Event]:
-        """Returns all that happens, in order."""
+        """Returns the events, in order."""
         self._push(0.0, _Kind.BEGIN, 0)
         happen: dict[_Kind, Callable[..., None]] = {
             _Kind.HAND_IN: self._hand_in,
@@ -161,9 +162,9 @@ class AsynchronousRound:
         heapq.heappush(self._heap, (time, kind, rank, what))
 
     def _may_begin(self) -> bool:
-        """Tells whether one more turn makes no hand-in too old.
+        """Returns whether one more turn leaves all ages within the bound.
 
-        In the worst case all other turns hand in before the one that runs longest.
+        In the worst case all other turns end before the oldest one.
         """
         if self.max_staleness is None:
             return True

@@ -1,4 +1,4 @@
-"""`Availability`: which clients are there in a round, and how far they come."""
+"""`Availability`: which clients are absent from a round or drop out."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Probability: TypeAlias = float | tuple[float, ...]
 
 
 class Availability:
-    """Which clients are there in a round, and how far they come.
+    """Which clients are absent from a round or drop out of it.
 
     A client that is drawn for a round and is absent is skipped, as if it had not been
-    drawn; nobody takes its place. If all are absent, the one with the luckiest draw is
-    there: a round has at least one client.
+    drawn; no other client replaces it. If all are absent, the one with the luckiest
+    draw is there: a round has at least one client.
 
     A client that drops out does so after a drawn number of its batches of the round,
     uniform from none to all but one; the others of that round do not take place. Where
-    several act in a step together, the others go on without it. A client whose number
-    is 0 takes no step; if nobody would make one, the client with the luckiest draw
+    several train in a step together, the others continue without it. At number 0 a
+    client takes no step; if no client would make one, the client with the luckiest draw
     makes all of its batches: a round has at least one step.
 
     Batches that do not take place are never given out, so that nothing is counted that
@@ -134,7 +134,7 @@ def _of(probability: Probability, client_id: int) -> float:
 
 
 def _any(probability: Probability) -> bool:
-    """Tells whether it may happen to any client."""
+    """Returns whether it may happen to any client."""
     return any(probability) if isinstance(probability, tuple) else probability > 0
 
 

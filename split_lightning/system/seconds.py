@@ -1,4 +1,4 @@
-"""Seconds: how long a batch takes on its way, for schedules that plan by time."""
+"""Seconds of the parts of a batch, for protocols that plan by time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 
 class BatchSeconds(NamedTuple):
-    """How long the parts of a batch's way take.
+    """The seconds of each part of a batch.
 
     Attributes:
         forward: At the client, up to the cut.
@@ -24,13 +24,13 @@ class BatchSeconds(NamedTuple):
 
 
 class Seconds(Protocol):
-    """Says how long things take; `repr` tells it from others."""
+    """Returns how long things take; `repr` distinguishes it from others."""
 
     def of_batch(self, client_id: int, num_samples: int) -> BatchSeconds:
         """Returns the parts of the way of a client's batch."""
 
     def hand_in(self, client_id: int) -> float:
-        """Returns how long a client's weights take until they are handed in."""
+        """Returns how long a client's weights take to the aggregator."""
 
     def take_over(self, client_id: int) -> float:
         """Returns how long a client takes to get the newest weights."""

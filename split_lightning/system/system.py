@@ -1,4 +1,4 @@
-"""`System`: how fast devices compute, and links carry."""
+"""`System`: speeds of devices and links."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class System:
     Args:
         client_flops: Floating-point operations in a second of a client's device. Here
             and below: a number, or the ends of a range.
-        server_flops: The same of a server, which serves one step at a time.
+        server_flops: The same for a server, which serves one step at a time.
         uplink: Bits in a second from a client to a server.
         downlink: Bits in a second from a server to a client.
         latency: Seconds from a client to a server, either way.
         server_link: Bits in a second from server to server.
         server_latency: Seconds from server to server.
-        seed: What is drawn follows from it.
+        seed: Seeds the draws.
 
     Raises:
         ValueError: If a value is not positive (a latency negative), or a range is none.

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from split_lightning.message import as_values, num_bytes
 from split_lightning.models.flops import flop_counter
-from split_lightning.random_state import unchanged_random_state
+from split_lightning.training.random_state import unchanged_random_state
 
 
 class Work(NamedTuple):
-    """What a segment computes of one sample in training.
+    """The work of a segment for one sample in training.
 
     Attributes:
         forward: Floating-point operations of the forward pass.
@@ -28,7 +28,7 @@ class Work(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a segment takes for one sample in training.
+    """The costs of a segment for one sample in training.
 
     Attributes:
         work: Its operations.
@@ -45,8 +45,8 @@ def measure(
 ) -> list[list[Measured]]:
     """Measures segments.
 
-    Counted is what torch counts: matrix products and convolutions, where nearly all of
-    the work is; a multiplication and an addition are two operations.
+    Counts matrix products and convolutions, as torch does: nearly all of the work. A
+    multiplication and an addition are two operations.
 
     Args:
         places: For each place in the network, in order, the segments there.

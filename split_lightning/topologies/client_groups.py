@@ -22,7 +22,7 @@ def grouped(
 
     Args:
         lower: The network's own lower part.
-        networks: The entries, dealt out to clients; `None`: the network's lower part.
+        networks: The entries, for groups of clients; `None`: the network's lower part.
         image_shape: The shape of an image: `(C, H, W)`.
 
     Returns:
@@ -42,7 +42,7 @@ def grouped(
 
 
 def _description(segment: nn.Module) -> str:
-    """Returns what two segments have in common that differ in their weights alone."""
+    """Returns a description that is equal for segments that differ only in weights."""
     state = segment.state_dict(keep_vars=True)
     shapes = {name: (tuple(t.shape), t.requires_grad) for name, t in state.items()}
     modules = list(segment.modules())

@@ -19,12 +19,12 @@ from split_lightning.topologies.client_network import ClientNetwork
 # The layer after which to cut, or several in order; the first may be a list of its own,
 # which is dealt out to the clients. `None`: the network is not cut.
 CutLayers: TypeAlias = CutLayer | Sequence[str | int | Sequence[str | int]] | None
-# Who has the labels in training, and with them the loss.
+# The party with the labels in training, and with the loss.
 Labels: TypeAlias = Literal["client", "server"]
 
 
 class Topology(NamedTuple):
-    """The segments of a network, and who has them.
+    """The segments of a network, and their parties.
 
     Attributes:
         modules: The segments, in the order of the network.
@@ -32,7 +32,7 @@ class Topology(NamedTuple):
             side (holders of parts), or for different clients.
         names: For each segment the name of the layers that it is saved with: `client`,
             `server`, or `between` where clients as well as servers may have it.
-        placement: Who has which segment.
+        placement: Which party has which segment.
         is_split: Whether the network is cut.
         parts: How samples are divided among a client's holders; `None`: they are whole.
         missing: The rule for holders that lack a sample; `None`: none does.
@@ -70,20 +70,20 @@ def place(
     client_networks: Sequence[ClientNetwork | None] | None = None,
     image_shape: Sequence[int] | None = None,
 ) -> Topology:
-    """Cuts a network, and says who has which segment.
+    """Cuts a network, and assigns its segments to parties.
 
     A client has the layers up to the first cut; a server computes from each cut to the
-    next. Behind the last cut computes the party that has the labels: with one cut this
-    is vanilla split learning, with two and labels at the client a U-shape (Vepakomma et
-    al. 2018, https://arxiv.org/abs/1812.00564).
+    next. The party with the labels computes what is behind the last cut: with one cut
+    this is vanilla split learning, with two and labels at the client a U-shape
+    (Vepakomma et al. 2018, https://arxiv.org/abs/1812.00564).
 
     Args:
         network: The unsplit network.
         cut_layer: Where to cut; see `CutLayers`.
-        labels: Who has the labels.
+        labels: The party with the labels.
         label_holder: Which of a client's holders has the labels, where the network is a
             `VerticalNetwork`.
-        client_networks: Networks of clients' own, dealt out to them; `None` among them:
+        client_networks: Networks of the clients' own, in groups; `None` among them:
             the lower layers of `network`.
         image_shape: The shape of an image, which `client_networks` need.
 
@@ -161,7 +161,7 @@ def _unsplit(
     if labels != "server" or client_networks is not None:
         raise ValueError(
             "Expected argument `cut_layer` to name a layer where `labels` or "
-            "`client_networks` say who has what of the network, but got none."
+            "`client_networks` assign parts of the network, but got none."
         )
     placement = Placement([(Home("server"),)])
     return Topology([network], [0], ["network"], placement, is_split=False)
@@ -175,7 +175,7 @@ def _layout(
     num_holders: int,
     label_holder: int,
 ) -> Layout:
-    """Returns who has each segment for clients with one entry of the first cut."""
+    """Returns the party of each segment for clients with one entry of the first cut."""
     lower = [Home("client", holder) for holder in range(num_holders)]
     between = [
         CLIENT if entry <= depth else Home("server") for entry in range(1, num_entries)
@@ -214,7 +214,7 @@ def _check_networks(
     if num_holders > 1:
         raise ValueError(
             "Expected argument `client_networks` to be null where each client is a "
-            "group of holders, who have networks of their own (the bottoms of a "
+            "group of holders with networks of their own (the bottoms of a "
             f"`VerticalNetwork`), but got {len(networks)} entries."
         )
     if not networks or image_shape is None or num_entries > 1 or labels == "client":

@@ -16,7 +16,7 @@ def write_board(compared: Comparison, plot: Path, folder: Path) -> None:
     """Writes a run of TensorBoard for each group, and the plot as an image.
 
     Its scalars `val_accuracy/by_round`, `by_samples` and `by_bytes` have rounds, images
-    trained on and bytes that travelled as their steps. They are means over seeds.
+    trained on and bytes sent as their steps. They are means over seeds.
 
     Args:
         compared: The runs.

@@ -34,10 +34,10 @@ def draw(compared: Comparison) -> Figure | None:
     """Returns a plot of runs, or `None` if none has an accuracy.
 
     There is a row of panels for each data set and partition, a column for each axis,
-    and a colour for each protocol; other settings have line styles. Lines are mean
+    and a colour for each protocol; other settings have line styles. Curves are mean
     validation accuracies, in a band of one standard deviation where there are several
     seeds. Stars are test accuracies at the end. Clients with networks of their own have
-    no line: each validates on its own labels only, which compares with nothing else.
+    no curve: each validates on its own labels only.
     """
     import seaborn as sns
     from matplotlib.figure import Figure

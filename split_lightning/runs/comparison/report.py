@@ -1,4 +1,4 @@
-"""What a comparison leaves: tables on the terminal and as CSV, a plot, TensorBoard."""
+"""The files of a comparison: tables on the terminal and as CSV, a plot, TensorBoard."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def compare(
 ) -> list[Path]:
     """Prints tables of runs, and writes them, a plot and files for TensorBoard.
 
-    Runs that differ in nothing but their seed are one row and one curve: their means,
+    Runs that differ only in their seed are one row and one curve: their means,
     with the sample standard deviations. `comparison.csv` has a row for each run,
     `comparison_means.csv` one for each row of the table.
 
@@ -122,7 +122,9 @@ def as_table(
         settings: Whether the settings and the status are shown.
     """
     groups, keys = found.groups, found.keys if settings else []
-    zero = 0 if columns is _TRAVELLED else None  # what never travelled has no column
+    zero = (
+        0 if columns is _TRAVELLED else None
+    )  # bytes that were never sent have no column
     used = [key for key in columns if (groups[key].dropna() != zero).any()]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for name in ("run", *(short_names(found.keys)[key] for key in keys)):

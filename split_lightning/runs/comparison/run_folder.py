@@ -1,4 +1,4 @@
-"""A run as its folder tells it: settings, figures, rounds, and how it ended."""
+"""A run, read from its folder: settings, figures, rounds, and its end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Figures = dict[str, float | None]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run has left in its folder.
+    """The content of a run's folder.
 
     Attributes:
         path: The folder.
@@ -72,7 +72,7 @@ class RunFolder:
     def figures(self) -> Figures:
         """Returns the figures of the run; those of its last round if it has no others.
 
-        `bytes` is what travelled in all; `rounds_done` is no setting, as `rounds` is.
+        `bytes` is the sum of all bytes; `rounds_done` is no setting, as `rounds` is.
         What was not measured is `None`.
         """
         last = {} if self.history.empty else dict(self.history.iloc[-1])
@@ -122,7 +122,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[RunFolder]:
 
 
 def read_run(path: Path, name: str | None = None) -> RunFolder:
-    """Returns what a run has left in its folder, however far it came."""
+    """Returns the content of a run's folder, complete or not."""
     name = path.name if name is None else name
     try:
         return _read(path, name)
@@ -150,7 +150,7 @@ def _read(path: Path, name: str) -> RunFolder:
 
 
 def _is_run(folder: Path) -> bool:
-    """Tells a run's folder from another that happens to hold a `config.yaml`."""
+    """Returns whether a folder is a run's, not another with a `config.yaml`."""
     if folder.name == ".hydra":
         return False
     if any((folder / name).is_file() for name in (FAILURE, "results.json")):

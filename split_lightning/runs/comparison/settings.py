@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from split_lightning.runs.keys import is_within, value_at
 
-# No choices: where a run is, where it went on from, what it shows, what it refuses.
+# No choices: where a run is, where it resumed from, what it shows, what it refuses.
 _IGNORED = (
     "output_dir",
     "ckpt_path",
@@ -24,7 +24,7 @@ _IGNORED = (
     "trainer.enable_model_summary",
     "callbacks.history.title",
 )
-_FOLDER = "OUTPUT_DIR"  # in the place of each run's own
+_FOLDER = "OUTPUT_DIR"  # instead of each run's own
 _NOTHING = (None, "", "[]", "{}")
 
 
@@ -156,7 +156,7 @@ def _differing_choices(runs: Sequence[Mapping[str, Setting]]) -> list[str]:
 def _differs(
     key: str, runs: Sequence[Mapping[str, Setting]], differing: Sequence[str]
 ) -> bool:
-    """Tells whether a key differs between runs, and nothing else tells how."""
+    """Returns whether a key differs between runs, and no other key implies it."""
     found = [run[key] for run in runs if key in run]
     if not found:
         return False
@@ -168,14 +168,14 @@ def _differs(
 
 
 def _is_alias(found: Sequence[Setting]) -> bool:
-    """Tells whether all write the same interpolation."""
+    """Returns whether all write the same interpolation."""
     return "${" in str(found[0].written) and len({str(s.written) for s in found}) == 1
 
 
 def _is_told(
     key: str, runs: Sequence[Mapping[str, Setting]], differing: Sequence[str]
 ) -> bool:
-    """Tells whether the class of the object around a key says which runs lack it."""
+    """Returns whether the class around a key says which runs lack it."""
     parts = key.split(".")
     around = [".".join(parts[:i]) for i in range(1, len(parts))]
     for owner in {*around, *(f"{own}._target_" for own in around)} & set(differing):

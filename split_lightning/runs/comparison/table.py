@@ -25,7 +25,7 @@ class Comparison:
         common: The data set and the partition, where all runs have the same.
         runs: A row for each run: name, status, what was typed, settings, figures, error
             and folder; `group` numbers the groups.
-        groups: A row for each group of runs that differ in nothing but their seed:
+        groups: A row for each group of runs that differ only in their seed:
             settings, means of the figures, and sample standard deviations (divisor
             n - 1) with the suffix `_std`. A figure that one run lacks is missing.
         shown: The settings of each group, as tables and legends show them.

@@ -1,4 +1,4 @@
-"""Resumption with other options: optimizers of now, with what those before kept."""
+"""Resumption with other options: new optimizers with the old states."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def describe(
     schedulers: Iterable[LRScheduler],
     interval: Literal["batch", "round"],
 ) -> Options:
-    """Returns the kinds and options of optimizers and schedulers that are new.
+    """Returns the classes and options of new optimizers and schedulers.
 
     Args:
         optimizers: By party.
@@ -67,22 +67,22 @@ def go_on(
     optimizers: Mapping[str, Optimizer],
     schedulers: Sequence[LRScheduler],
 ) -> list[str]:
-    """Has a checkpoint go on with the options of now, where these are others.
+    """Gives a checkpoint the options of the new command.
 
-    Optimizers keep what they remember of past steps. Schedules are those of now, at the
-    place that the run has reached. Where no option differs, nothing is changed.
+    Optimizers keep their states. Schedules are the new ones, at the step that the run
+    has reached. Where no option differs, nothing is changed.
 
     Args:
         checkpoint: The checkpoint, before Lightning restores optimizers from it.
         options: What `describe` returned for the optimizers and schedulers.
-        optimizers: The optimizers of now, which are new, by party.
-        schedulers: Their schedulers, which are new.
+        optimizers: The new optimizers, by party.
+        schedulers: Their new schedulers.
 
     Returns:
         What differs, in words.
 
     Raises:
-        ValueError: If an optimizer is of another kind, or could not go on from what
+        ValueError: If an optimizer is of another class, or could not continue from what
             the one before remembers, or a schedule is over.
     """
     before: Options = checkpoint.get("options", {})
@@ -137,7 +137,7 @@ def _require_same_kinds(before: Options, now: Options) -> None:
 def _steps_so_far(
     checkpoint: Mapping[str, Any], before: Options, options: Options
 ) -> int:
-    """Returns how often a scheduler has stepped when a run has come so far."""
+    """Returns how often a scheduler has stepped in a run so far."""
     interval = options.get("scheduler_interval")
     stored = [s for s in checkpoint["lr_schedulers"] if "_step_count" in s]
     if stored and before.get("scheduler_interval") == interval:
@@ -178,10 +178,10 @@ def _differences(before: Options, now: Options) -> list[str]:
 
 
 class StateFitter:
-    """Fits what optimizers remember of parameters to options that are new.
+    """Fits optimizer states to new options.
 
-    What the optimizer would not use any more (momentum, where that is 0 now) is left
-    out. What it can go on without is new from now on.
+    State that the optimizer no longer uses (momentum, where that is 0 now) is left
+    out. What it can do without begins anew.
 
     Args:
         optimizers: The optimizers, by party.
@@ -198,11 +198,11 @@ class StateFitter:
         self._tried: set[tuple[nn.Parameter, frozenset[str]]] = set()
 
     def fitted(self, parameter: nn.Parameter, state: dict[str, Any]) -> dict[str, Any]:
-        """Returns the part of a state that an optimizer of now uses.
+        """Returns the part of a state that a new optimizer uses.
 
         Args:
             parameter: Of which the state is.
-            state: What an optimizer of the same kind remembers.
+            state: The state of an optimizer of the same class.
 
         Raises:
             ValueError: If the optimizer needs what the state lacks.

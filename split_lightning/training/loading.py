@@ -1,4 +1,4 @@
-"""What `load_from_checkpoint` builds a module with, beside its plain options."""
+"""The arguments of `load_from_checkpoint` besides plain options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIGURATION, OBJECTS = "configuration", "objects"
 def missing_arguments(
     kind: type, path: Any, given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Returns what builds the module of a checkpoint.
+    """Returns the arguments that build the module of a checkpoint.
 
     A checkpoint that the command line wrote says how they are built: classes and plain
     options, as in `config.yaml`. Nothing is unpickled.

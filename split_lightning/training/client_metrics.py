@@ -12,8 +12,8 @@ from torch import Tensor
 from split_lightning.callbacks.logs import is_logged, log_metrics
 from split_lightning.data.loader import ClientBatch
 from split_lightning.processes import summed
-from split_lightning.round_losses import RoundLosses
 from split_lightning.step import StepLosses
+from split_lightning.training.round_losses import RoundLosses
 
 if TYPE_CHECKING:
     from split_lightning.module import SplitLightningModule
@@ -57,7 +57,7 @@ class ClientMetrics:
         self.losses = RoundLosses()
 
     def add_logits(self, batch: ClientBatch, logits: Tensor | None) -> None:
-        """Counts what a client's network got right of its own samples."""
+        """Counts a client's right predictions on its own samples."""
         right, count = self._right.get(batch.client_id, (0, 0))
         if logits is not None:
             right = right + (logits.argmax(dim=1) == batch.targets).sum()
@@ -81,7 +81,7 @@ def client_metric(client_id: int, name: str) -> str:
 
 
 def _log(trainer: pl.Trainer, name: str, values: Mapping[int, Tensor | float]) -> None:
-    # Past `self.log`, which would look at each client's metric in each batch.
+    # Past `self.log`, which would process each client's metric in each batch.
     metrics = {client_metric(k, name): float(v) for k, v in values.items()}
     monitored = {key: torch.tensor(value) for key, value in metrics.items()}
     trainer.callback_metrics.update(monitored)

@@ -1,4 +1,4 @@
-"""The state of all random numbers, as plain values that a checkpoint can hold."""
+"""The state of all random numbers, as plain values for checkpoints."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Takes over what `random_state` returned.
+    """Restores what `random_state` returned.
 
-    The state of CUDA's devices is taken over where there are as many of them.
+    The state of CUDA's devices is restored where there are as many of them.
     """
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
@@ -38,7 +38,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def unchanged_random_state() -> Iterator[None]:
-    """Puts all random numbers back after the block, as they were before it."""
+    """Restores the state of all random numbers after the block."""
     state = random_state()
     try:
         yield

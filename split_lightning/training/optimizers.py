@@ -1,4 +1,4 @@
-"""The parties' optimizers and learning-rate schedulers, from what makes them."""
+"""The parties' optimizers and learning-rate schedulers, from their factories."""
 
 from __future__ import annotations
 

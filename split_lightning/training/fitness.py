@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.message import as_values
 from split_lightning.protocols.least_batch import LeastBatch
-from split_lightning.random_state import unchanged_random_state
+from split_lightning.training.random_state import unchanged_random_state
 from split_lightning.user_code import described
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ def check_network(module: SplitLightningModule, data: SplitDataModule) -> None:
 def set_least_batch(
     module: SplitLightningModule, data: SplitDataModule, world_size: int
 ) -> LeastBatch:
-    """Tells a data module how small a batch of the network may be.
+    """Sets the smallest batch of a data module by the network.
 
     Args:
-        module: The network, by the party that holds each part.
-        data: The data, dealt out.
+        module: The module.
+        data: The data, partitioned.
         world_size: Number of processes that share a batch out.
 
     Raises:
@@ -121,13 +121,13 @@ def _run(
         with torch.no_grad(), unchanged_random_state():
             for stage in stages:
                 values = stage.eval()(*as_values(values))
-    except Exception as error:  # a network raises what it likes
+    except Exception as error:  # a network may raise anything
         raise _unfit(inputs, error) from error
     return values
 
 
 def _require_enough(data: SplitDataModule) -> None:
-    """Stops where no sharing out makes batches large enough."""
+    """Stops where batches cannot be made large enough."""
     least, protocol, batch_size = data.least, data.protocol, data.batch_size
     if least.is_trivial:
         return

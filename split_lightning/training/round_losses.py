@@ -1,4 +1,4 @@
-"""What a round's training losses come to, in all and by client."""
+"""Mean training losses of a round, over all clients and by client."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class RoundLosses:
         self.sums[client_id] = (total + loss * num_samples, count + num_samples)
 
     def by_client(self, trainer: pl.Trainer) -> dict[int, Tensor | float]:
-        """Returns each client's mean over all processes; each must ask."""
+        """Returns each client's mean over all processes; each must call it."""
         return {k: s / n for k, (s, n) in self._of_all(trainer).items()}
 
     def mean(self, trainer: pl.Trainer) -> Tensor | float:
-        """Returns the mean over all clients and processes; each must ask."""
+        """Returns the mean over all clients and processes; each must call it."""
         sums = self._of_all(trainer).values()
         return sum(total for total, _ in sums) / max(sum(n for _, n in sums), 1)
 
     def take_over(self, sums: list[Sums], rank: int, world_size: int) -> None:
-        """Goes on from the sums of each process.
+        """Continues from the sums of each process.
 
         Another number of processes than there were has their total in the first.
         """
