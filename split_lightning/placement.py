@@ -68,8 +68,7 @@ class Placement:
         if num_groups is not None and not 1 <= num_groups <= num_clients:
             raise ValueError(
                 "Expected argument `num_servers` to be an integer from 1 to "
-                f"`num_clients` ({num_clients}), or null for one server for each "
-                f"client, but got {num_groups}."
+                f"`num_clients` ({num_clients}), but got {num_groups}."
             )
         self.layouts = [tuple(layout) for layout in layouts]
         self.entries = tuple(entries)

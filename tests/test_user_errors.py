@@ -197,6 +197,7 @@ MISTAKES = {
     "buffers=keep": ["protocol=round_robin does not use `buffers`"],
     "protocol=gpsl spill_to=waiting": ["`spill_to` to be null", "GPSL"],
     "topology=u_shaped protocol=centralized": ["Centralized", "leave `topology` out"],
+    "protocol=gpsl callbacks.drift.server=true": ["callbacks.drift.server", "GPSL"],
     "topology=unsplit": ["RoundRobin", "leave `topology=unsplit` out"],
     # What cannot be read at all
     "num_clients==": ["num_clients=="],

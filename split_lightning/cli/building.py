@@ -127,6 +127,11 @@ def _is_wanted(
 ) -> bool:
     """Returns whether the callback has anything to do under this Trainer and data."""
     if isinstance(callback, DriftMonitor):
+        if "server" in callback.parties and not protocol.sequential:
+            raise ValueError(
+                "Expected `callbacks.drift.server` to be false where clients do not "
+                f"train one server in turn ({type(protocol).__name__}), but got true."
+            )
         return protocol.sequential
     if isinstance(callback, ProgressBar):
         return options.enable_progress_bar is not False and not options.barebones

@@ -26,8 +26,8 @@ COMMAND = Command(
     ),
     help="""Prints a round: its actions, the bytes of each, and totals.
 
-Nothing is trained. The keys are those of training; with a system (system=lan) there are
-virtual seconds, too.
+Nothing is trained; the data are loaded and dealt out as in training. The keys are those
+of training; with a system (system=lan) there are virtual seconds, too.
 
 round=NUMBER        the round, from 1; earlier ones are planned with it
 csv=FILE            a file of all actions; the terminal has about 50
