@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,16 +17,23 @@ from typing_extensions import Self, override
 from split_lightning.callbacks.monitors import require_known_monitors
 from split_lightning.callbacks.segment_summary import SegmentSummary
 from split_lightning.channel import Channel
-from split_lightning.client_metrics import ClientMetrics, client_metric
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import ClientBatch, TrainLoader
 from split_lightning.engines.local import LocalEngine
 from split_lightning.engines.networks import Networks
-from split_lightning.finite import FiniteCheck, NonFinitePolicy, NotFinite
-from split_lightning.fitness import set_least_batch
-from split_lightning.loading import missing_arguments
 from split_lightning.observers.traffic import Traffic
-from split_lightning.optimizers import (
+from split_lightning.processes import summed
+from split_lightning.protocols.plan import Step
+from split_lightning.protocols.protocol import Protocol
+from split_lightning.step import StepLosses
+from split_lightning.task import Task
+from split_lightning.topologies.client_network import ClientNetwork
+from split_lightning.topologies.topology import CutLayers, Labels, place
+from split_lightning.training.client_metrics import ClientMetrics, client_metric
+from split_lightning.training.finite import FiniteCheck, NonFinitePolicy, NotFinite
+from split_lightning.training.fitness import set_least_batch
+from split_lightning.training.loading import missing_arguments
+from split_lightning.training.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
     Uncounted,
@@ -35,15 +41,8 @@ from split_lightning.optimizers import (
     make_optimizer,
     make_scheduler,
 )
-from split_lightning.processes import summed
-from split_lightning.protocols.plan import Step
-from split_lightning.protocols.protocol import Protocol
-from split_lightning.resumption import Resumption
-from split_lightning.step import StepLosses
-from split_lightning.support import find_protocol, require_cut, require_fit
-from split_lightning.task import Task
-from split_lightning.topologies.client_network import ClientNetwork
-from split_lightning.topologies.topology import CutLayers, Labels, place
+from split_lightning.training.resumption import Resumption
+from split_lightning.training.support import find_protocol, require_cut, require_fit
 
 # Kept in checkpoints: plain values, so that `weights_only=True` loads them.
 _HYPERPARAMETERS = (
@@ -58,7 +57,7 @@ _HYPERPARAMETERS = (
     "channels_last",
     "non_finite",
 )
-_logger = logging.getLogger(__name__)
+_LOOK_EVERY = 50  # batches on a GPU between looks whether numbers are finite
 
 
 class SplitLightningModule(pl.LightningModule):
@@ -526,6 +525,7 @@ class SplitLightningModule(pl.LightningModule):
         }
         self.engine.use(raw, {**steps, "server": counted})
         self.engine.backward_pass = self.manual_backward
+        self.finite.every = 1 if self.device.type == "cpu" else _LOOK_EVERY
         self.resumption.take_over_optimizers(self, raw)
 
     @override

@@ -6,6 +6,7 @@ import traceback
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hypothesis import HealthCheck, settings
 from pytorch_lightning.loggers import Logger
 from torch import nn
@@ -58,6 +59,7 @@ def tiny_network(num_classes=3):
 @pytest.fixture(autouse=True)
 def _clean_hydra():
     GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
     yield
     GlobalHydra.instance().clear()
 

@@ -287,7 +287,7 @@ def test_a_round_that_is_cut_short_ends_its_turns(tmp_path, limit):
     """All clients have the same weights, though all but one turn were under way."""
     module = make()
     fit(tmp_path, module, data_of(AsynchronousWeightPassing()), **{limit: 4})
-    assert module.engine.representatives() == []
+    assert module.networks.representatives() == []
     for k in (1, 2):
         assert_equal(state_of(module, k), state_of(module, 0))
 

@@ -9,11 +9,13 @@ from pytorch_lightning import Trainer
 from torchvision.models import resnet18
 
 from split_lightning import (
+    Channel,
+    Message,
     RoundRobinWeightPassing,
     SplitDataModule,
     SplitLightningModule,
 )
-from split_lightning.channel import CutLayerChannel, Traffic
+from split_lightning.observers.traffic import NAMES, Traffic
 
 # torchvision's ResNet-18 on 32x32 images: values a sample at each cut; the client's
 # parameters, and its BatchNorm buffers (running mean and variance).
@@ -39,9 +41,7 @@ def test_bytes_of_resnet18_equal_the_closed_formula(tmp_path, cut_layer, policy)
     num_samples, num_clients, rounds = 12, 3, 2
     source = RandomImages(num_samples, 4, 10, (3, 32, 32))
     sgd = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
-    module = SplitLightningModule(
-        resnet18(num_classes=10), cut_layer, sgd, sgd, 10, optimizer_state=policy
-    )
+    module = SplitLightningModule(resnet18(num_classes=10), cut_layer, sgd, sgd, 10)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=rounds,
@@ -49,7 +49,7 @@ def test_bytes_of_resnet18_equal_the_closed_formula(tmp_path, cut_layer, policy)
         enable_checkpointing=False,
         enable_progress_bar=False,
         default_root_dir=tmp_path,
-        callbacks=[RoundRobinWeightPassing()],
+        callbacks=[RoundRobinWeightPassing(optimizer_state=policy)],
     )
     trainer.fit(module, datamodule=SplitDataModule(source, num_clients, val_share=0))
 
@@ -58,36 +58,40 @@ def test_bytes_of_resnet18_equal_the_closed_formula(tmp_path, cut_layer, policy)
     handoffs = rounds * num_clients - 1
     segment = 4 * (parameters + buffers) + 8 * NUM_BATCHNORMS[cut_layer]
     travelling = 4 * parameters if policy == "travel" else 0
-    assert module.traffic == Traffic(
-        uplink_bytes=images * (values * 4 + 8),
-        downlink_bytes=images * values * 4,
-        handoff_bytes=handoffs * (segment + travelling),
-        handoffs=handoffs,
-    )
+    assert module.totals() == dict.fromkeys(NAMES, 0) | {
+        "uplink_bytes": images * (values * 4 + 8),
+        "downlink_bytes": images * values * 4,
+        "handoff_bytes": handoffs * (segment + travelling),
+        "handoffs": handoffs,
+    }
 
 
-def test_only_detached_values_cross():
+CROSSED = (torch.zeros(3), 7, torch.arange(2), None)  # 12, 8 and 16 bytes, and none
+COUNTED = {
+    ("smashed", "client/0", "server/0"): "uplink_bytes",
+    ("labels", "client/0.1", "server/0"): "uplink_bytes",
+    ("gradient", "server/0", "client/0"): "downlink_bytes",
+    ("smashed", "server/0", "server/1"): "hop_bytes",
+    ("weights", "server/0", "client/1"): "layer_bytes",
+    ("weights", "client/0", "aggregator/0"): "averaging_bytes",
+    ("statistics", "aggregator/0", "client/0"): "averaging_bytes",
+    ("weights", "server/1", "aggregator/0"): "server_averaging_bytes",
+}
+
+
+@pytest.mark.parametrize("message", COUNTED, ids=" ".join)
+def test_a_message_is_delivered_and_counted_where_it_belongs(message):
+    channel, traffic, seen = Channel(), Traffic(), []
+    channel.observers += [traffic, seen.append]
+    assert channel.send(*message, CROSSED, 4, 1) is CROSSED
+    assert seen == channel.recent == [Message(*message, CROSSED, step=4, place=1)]
+    assert traffic.counts == dict.fromkeys(NAMES, 0) | {COUNTED[message]: 36}
+
+
+def test_a_hand_off_of_several_holders_is_one():
     traffic = Traffic()
-    channel = CutLayerChannel(traffic)
-    weight = torch.ones(3, requires_grad=True)
-    activations = (weight * 2, 7, torch.arange(2))
-    first, number, labels = channel.send(activations)
-    assert first.is_leaf
-    assert first.requires_grad
-    assert first.grad_fn is None
-    assert number == 7
-    assert not labels.requires_grad
-    (first * 5).sum().backward()
-    assert weight.grad is None
-    gradient, *rest = channel.send_back((first, number, labels))
-    assert torch.equal(gradient, torch.full((3,), 5.0))
-    assert rest == [None, None]
-    assert traffic.uplink_bytes == 3 * 4 + 8 + 2 * 8
-    assert traffic.downlink_bytes == 3 * 4
-
-
-def test_targets_are_counted():
-    traffic = Traffic()
-    targets = torch.tensor([1, 2, 3])
-    assert CutLayerChannel(traffic).send_targets(targets) is targets
-    assert traffic == Traffic(uplink_bytes=24)
+    for holder in range(3):
+        ends = f"client/0.{holder}", f"client/1.{holder}"
+        traffic(Message("weights", *ends, CROSSED))
+    assert traffic.counts["handoffs"] == 1
+    assert traffic.counts["handoff_bytes"] == 3 * 36

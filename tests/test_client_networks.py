@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from protocols import (
     step,
 )
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from test_protocols import EACH, SKEWED
+from test_protocols import SKEWED
 from test_resume import check
 from test_train import command
 from torch import nn
@@ -27,13 +28,16 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from split_lightning import (
     ClientNetwork,
-    CycleSplitLightningModule,
+    CycleSL,
+    LocalEngine,
+    ParallelSplitLearning,
     RoundRobinWeightPassing,
+    SplitFedV1,
+    SplitFedV3,
     SplitLightningModule,
 )
-from split_lightning.callbacks import ClientAveraging, ServerAveraging, VirtualClock
+from split_lightning.callbacks import VirtualClock
 from split_lightning.cli.rebuilding import evaluate
-from split_lightning.data import ParallelSchedule, RoundRobinSchedule
 from split_lightning.export import main as export_run
 from split_lightning.models.adapter import Adapter
 from split_lightning.runs.run_files import read_config
@@ -129,11 +133,9 @@ def assert_network(module, client, parts):
     segment, server = (clone(part).eval() for part in parts)
     images = torch.rand(5, *IMAGE, generator=torch.Generator().manual_seed(9))
     module.eval()
-    module.parties.show(client)
     with torch.no_grad():
-        logits = module(images)
-    own = clone(module.stages()["client"].state_dict())
-    module.parties.show_live()
+        logits = module.networks.predict(client, images)
+    own = module.stages(client)["client"].state_dict()
     torch.testing.assert_close(logits, server(segment(images)), rtol=1e-4, atol=1e-5)
     mine = segment.state_dict()
     assert len(own) == len(mine)
@@ -144,10 +146,10 @@ def assert_network(module, client, parts):
 @pytest.mark.parametrize("policy", ["keep", "travel", "reset"])
 def test_a_round_robin_equals_a_plain_loop(tmp_path, entries, policy):
     """Client 2 goes on from client 0, of its group; client 1 from itself."""
-    module = made(entries, optimizer_state=policy)
+    module = made(entries)
     *clients, server = by_hand(entries, module)
-    data = make_data(**SKEWED)
-    fit(tmp_path, module, data, [RoundRobinWeightPassing()])
+    data = make_data(3, RoundRobinWeightPassing(optimizer_state=policy), **SKEWED)
+    fit(tmp_path, module, data)
     nets = clients[:2]  # of each group
     own = [SGD(net.parameters()) for net in nets]
     at_server = SGD(server.parameters())
@@ -165,7 +167,7 @@ def test_a_round_robin_equals_a_plain_loop(tmp_path, entries, policy):
             step([own[group], at_server], loss)
     for k in range(3):
         assert_network(module, k, (nets[GROUP[k]], server))
-    assert module.parties.representatives() == [0, 1]
+    assert module.networks.representatives() == [0, 1]
     size = sum(t.nbytes for t in nets[0].state_dict().values())
     momentum = sum(p.nbytes for p in nets[0].parameters())
     changes = 2 * ROUNDS - 1
@@ -174,15 +176,13 @@ def test_a_round_robin_equals_a_plain_loop(tmp_path, entries, policy):
     assert module.totals()["handoff_bytes"] == changes * sent
 
 
-@pytest.mark.parametrize("averages_clients", [True, False])
-def test_splitfed_equals_a_plain_loop(tmp_path, entries, averages_clients):
+@pytest.mark.parametrize("protocol", [SplitFedV1, SplitFedV3])
+def test_splitfed_equals_a_plain_loop(tmp_path, entries, protocol):
     """v1: the mean over each group, and over all servers. v3: over servers alone."""
-    module = made(entries, server_map=EACH)
+    module = made(entries)
     *clients, server = by_hand(entries, module)
-    data = make_data(**SKEWED, servers=EACH)
-    every = 1 if averages_clients else None
-    flow = [ClientAveraging(every=every), ServerAveraging(remote=False)]
-    fit(tmp_path, module, data, flow)
+    data = make_data(3, protocol(), **SKEWED)
+    fit(tmp_path, module, data)
     servers = [clone(server) for _ in range(3)]
     own = [
         SGD([*one.parameters(), *other.parameters()])
@@ -194,7 +194,7 @@ def test_splitfed_equals_a_plain_loop(tmp_path, entries, averages_clients):
             step([own[k]], run_through((clients[k], servers[k]), inputs, targets))
             samples[k] += len(targets)
         into_mean(servers, samples)
-        if averages_clients:
+        if protocol is SplitFedV1:
             members = {k: n for k, n in samples.items() if GROUP[k] == 0}
             into_mean(clients, members)
     for k in range(3):
@@ -207,26 +207,22 @@ def into_mean(nets, samples):
         nets[k].load_state_dict(mean)
 
 
-@pytest.mark.parametrize("cut_gradient", ["joint", "own"])
-def test_parallel_equals_a_plain_loop(tmp_path, entries, cut_gradient):
-    options = SKEWED | {"schedule": ParallelSchedule()}
-    module = made(entries, cut_gradient=cut_gradient)
+def test_parallel_equals_a_plain_loop(tmp_path, entries):
+    data = make_data(3, ParallelSplitLearning(1), **SKEWED)
+    module = made(entries)
     *clients, server = by_hand(entries, module)
-    fit(tmp_path, module, make_data(**options), [ClientAveraging()])
+    fit(tmp_path, module, data)
     own = [SGD(net.parameters()) for net in clients]
     at_server = SGD(server.parameters())
     for round_index in range(ROUNDS):
         samples = Counter()
-        for parts in batches_of(make_data(**options), round_index):
+        for parts in batches_of(data, round_index):
             for optimizer in (*own, at_server):
                 optimizer.zero_grad()
             smashed = torch.cat([clients[k](inputs) for k, inputs, _ in parts])
             targets = torch.cat([own_targets for *_, own_targets in parts])
             cross_entropy(server(smashed), targets).backward()
             for k, _, own_targets in parts:
-                if cut_gradient == "own":
-                    for parameter in clients[k].parameters():
-                        parameter.grad *= len(targets) / len(own_targets)
                 own[k].step()
                 samples[k] += len(own_targets)
             at_server.step()
@@ -235,11 +231,11 @@ def test_parallel_equals_a_plain_loop(tmp_path, entries, cut_gradient):
         assert_network(module, k, (clients[k], server))
 
 
-def test_equal_entries_are_one_group_and_others_are_not(tmp_path):
+def test_equal_entries_are_one_group_and_others_are_not():
     deeper = small().append(nn.Identity())
     networks = [ClientNetwork(net) for net in (small(), deeper, small())]
     module = made((lambda: networks, None))
-    assert [module.parties.kinds.kind_of(k, 3) for k in range(3)] == [0, 1, 0]
+    assert module.topology.placement.entries == (0, 1, 0)
     assert set(module.segments()) == {"client", "client_2", "server"}
 
 
@@ -259,17 +255,19 @@ def test_an_adapter_has_no_more_than_it_needs(sent, taken, keys):
     assert list(adapter.state_dict()) == keys
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_a_run_that_was_stopped_goes_on(tmp_path, together):
-    schedule = ParallelSchedule() if together else RoundRobinSchedule(local_steps=1)
-    flow = ClientAveraging if together else RoundRobinWeightPassing
-    spill = {"spill_to": tmp_path / "waiting"}
-
+@pytest.mark.parametrize(
+    ("protocol", "kill"),
+    [
+        (partial(ParallelSplitLearning, 1), 1),
+        (partial(RoundRobinWeightPassing, local_steps=1), 3),
+    ],
+)
+def test_a_run_that_was_stopped_goes_on(tmp_path, protocol, kill):
     def make():
-        module = made(ENTRIES["own"], **spill)
-        return module, make_data(schedule=schedule)
+        engine = LocalEngine(spill_to=tmp_path / "waiting")
+        return made(ENTRIES["own"], engine=engine), make_data()
 
-    check(tmp_path, make, (1 if together else 3,), [flow])
+    check(tmp_path, make, (kill,), [protocol])
 
 
 def test_virtual_time_is_of_each_clients_network(tmp_path):
@@ -282,7 +280,7 @@ def test_virtual_time_is_of_each_clients_network(tmp_path):
         module = made((lambda own=own: [own], None))
         clock = VirtualClock(system)
         data = make_data(1)
-        fit(tmp_path, module, data, [RoundRobinWeightPassing(), clock])
+        fit(tmp_path, module, data, [clock])
         seconds[name] = clock.seconds
     samples = ROUNDS * sum(map(len, data.parts))
     convolution = 2 * 36 * 4 * 25  # of one sample, forward; in the backward of weights
@@ -349,43 +347,25 @@ def test_networks_that_look_alike_and_compute_otherwise_are_no_group():
     own = [(1.0, torch.relu), (2.0, torch.relu), (1.0, torch.tanh), (1.0, torch.relu)]
     entries = [ClientNetwork(Scaled(*options)) for options in own]
     module = made((lambda: entries,))
-    assert module.parties.kinds.entries == (0, 1, 2, 0)
+    assert module.topology.placement.entries == (0, 1, 2, 0)
 
 
 def test_more_entries_than_clients_are_refused(tmp_path):
     with pytest.raises(ValueError, match="entry of `client_networks` for each client"):
-        fit(
-            tmp_path,
-            made(ENTRIES["own"]),
-            make_data(2),
-            [RoundRobinWeightPassing()],
-        )
+        fit(tmp_path, made(ENTRIES["own"]), make_data(2))
 
 
-def test_clients_averaged_at_each_step_have_the_same_layers(tmp_path):
-    with pytest.raises(MisconfigurationException, match="act on the same weights"):
-        fit(
-            tmp_path,
-            made(ENTRIES["own"]),
-            make_data(schedule=ParallelSchedule()),
-            [ClientAveraging(every="step")],
-        )
+def test_clients_that_act_on_one_state_have_the_same_layers(tmp_path):
+    data = make_data(3, ParallelSplitLearning("step"))
+    with pytest.raises(MisconfigurationException, match="train one state together"):
+        fit(tmp_path, made(ENTRIES["own"]), data)
 
 
 def test_a_server_that_trains_first_takes_what_all_send(tmp_path):
-    module = CycleSplitLightningModule(
-        network(),
-        2,
-        SGD,
-        SGD,
-        3,
-        client_networks=ENTRIES["own"][0](),
-        image_shape=IMAGE,
-    )
-    data = make_data(schedule=ParallelSchedule())
+    module = made(ENTRIES["own"])
     before = module.segments()["client_2"].adapter.conv.weight.clone()
-    fit(tmp_path, module, data, [ClientAveraging()], rounds=1)
-    assert not torch.equal(module.segments()["client_2"].adapter.conv.weight, before)
+    fit(tmp_path, module, make_data(3, CycleSL()), rounds=1)
+    assert not torch.equal(module.segments(1)["client_2"].adapter.conv.weight, before)
 
 
 def test_the_command_line(monkeypatch, tmp_path, capsys):

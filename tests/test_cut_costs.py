@@ -175,8 +175,8 @@ def test_bytes_are_those_that_a_run_counts(tmp_path, layer):
     data = SplitDataModule(DigitsImages(), num_clients=1, val_share=0)
     fit(tmp_path, module, data, limit_train_batches=5)
     samples = 5 * data.batch_size
-    assert module.traffic.uplink_bytes == samples * cost.uplink_bytes
-    assert module.traffic.downlink_bytes == samples * cost.downlink_bytes
+    assert module.totals()["uplink_bytes"] == samples * cost.uplink_bytes
+    assert module.totals()["downlink_bytes"] == samples * cost.downlink_bytes
     assert cost.link_bytes == cost.uplink_bytes + cost.downlink_bytes
     assert cost.uplink_bytes_per_batch == 0
 
@@ -187,8 +187,8 @@ def test_the_state_is_what_a_hand_off_counts(tmp_path):
     module = SplitLightningModule(DigitsCNN(), "maxpool", sgd, sgd, 10)
     data = SplitDataModule(DigitsImages(), num_clients=3, batch_size=300, val_share=0)
     fit(tmp_path, module, data, callbacks=[RoundRobinWeightPassing()])
-    assert module.traffic.handoffs == 2
-    assert module.traffic.handoff_bytes == 2 * cost.client_bytes
+    assert module.totals()["handoffs"] == 2
+    assert module.totals()["handoff_bytes"] == 2 * cost.client_bytes
 
 
 class SendsSizes(nn.Module):
@@ -214,7 +214,7 @@ def test_sizes_cross_with_each_batch_and_are_counted(tmp_path):
     data = SplitDataModule(DigitsImages(), num_clients=1, val_share=0)
     fit(tmp_path, module, data, limit_train_batches=4)
     expected = 4 * (data.batch_size * cost.uplink_bytes + 8)
-    assert module.traffic.uplink_bytes == expected
+    assert module.totals()["uplink_bytes"] == expected
 
 
 def fit(folder, module, data, **options):

@@ -47,7 +47,6 @@ from split_lightning.callbacks import DriftMonitor, ResumeCheckpoint, VirtualClo
 from split_lightning.cli.rebuilding import evaluate
 from split_lightning.coders import AverageGradients
 from split_lightning.export import main as export_run
-from split_lightning.message import Message
 from split_lightning.models import DigitsCNN
 from split_lightning.runs.run_files import read_config
 from split_lightning.system import System, work_of
@@ -165,7 +164,7 @@ def test_splitfed_v1_is_federated_averaging(tmp_path, cuts, policy):
     fit(tmp_path, module, make_data(3, protocol, **SKEWED))
     expected = plain_fedavg(make_data(**SKEWED), policy=policy)[0]
     assert_close(state_of(module), expected)
-    assert module.engine.representatives() == []
+    assert module.networks.representatives() == []
 
 
 class Copies:
@@ -264,7 +263,7 @@ def test_splitfed_v3_equals_a_plain_loop(tmp_path, cuts):
     for client in range(3):
         expected = copies.network_of(client).state_dict()
         assert_close(state_of(module, client), expected)
-    assert module.engine.representatives() == [0, 1, 2]
+    assert module.networks.representatives() == [0, 1, 2]
 
 
 def test_several_servers_equal_a_plain_loop(tmp_path, cuts):
@@ -297,9 +296,8 @@ def test_bytes_are_counted_where_they_belong(tmp_path, cuts):
     """Held against closed formulas: what crosses, and what is handed over."""
     module, seen = made(cuts), Counter()
 
-    def count(event):
-        if isinstance(event, Message):
-            seen[event.kind, event.place] += event.num_bytes
+    def count(message):
+        seen[message.kind, message.place] += message.num_bytes
 
     module.channel.observers.append(count)
     data = make_data(**SKEWED)

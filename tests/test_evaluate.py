@@ -109,7 +109,7 @@ def test_the_figures_are_those_of_training_bit_for_bit(runs, tmp_path, capsys, k
         [
             "trainer.precision=bf16-mixed",
             "model.channels_last=true",
-            "protocol.callbacks.weight_passing.enabled=false",
+            "protocol.enabled=false",
             "+model.criterion._target_=torch.nn.MultiMarginLoss",
         ],
     ],

@@ -10,13 +10,13 @@ from pytorch_lightning.callbacks import LambdaCallback
 from torch import nn
 
 from split_lightning import (
+    Centralized,
     RoundRobinWeightPassing,
     SplitDataModule,
     SplitLightningModule,
-    UnsplitLightningModule,
 )
 from split_lightning.callbacks import ResumeCheckpoint
-from split_lightning.finite import NonFiniteError, are_finite
+from split_lightning.training.finite import NonFiniteError, are_finite
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
@@ -75,9 +75,8 @@ def network():
 
 
 def make_module(centralized=False, **options):
-    if centralized:
-        return UnsplitLightningModule(network(), SGD, 3, **options)
-    return SplitLightningModule(network(), 4, SGD, SGD, 3, **options)
+    cut_layer, client = (None, None) if centralized else (4, SGD)
+    return SplitLightningModule(network(), cut_layer, client, SGD, 3, **options)
 
 
 def make_data(num_clients, augmentation=None):
@@ -90,6 +89,11 @@ def make_data(num_clients, augmentation=None):
     )
 
 
+def steps_of(data):
+    data.setup("fit")
+    return [step.parts for step in data.train_dataloader()]
+
+
 def fit(folder, spoiled, num_clients=3, rounds=2, centralized=False, **options):
     data = make_data(num_clients, spoiled.pop("augmentation", None))
     module = make_module(centralized, **spoiled, **options)
@@ -98,12 +102,12 @@ def fit(folder, spoiled, num_clients=3, rounds=2, centralized=False, **options):
 
 
 def train(module, data, folder, *callbacks, rounds=2):
-    passing = [RoundRobinWeightPassing()] if data.num_clients > 1 else []
+    passing = RoundRobinWeightPassing() if module.topology.is_split else Centralized()
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=rounds,
         logger=False,
-        callbacks=[*callbacks, *passing],
+        callbacks=[*callbacks, passing],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -170,8 +174,7 @@ def test_a_skipped_batch_leaves_no_trace(tmp_path, what, centralized):
     plain = network()
     optimizer = SGD(plain.parameters())
     data = make_data(1)
-    data.setup("fit")
-    for number, batch in enumerate(data.train_dataloader(), start=1):
+    for number, (batch,) in enumerate(steps_of(data), start=1):
         if number != 3:
             optimizer.zero_grad()
             nn.functional.cross_entropy(plain(batch.inputs), batch.targets).backward()
@@ -195,8 +198,7 @@ def test_a_skipped_batch_takes_its_step_with_it(tmp_path):
     )
     plain, data = network(), make_data(1)
     optimizer = SGD(plain.parameters())
-    data.setup("fit")
-    batches = list(data.train_dataloader())
+    batches = [batch for (batch,) in steps_of(data)]
     assert len(batches) == 7
     for window in ((0, 1), (2,), (4, 5), (6,)):
         optimizer.zero_grad()

@@ -18,17 +18,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from split_lightning import (
-    ClientAveraging,
-    CycleSplitLightningModule,
+    Centralized,
+    FedAvg,
+    ParallelSplitLearning,
     RoundRobinWeightPassing,
     SplitDataModule,
     SplitLightningModule,
-    UnsplitLightningModule,
-)
-from split_lightning.data import (
-    ParallelSchedule,
-    PooledSchedule,
-    RoundRobinSchedule,
 )
 from split_lightning.runs import load_run
 
@@ -40,14 +35,18 @@ def make_data(num_clients=3, **options):
     return SplitDataModule(RandomImages(), num_clients, **options)
 
 
-def make_split(kind=SplitLightningModule, **options):
+def make_split(cut_layer=1, **options):
     torch.manual_seed(5)
-    return kind(tiny_network(), 1, SGD, SGD, 3, **options)
+    client = SGD if cut_layer is not None else None
+    return SplitLightningModule(tiny_network(), cut_layer, client, SGD, 3, **options)
 
 
 def make_unsplit(**options):
-    torch.manual_seed(5)
-    return UnsplitLightningModule(tiny_network(), SGD, 3, **options)
+    return make_split(None, **options)
+
+
+# A module, and a protocol that trains one network.
+KINDS = [(make_split, RoundRobinWeightPassing), (make_unsplit, Centralized)]
 
 
 def trainer_of(folder, *callbacks, rounds=2, **options):
@@ -68,14 +67,14 @@ def trainer_of(folder, *callbacks, rounds=2, **options):
 # Loaders
 
 
-@pytest.mark.parametrize("schedule", [RoundRobinSchedule, ParallelSchedule])
-@pytest.mark.parametrize("make", [make_split, make_unsplit])
-def test_loaders_in_place_of_the_data_are_refused(tmp_path, schedule, make):
-    data = make_data(schedule=schedule())
+@pytest.mark.parametrize(
+    ("make", "protocol"), [*KINDS, (make_split, ParallelSplitLearning)]
+)
+def test_loaders_instead_of_the_data_are_refused(tmp_path, make, protocol):
+    data = make_data()
     data.setup("fit")
-    passing = ClientAveraging()
     with pytest.raises(MisconfigurationException, match=r"loaders.*datamodule=data"):
-        trainer_of(tmp_path, passing).fit(
+        trainer_of(tmp_path, protocol()).fit(
             make(), data.train_dataloader(), data.val_dataloader()
         )
 
@@ -98,7 +97,7 @@ def test_a_plain_loader_tests_and_is_refused_elsewhere(tmp_path):
 # Monitors
 
 
-@pytest.mark.parametrize("make", [make_split, make_unsplit])
+@pytest.mark.parametrize(("make", "protocol"), KINDS)
 @pytest.mark.parametrize(
     ("callback", "options", "words"),
     [
@@ -109,9 +108,9 @@ def test_a_plain_loader_tests_and_is_refused_elsewhere(tmp_path):
     ],
 )
 def test_a_wrong_monitor_is_refused_before_the_first_round(
-    tmp_path, make, callback, options, words
+    tmp_path, make, protocol, callback, options, words
 ):
-    trainer = trainer_of(tmp_path, RoundRobinWeightPassing(), callback())
+    trainer = trainer_of(tmp_path, protocol(), callback())
     with pytest.raises(MisconfigurationException, match=words):
         trainer.fit(make(), datamodule=make_data(**options))
     assert trainer.global_step == 0
@@ -132,10 +131,12 @@ def test_metrics_that_a_users_callback_logs_can_be_monitored(tmp_path):
         trainer.fit(make_split(), datamodule=make_data())
 
 
-@pytest.mark.parametrize("make", [make_split, make_unsplit])
-def test_every_metric_of_a_round_can_be_monitored(tmp_path, make):
+@pytest.mark.parametrize(
+    ("make", "protocol"), [KINDS[0], (make_unsplit, FedAvg)], ids=["split", "unsplit"]
+)
+def test_every_metric_of_a_round_can_be_monitored(tmp_path, make, protocol):
     """Those of single clients too, under the names that the Trainer has."""
-    trainer = trainer_of(tmp_path, RoundRobinWeightPassing(), rounds=1)
+    trainer = trainer_of(tmp_path, protocol(), rounds=1)
     trainer.fit(make(), datamodule=make_data())
     names = list(trainer.callback_metrics)
     of_last = [n for n in names if "2" in n]
@@ -145,7 +146,7 @@ def test_every_metric_of_a_round_can_be_monitored(tmp_path, make):
         keep = ModelCheckpoint(
             tmp_path / name, monitor=name, filename="kept", save_top_k=-1
         )
-        trainer = trainer_of(tmp_path, RoundRobinWeightPassing(), stop, keep, rounds=5)
+        trainer = trainer_of(tmp_path, protocol(), stop, keep, rounds=5)
         trainer.fit(make(), datamodule=make_data())
         assert trainer.current_epoch == 2
         assert (tmp_path / name / "kept.ckpt").is_file()
@@ -156,29 +157,29 @@ def test_the_loss_of_a_client_that_may_take_no_part(tmp_path):
     trainer = trainer_of(tmp_path, RoundRobinWeightPassing(), rounds=1)
     trainer.fit(make_split(), datamodule=make_data())
     name = next(n for n in trainer.callback_metrics if "2" in n and "loss" in n)
-    data = make_data(schedule=RoundRobinSchedule(clients_per_round=1))
-    trainer = trainer_of(tmp_path, RoundRobinWeightPassing(), EarlyStopping(name))
+    some = RoundRobinWeightPassing(clients_per_round=1)
+    trainer = trainer_of(tmp_path, some, EarlyStopping(name))
     with pytest.raises(MisconfigurationException, match="a metric of each round"):
-        trainer.fit(make_split(), datamodule=data)
+        trainer.fit(make_split(), datamodule=make_data())
 
 
 # Weight averaging
 
 
 @pytest.mark.parametrize(
-    ("make", "passing", "schedule"),
+    ("make", "protocol"),
     [
-        (make_split, partial(RoundRobinWeightPassing, False), RoundRobinSchedule),
-        (make_split, ClientAveraging, ParallelSchedule),
-        (make_unsplit, ClientAveraging, RoundRobinSchedule),
+        (make_split, partial(RoundRobinWeightPassing, False)),
+        (make_split, partial(ParallelSplitLearning, 1)),
+        (make_unsplit, FedAvg),
     ],
 )
 @pytest.mark.parametrize("ema", [EMAWeightAveraging, StochasticWeightAveraging])
-def test_averaging_over_time_would_mix_clients(tmp_path, make, passing, schedule, ema):
+def test_averaging_over_time_would_mix_clients(tmp_path, make, protocol, ema):
     average = ema() if ema is EMAWeightAveraging else ema(0.1)
-    trainer = trainer_of(tmp_path, passing(), average)
+    trainer = trainer_of(tmp_path, protocol(), average)
     with pytest.raises(MisconfigurationException, match=ema.__name__):
-        trainer.fit(make(), datamodule=make_data(schedule=schedule()))
+        trainer.fit(make(), datamodule=make_data())
 
 
 class Average(Callback):
@@ -196,19 +197,13 @@ class Average(Callback):
 
 
 @pytest.mark.parametrize(
-    ("make", "callbacks", "schedule"),
-    [
-        (make_split, [RoundRobinWeightPassing], RoundRobinSchedule),
-        (make_split, [partial(ClientAveraging, "step")], ParallelSchedule),
-        (make_unsplit, [], PooledSchedule),
-    ],
+    ("make", "protocol"),
+    [*KINDS, (make_split, partial(ParallelSplitLearning, "step"))],
 )
-def test_averaging_of_one_network_over_time(tmp_path, make, callbacks, schedule):
-    passing, by_hand = [own() for own in callbacks], Average(0.5)
-    ema = EMAWeightAveraging(decay=0.5)
-    module = make()
-    trainer = trainer_of(tmp_path, *passing, by_hand, ema)
-    trainer.fit(module, datamodule=make_data(schedule=schedule()))
+def test_averaging_of_one_network_over_time(tmp_path, make, protocol):
+    by_hand, ema, module = Average(0.5), EMAWeightAveraging(decay=0.5), make()
+    trainer = trainer_of(tmp_path, protocol(), by_hand, ema)
+    trainer.fit(module, datamodule=make_data())
     for name, parameter in module.named_parameters():
         torch.testing.assert_close(parameter.detach(), by_hand.mean[name])
 
@@ -216,17 +211,16 @@ def test_averaging_of_one_network_over_time(tmp_path, make, callbacks, schedule)
 # Loading
 
 
-RUNS = {
-    "round_robin": SplitLightningModule,
-    "splitfed_v1": SplitLightningModule,
-    "parallel protocol.callbacks.weight_passing.every=null": SplitLightningModule,
-    "cyclesl": CycleSplitLightningModule,
-    "fedavg": UnsplitLightningModule,
-    "local": UnsplitLightningModule,
-}
+ONE_NETWORK = {
+    "round_robin", "splitfed_v1", "async_round_robin", "gpsl", "fedavg", "centralized",
+}  # fmt: skip
+APART = {
+    "parallel protocol.every=null", "splitfed_v3", "local",
+    "multi_server protocol.every=2 protocol.servers_every=2", "cyclesl protocol.every=2",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("protocol", RUNS)
+@pytest.mark.parametrize("protocol", sorted(ONE_NETWORK | APART))
 def test_a_checkpoint_of_the_command_line_needs_no_arguments(
     monkeypatch, tmp_path, protocol
 ):
@@ -235,18 +229,14 @@ def test_a_checkpoint_of_the_command_line_needs_no_arguments(
         *f"protocol={protocol}".split(), "model=mlp", "model.network.hidden=[8]",
     )  # fmt: skip
     file = run / "checkpoints" / "last.ckpt"
-    module = RUNS[protocol].load_from_checkpoint(file).eval()
-    client = (module.parties.representatives() or [None])[-1]
-    expected = load_run(run, "last", client if len(
-        module.parties.representatives()) > 1 else None)  # fmt: skip
-    if client is not None:
-        module.parties.show(client)
+    module = SplitLightningModule.load_from_checkpoint(file).eval()
+    apart = module.networks.representatives()
+    assert len(apart) == (0 if protocol in ONE_NETWORK else 2)
     images = torch.randn(4, 1, 8, 8)
-    assert torch.equal(module(images), expected(images))
+    for client in apart or [module.engine.last_client]:
+        expected = load_run(run, "last", client if apart else None)
+        assert torch.equal(module.networks.predict(client, images), expected(images))
     assert module.configuration == expected.configuration
-    if RUNS[protocol] is not UnsplitLightningModule:
-        with pytest.raises(ValueError, match=r"use \w*SplitLightningModule.load_from"):
-            UnsplitLightningModule.load_from_checkpoint(file)
 
 
 class Doubled(nn.CrossEntropyLoss):
@@ -254,10 +244,10 @@ class Doubled(nn.CrossEntropyLoss):
         return 2 * super().forward(logits, targets)
 
 
-@pytest.mark.parametrize("make", [make_split, make_unsplit])
-def test_other_checkpoints_need_the_network(tmp_path, make):
-    trained, passing = make(criterion=Doubled()), RoundRobinWeightPassing()
-    trainer = trainer_of(tmp_path, passing, rounds=1)
+@pytest.mark.parametrize(("make", "protocol"), KINDS)
+def test_other_checkpoints_need_the_network(tmp_path, make, protocol):
+    trained = make(criterion=Doubled())
+    trainer = trainer_of(tmp_path, protocol(), rounds=1)
     trainer.fit(trained, datamodule=make_data())
     trainer.save_checkpoint(tmp_path / "own.ckpt")
     load = partial(type(trained).load_from_checkpoint, tmp_path / "own.ckpt")
@@ -272,4 +262,4 @@ def test_other_checkpoints_need_the_network(tmp_path, make):
     (again,) = trainer.test(trained, datamodule=make_data(), verbose=False)
     assert found == again
     with pytest.raises(ValueError, match=r"argument `\w*optimizer` to train"):
-        trainer_of(tmp_path, passing).fit(loaded, datamodule=make_data())
+        trainer_of(tmp_path, protocol()).fit(loaded, datamodule=make_data())

@@ -171,7 +171,7 @@ def test_tensorboard_shows_the_choices_once_and_with_real_metrics(
     assert shown <= set(scalars)
     choices = plugin_data("session_start_info").session_start_info.hparams
     assert choices["protocol"].string_value == "centralized"
-    assert choices["topology"].string_value == "none"
+    assert choices["topology"].string_value == "unsplit"
 
 
 def test_a_run_that_goes_on_keeps_what_loggers_had(monkeypatch, tmp_path, recwarn):

@@ -23,21 +23,17 @@ CASES = {
     "local": (["protocol=local"], EACH, ["network"]),
     "parallel": (["protocol=parallel", "batch_size=64"], EACH, ["client"]),
     "no passing": (
-        ["protocol.callbacks.weight_passing.enabled=false"],
+        ["protocol.enabled=false"],
         EACH,
         ["client"],
     ),
     "several servers, not averaged": (
-        [
-            "protocol=multi_server",
-            "protocol.callbacks.weight_passing.average_every=2",
-            "protocol.callbacks.server_averaging.every=2",
-        ],
+        ["protocol=multi_server", "protocol.every=2", "protocol.servers_every=2"],
         ["0", "2"],
         ["client", "server"],
     ),
     "several servers, clients averaged": (
-        ["protocol=multi_server", "protocol.callbacks.server_averaging.every=null"],
+        ["protocol=multi_server", "protocol.servers_every=null"],
         ["0", "2"],
         ["server"],
     ),
@@ -178,12 +174,7 @@ def test_a_file_that_is_missing_is_named(refused, local, tmp_path):  # noqa: F81
 
 def test_a_run_that_goes_on_leaves_no_network_of_before(tmp_path):
     """After one round the servers' segments differ; after two they are averaged."""
-    words = [
-        *SHORT,
-        "protocol=multi_server",
-        "protocol.callbacks.weight_passing.average_every=2",
-        "protocol.callbacks.server_averaging.every=2",
-    ]
+    words = [*SHORT, *CASES["several servers, not averaged"][0]]
     trained(tmp_path, *words)
     assert (tmp_path / "networks").is_dir()
     trained(tmp_path, *words, "rounds=2", f"ckpt_path={tmp_path}")

@@ -12,10 +12,10 @@ from pytorch_lightning import Trainer
 from torch import nn
 
 from split_lightning import (
+    Centralized,
     RoundRobinWeightPassing,
     SplitDataModule,
     SplitLightningModule,
-    UnsplitLightningModule,
     merge,
 )
 from split_lightning.models import split
@@ -82,6 +82,7 @@ def make_data():
 
 
 def fit(module, tmp_path, **options):
+    is_split = module.topology.is_split
     options |= {"logger": False, "enable_checkpointing": False}
     trainer = Trainer(
         accelerator="cpu",
@@ -89,7 +90,7 @@ def fit(module, tmp_path, **options):
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tmp_path,
-        callbacks=[RoundRobinWeightPassing()],
+        callbacks=[RoundRobinWeightPassing() if is_split else Centralized()],
         **options,
     )
     torch.manual_seed(11)
@@ -102,8 +103,9 @@ def trained_by_hand(network):
     loader, optimizer = data.train_dataloader(), SGD(network.parameters())
     torch.manual_seed(11)
     for epoch in range(2):
-        loader.sampler.set_epoch(epoch)
-        for _, inputs, targets, *_ in loader:
+        loader.set_epoch(epoch)
+        for step in loader:
+            (_, inputs, targets, *_) = step.parts[0]
             optimizer.zero_grad()
             logits = network(inputs)
             logits = getattr(logits, "logits", logits)
@@ -171,9 +173,8 @@ def test_what_is_no_logits_is_refused_in_one_line(tmp_path, is_split, wrap, matc
 
 
 def module_of(network, is_split):
-    if is_split:
-        return SplitLightningModule(network, "conv", SGD, SGD, num_classes=3)
-    return UnsplitLightningModule(network, SGD, num_classes=3)
+    cut_layer, client = ("conv", SGD) if is_split else (None, None)
+    return SplitLightningModule(network, cut_layer, client, SGD, num_classes=3)
 
 
 @pytest.mark.parametrize("cut_layer", ["bn", 1])

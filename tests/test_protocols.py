@@ -33,7 +33,7 @@ Each rule below was broken on purpose, in the library's code, and a test failed:
   test_fedavg_of_clients_that_are_absent_...
 - the turn goes to clients that are absent: test_a_hand_off_goes_round_...
 - turns in order or by client in place of drawn, one pass in place of several:
-  data/test_rounds.py
+  test_rounds.py
 """
 
 from collections import Counter

@@ -11,7 +11,7 @@ PACKAGE = "split_lightning"
 CORE = "core"  # every module of the package's own folder that is named nowhere else
 # From the top: a module imports modules of its own layer and of those below.
 LAYERS = [
-    {"train", "evaluate", "export", "compare", "cuts"},
+    {"train", "evaluate", "export", "compare", "cuts", "plan"},
     {"cli"},
     {"runs"},
     {"callbacks"},

@@ -50,7 +50,7 @@ from split_lightning import (
     merge,
     split,
 )
-from split_lightning.message import Message, as_values
+from split_lightning.message import as_values
 
 # The cuts of `network()` (Conv, BatchNorm, ReLU, MaxPool, Flatten, Linear, BatchNorm,
 # Linear), who has the labels, and which of its layers are the client's.
@@ -274,7 +274,7 @@ def spied(tmp_path, route, data):
     module, seen = made(route), []
     module.channel.observers.append(seen.append)
     fit(tmp_path, module, data)
-    return module, [event for event in seen if isinstance(event, Message)]
+    return module, seen
 
 
 def test_no_label_and_no_sample_leaves_a_client_in_a_u_shape(tmp_path):

@@ -127,7 +127,7 @@ def test_saved_segments_are_the_tested_network(finished):
     assert results["test_loss"] == pytest.approx(loss, rel=1e-4)
     last = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
     for name, tensor in parts[0].items():
-        assert torch.equal(last["state_dict"][f"client.{name}"], tensor)
+        assert torch.equal(last["state_dict"][f"first_copies.0.{name}"], tensor)
 
 
 def test_tensorboard_shows_the_run(finished):
@@ -329,18 +329,17 @@ def test_experiments_are_what_they_say():
         assert cfg.rounds == (50 if name in ("single", "notebook") else 5)
     assert "DoubleSoftmax" in chosen["notebook"].model.criterion["_target_"]
     assert chosen["single"].model.criterion is None
-    passing = {n: c.protocol.callbacks.get("weight_passing") for n, c in chosen.items()}
-    assert not passing["rr10_no_passing"].enabled
-    assert passing["rr10"].enabled
+    assert not chosen["rr10_no_passing"].protocol.enabled
+    assert chosen["rr10"].protocol.enabled
 
 
 def test_short_turns_are_a_round_robin_of_other_options():
     options = {
-        "whole_shuffled": ["protocol.schedule.shuffle=true"],
+        "whole_shuffled": ["protocol.shuffle=true"],
         "five": ["local_steps=5"],
-        "five_shuffled": ["local_steps=5", "protocol.schedule.shuffle=true"],
+        "five_shuffled": ["local_steps=5", "protocol.shuffle=true"],
         "one": ["local_steps=1"],
-        "one_shuffled": ["local_steps=1", "protocol.schedule.shuffle=true"],
+        "one_shuffled": ["local_steps=1", "protocol.shuffle=true"],
     }
     folder = CONF / "protocol" / "turns"
     assert {path.stem for path in folder.glob("*.yaml")} == set(options)
@@ -350,7 +349,7 @@ def test_short_turns_are_a_round_robin_of_other_options():
             for words in ([f"protocol=turns/{name}"], ["protocol=round_robin", *typed])
         )
         steps = compose_test("output_dir=x", *typed).local_steps
-        long["schedule"]["local_steps"] = steps
+        long["local_steps"] = steps
         assert short == long
 
 
@@ -423,7 +422,7 @@ def test_every_partitioner_runs(monkeypatch, tmp_path, partitioner, num_clients)
     [
         ["optimizer=adam"],
         ["optimizer=sgd_cosine"],
-        ["optimizer_state=travel", "protocol.schedule.shuffle=true"],
+        ["optimizer_state=travel", "protocol.shuffle=true"],
         ["optimizer_state=reset", "clients_per_round=4"],
         ["data/partitioner=dirichlet", "clients_per_round=3", "local_epochs=2"],
         ["model.cut_layer=3"],
@@ -437,7 +436,7 @@ def test_every_partitioner_runs(monkeypatch, tmp_path, partitioner, num_clients)
             "+logger.mine.save_dir=csv",
         ],
         ["trainer.limit_val_batches=0"],
-        ["callbacks=histograms", "protocol.callbacks.drift.server=true"],
+        ["callbacks=histograms", "callbacks.drift.server=true"],
     ],
     ids=lambda overrides: ",".join(overrides),
 )

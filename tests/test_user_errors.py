@@ -30,7 +30,7 @@ MISTAKES = {
     "model.cutlayer=x": ["model.cutlayer=x", "`model.cut_layer`"],
     "optimizer.client.lrr=1": ["optimizer.client.lrr=1", "`optimizer.client.lr`"],
     "trainer.max_epoch=3": ["trainer.max_epoch=3", "`trainer.max_epochs`"],
-    "protocol.schedule.shufle=true": ["shufle=true", "protocol.schedule.shuffle"],
+    "protocol.shufle=true": ["protocol.shufle=true", "`protocol.shuffle`"],
     "data.partitioner.alpha=0.3": ["data.partitioner.alpha=0.3", "_target_"],
     "hydra.unknwon=1": ["hydra.unknwon=1", "sweeper"],
     "~trainer.foo": ["trainer.foo", "does not exist"],
@@ -41,7 +41,13 @@ MISTAKES = {
     "+model.unknown=1": ["+model.unknown=1", "cut_layer"],
     "+trainer.unknown=1": ["trainer.unknown=1", "max_epochs"],
     "+optimizer.client.unknown=1": ["optimizer.client.unknown=1", "momentum"],
-    "+protocol.schedule.unknown=1": ["schedule.unknown=1", "clients_per_round"],
+    "+protocol.unknown=1": ["protocol.unknown=1", "clients_per_round"],
+    # A key of an earlier version leads to where it is now
+    "protocol.schedule.shuffle=true": ["schedule.shuffle", "`protocol.shuffle`"],
+    "protocol.schedule.local_steps=2": ["schedule.local_steps", "mean `local_steps`"],
+    "protocol.callbacks.drift.server=true": ["mean `callbacks.drift.server`"],
+    "protocol.module.criterion=0": ["mean `model.criterion`"],
+    "protocol=multi_server protocol.servers.num_servers=3": ["`protocol.num_servers`"],
     "+callbacks.best.unknown=1": ["callbacks.best.unknown=1", "monitor"],
     "+callbacks.history.unknown=1": ["callbacks.history.unknown=1", "folder"],
     # An option of a group that does not exist
@@ -89,9 +95,9 @@ MISTAKES = {
     "trainer.min_steps=x": ["trainer.min_steps", "'x'", "int or null"],
     "trainer.max_epochs=true": ["trainer.max_epochs", "True", "int or null"],
     "callbacks.best.mode=[1]": ["callbacks.best.mode", "[1]", "str"],
-    "protocol.callbacks.weight_passing.enabled=no": ["enabled", "'no'", "bool"],
-    "protocol.module.criterion=0": ["protocol.module.criterion", "0", "Module or null"],
-    "protocol.module.criterion=x": ["protocol.module.criterion", "'x'", "Module"],
+    "protocol.enabled=no": ["protocol.enabled", "'no'", "bool"],
+    "module.criterion=0": ["module.criterion", "0", "Module or null"],
+    "module.criterion=x": ["module.criterion", "'x'", "Module"],
     # A value out of range
     "data.image_size=-8": ["data.image_size", "-8", INTEGER],
     "num_clients=-3": ["num_clients", "-3", INTEGER],
@@ -109,7 +115,7 @@ MISTAKES = {
     "data.val_share=1.0": ["data.val_share", "1.0", "[0, 1)"],
     "data.val_share=-0.1": ["data.val_share", "-0.1", "[0, 1)"],
     "data.val_share=1.5": ["data.val_share", "1.5", "[0, 1)"],
-    "protocol.callbacks.drift.server=ture": ["drift.server", "'ture'", "bool"],
+    "callbacks.drift.server=ture": ["drift.server", "'ture'", "bool"],
     "optimizer_state=kept": ["optimizer_state", "'kept'", "keep", "travel", "reset"],
     "optimizer.client.lr=-1": ["optimizer.client", "learning rate", "-1"],
     "optimizer.server.momentum=-0.5": ["optimizer.server", "momentum", "-0.5"],
@@ -158,6 +164,7 @@ MISTAKES = {
     "ckpt_path=/nowhere.ckpt": ["ckpt_path", "/nowhere.ckpt", "checkpoints/last.ckpt"],
     # What Lightning refuses, or we on its behalf
     "trainer.gradient_clip_val=1": ["trainer.gradient_clip_val=1", CLIP],
+    "trainer.gradient_clip_val=1 protocol=fedavg": ["gradient_clip_val=1", CLIP],
     "trainer.accumulate_grad_batches=2": ["accumulate_grad_batches=2", ACCUMULATE],
     "trainer.precision=16-true": ["trainer.precision=16-true", "bf16-mixed"],
     "trainer.precision=16-mixed": ["trainer.precision", "16-mixed", "bf16-mixed"],
@@ -176,8 +183,15 @@ MISTAKES = {
         "model.cut_layer=conv1",
         "would change nothing",
     ],
-    "protocol=fedavg local_steps=2": ["local_steps=2", "nothing"],
-    "protocol=parallel server_optimizer_state=reset": ["server_optimizer", "nothing"],
+    "protocol=fedavg local_steps=2": ["local_steps=2", "nothing: protocol=fedavg"],
+    "protocol=fedavg optimizer.client.lr=1": ["topology=unsplit", "optimizer.server.lr"],
+    "protocol=turns/five local_steps=2": ["turns/five does not", "protocol.local_steps"],
+    "optimizer_state=travel protocol=gpsl": ["protocol=gpsl does not use"],
+    "server_optimizer_state=reset": ["protocol=round_robin", "mean `optimizer_state`"],
+    "buffers=keep": ["protocol=round_robin does not use `buffers`"],
+    "protocol=gpsl spill_to=waiting": ["`spill_to` to be null", "GPSL"],
+    "topology=u_shaped protocol=centralized": ["Centralized", "leave `topology` out"],
+    "topology=unsplit": ["RoundRobin", "leave `topology=unsplit` out"],
     # What cannot be read at all
     "num_clients==": ["num_clients=="],
     "num_clients": ["num_clients", "EQUAL"],
@@ -186,12 +200,8 @@ MISTAKES = {
 }
 # Found when training is set up: the logger has opened its file by then.
 LATE_MISTAKES = {
-    "protocol=multi_server num_clients=1": ["num_servers", "at most", "(1)", "got 2"],
-    "protocol.callbacks.weight_passing.enabled=false optimizer_state=travel": [
-        "optimizer_state=travel",
-        "enabled=False",
-        "keep",
-    ],
+    "protocol=multi_server num_clients=1": ["num_servers", "from 1", "(1)", "got 2"],
+    "protocol.enabled=false optimizer_state=travel": ["'travel'", "enabled=False"],
     "callbacks=histograms logger=none": ["Histograms", "logger=tensorboard"],
     "trainer.val_check_interval=1000": ["val_check_interval", "1000", "50"],
 }

@@ -313,7 +313,7 @@ def spied(tmp_path, module, data):
     seen = []
     module.channel.observers.append(seen.append)
     fit(tmp_path, module, data)
-    return [event for event in seen if isinstance(event, Message)]
+    return seen
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -42,7 +42,7 @@ ABOUT_HOLDERS = (
         for path in (
             *("batch_norm.py", "callbacks/virtual_clock.py", "cli/measured_cuts.py"),
             *("data/", "models/", "module.py", "observers/", "placement.py"),
-            *("runs/plan_report.py", "step.py", "support.py", "topologies/"),
+            *("runs/plan_report.py", "step.py", "training/support.py", "topologies/"),
         )
     ),
 )

@@ -18,12 +18,12 @@ from split_lightning.cli.loggers import build_loggers
 from split_lightning.cli.threads import set_threads
 from split_lightning.cli.user_errors import is_in_sweep
 from split_lightning.data.datamodule import SplitDataModule
-from split_lightning.fitness import check_network, set_least_batch
 from split_lightning.models.weights import load_weights
 from split_lightning.module import SplitLightningModule
 from split_lightning.protocols.protocol import Protocol
 from split_lightning.runs.checkpoints import find_checkpoint
 from split_lightning.system.work import work_of
+from split_lightning.training.fitness import check_network, set_least_batch
 
 
 class Run(NamedTuple):

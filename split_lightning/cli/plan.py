@@ -32,7 +32,7 @@ virtual seconds, too.
 round=NUMBER        the round, from 1; earlier ones are planned with it
 csv=FILE            a file of all actions; the terminal has about 50
 +experiment=NAME    keys as an experiment has them
-KEY=VALUE           of the configuration: protocol=fedavg, num_clients=100""",
+KEY=VALUE           of the configuration: protocol=fedavg, num_clients=9, system=lan""",
     usage="[KEY=VALUE ...]",
 )
 

@@ -14,7 +14,7 @@ from split_lightning.cli.config import check_classes, check_values, conf_folder
 from split_lightning.cli.data_shape import leave_out_shape
 from split_lightning.cli.run_command import Command, check_used
 from split_lightning.protocols.dry_run import DryRun
-from split_lightning.runs.plan_report import Plan, row_of
+from split_lightning.runs.plan_report import Plan, Row, row_of
 
 # The Trainer trains nothing: of the configuration it takes the precision.
 _TRAINER = {
@@ -78,7 +78,8 @@ def planned_round(cfg: DictConfig) -> Plan:
         clock.watch(channel)
     with plugin.forward_context():
         dry = DryRun(module, protocol, example)
-    before, rows, begun = dict(module.traffic.counts), [], 0.0
+    before, begun = dict(module.traffic.counts), 0.0
+    rows: list[Row] = []
     for number in range(cfg.round):
         before, rows = dict(module.traffic.counts), []
         begun = 0.0 if clock is None else clock.now

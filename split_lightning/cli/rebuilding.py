@@ -21,7 +21,7 @@ from split_lightning.runs.artifacts import make_folder, save_results
 from split_lightning.runs.exporting import require_onnx
 from split_lightning.runs.run_files import read_config
 from split_lightning.runs.trained_weights import choose_network, restore
-from split_lightning.support import require_one_device
+from split_lightning.training.support import require_one_device
 
 
 def load_run(

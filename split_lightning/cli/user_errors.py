@@ -45,7 +45,7 @@ _MISCONFIGURATION = (
     "pytorch_lightning.utilities.exceptions",
     "MisconfigurationException",
 )
-_NON_FINITE = ("split_lightning.finite", "NonFiniteError")
+_NON_FINITE = ("split_lightning.training.finite", "NonFiniteError")
 _NOT_WRITABLE = {
     errno.EACCES,
     errno.EDQUOT,

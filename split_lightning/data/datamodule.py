@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from split_lightning.data.partitioners import PartitionerLike
 
 
+_SHARE_OF_MEMORY = 0.2  # of the free memory of a GPU that samples may take
+
+
 class SplitDataModule(pl.LightningDataModule):
     """Partitions a data set among clients and loads the steps of a protocol.
 
@@ -192,6 +195,19 @@ class SplitDataModule(pl.LightningDataModule):
         largest = max((ids[ids.amax(dim=1).argmax()] for ids in sets), key=torch.max)
         return self.normalize(torch.cat([first, largest[None]]))
 
+    def _on_device(self, images: Images) -> Images:
+        """Returns samples on the Trainer's GPU, if there is one and they fit well."""
+        if self.trainer is None or self.augmentation is not None:
+            return images
+        device = self.trainer.strategy.root_device
+        if device.type != "cuda" or images.inputs.device == device:
+            return images
+        free, _ = torch.cuda.mem_get_info(device)
+        if images.inputs.nbytes > _SHARE_OF_MEMORY * free:
+            return images
+        inputs, targets = images.inputs.to(device), images.targets.to(device)
+        return images._replace(inputs=inputs, targets=targets)
+
     def partition(self) -> list[Tensor]:
         """Returns the positions of each client's samples, or of one party with all."""
         return [torch.cat(self.parts)] if self.protocol.pools_samples else self.parts
@@ -220,7 +236,7 @@ class SplitDataModule(pl.LightningDataModule):
     @override
     def train_dataloader(self) -> TrainLoader:
         loader = TrainLoader(
-            self._need(self._train),
+            self._on_device(self._need(self._train)),
             self.partition(),
             self.protocol,
             self.new_round,

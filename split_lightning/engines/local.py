@@ -145,6 +145,19 @@ class LocalEngine:
         store.roles = [role]
         store.forget()
 
+    def place_as(self, state: Mapping[str, Any]) -> None:
+        """Says who has what as in the run of a checkpoint, whose protocol is not here.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        homes = state["homes"]
+        if homes["unsplit_at"] is not None:
+            self.place_at(homes["unsplit_at"])
+        counts = homes["num_clients"], homes["num_groups"]
+        self.placement = self.placement.with_clients(*counts)
+        self.cohort = homes["cohort"]
+
     def forget(self) -> None:
         """Returns to the time before the first step; the live weights stay."""
         for store in self.stores:
@@ -422,6 +435,14 @@ class LocalEngine:
             "seen": sorted(self.seen),
             "last_client": self.last_client,
             "num_live": self.num_live,
+            "homes": {
+                "num_clients": self.placement.num_clients,
+                "num_groups": self.placement.num_groups,
+                "unsplit_at": self.stores[0].roles[0]
+                if len(self.stores) == 1
+                else None,
+                "cohort": self.cohort,
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:

@@ -64,8 +64,7 @@ class MultiServer(Protocol):
         check_count("every", every, "rounds, or null for never")
         check_count("servers_every", servers_every, "rounds, or null for never")
         check_count("local_steps", local_steps, "batches, or null for no limit")
-        check_policies(optimizer_state, buffers)
-        check_policies(server_optimizer_state)
+        check_policies(optimizer_state, buffers, server_optimizer_state)
         self.num_servers = num_servers
         self.every = every
         self.servers_every = servers_every

@@ -157,7 +157,9 @@ def check_count(name: str, count: Any, what: str) -> None:
         )
 
 
-def check_policies(optimizer_state: str, buffers: str = "average") -> None:
+def check_policies(
+    optimizer_state: str, buffers: str = "average", server_optimizer_state: str = "keep"
+) -> None:
     """Stops where a policy is unknown.
 
     Raises:
@@ -165,6 +167,7 @@ def check_policies(optimizer_state: str, buffers: str = "average") -> None:
     """
     for name, value, choices in (
         ("optimizer_state", optimizer_state, get_args(OptimizerState)),
+        ("server_optimizer_state", server_optimizer_state, get_args(OptimizerState)),
         ("buffers", buffers, get_args(Buffers)),
     ):
         if value not in choices:

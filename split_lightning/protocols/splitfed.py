@@ -54,8 +54,7 @@ class SplitFedV1(Protocol):
     ) -> None:
         super().__init__(clients_per_round)
         check_count("every", every, "rounds")
-        check_policies(optimizer_state, buffers)
-        check_policies(server_optimizer_state)
+        check_policies(optimizer_state, buffers, server_optimizer_state)
         self.every = every
         self.optimizer_state: OptimizerState = optimizer_state
         self.policy = Policy(optimizer_state, server_optimizer_state, buffers)
@@ -154,7 +153,7 @@ class SplitFedV3(Protocol):
     ) -> None:
         super().__init__(clients_per_round)
         check_count("every", every, "rounds")
-        check_policies(server_optimizer_state, buffers)
+        check_policies("keep", buffers, server_optimizer_state)
         self.every = every
         self.policy = Policy("keep", server_optimizer_state, buffers)
 

@@ -20,7 +20,6 @@ from split_lightning.runs.report import print_line
 
 KINDS: tuple[str, ...] = get_args(Kind)
 _FIRST, _LAST = 36, 8  # rows of a long plan that are shown
-_HANDOFFS = "handoffs"  # counted, not bytes
 
 
 class Row(NamedTuple):
@@ -34,7 +33,7 @@ class Row(NamedTuple):
         num_bytes: What it sends, by kind.
         seconds: Virtual seconds when those that take part are done; `None`: without a
             system.
-        count: The number of equal actions.
+        times: The number of equal actions.
     """
 
     action: str
@@ -43,7 +42,7 @@ class Row(NamedTuple):
     samples: int
     num_bytes: Mapping[str, int]
     seconds: float | None = None
-    count: int = 1
+    times: int = 1
 
 
 class Plan(NamedTuple):
@@ -132,10 +131,11 @@ def _what(row: Row) -> tuple[str, tuple[int, ...], str]:
 def _sum_of(rows: Sequence[Row]) -> Row:
     """Returns equal rows as one, with all that they send."""
     num_bytes = sum((Counter(row.num_bytes) for row in rows), Counter[str]())
-    samples, count = (
-        sum(values) for values in zip(*((r.samples, r.count) for r in rows))
+    return rows[-1]._replace(
+        samples=sum(row.samples for row in rows),
+        num_bytes=num_bytes,
+        times=sum(row.times for row in rows),
     )
-    return rows[-1]._replace(samples=samples, num_bytes=num_bytes, count=count)
 
 
 def report_plan(
@@ -173,7 +173,7 @@ def plan_table(rows: Sequence[Row | None], has_seconds: bool, left: int = 0) -> 
     there = [row for row in rows if row is not None]
     kinds = [kind for kind in KINDS if any(row.num_bytes.get(kind) for row in there)]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("action", overflow="fold")
+    table.add_column("action", no_wrap=True)
     for name in ("samples", *kinds, *(["seconds"] if has_seconds else [])):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
@@ -185,16 +185,20 @@ def plan_table(rows: Sequence[Row | None], has_seconds: bool, left: int = 0) -> 
         table.add_row(
             Text(words(row)),
             f"{row.samples:,}" if row.samples else "",
-            *(filesize.decimal(size) if size else "" for size in sizes),
+            *(_short(size) if size else "" for size in sizes),
             *([seconds] if has_seconds else []),
         )
     return table
 
 
+def _short(num_bytes: int) -> str:
+    return filesize.decimal(num_bytes).replace("bytes", "B")
+
+
 def words(row: Row) -> str:
     """Returns an action in words.
 
-    >>> words(Row("Train", (3,), "", 384, {}, count=12))
+    >>> words(Row("Train", (3,), "", 384, {}, times=12))
     'Train client 3 x 12'
     >>> words(Row("Synchronize", (0, 1, 2, 3, 4), "", 0, {}))
     'Synchronize clients 0-4'
@@ -207,7 +211,7 @@ def words(row: Row) -> str:
         who = f"clients {clients[0]}-{clients[-1]}"
     text = " ".join(filter(None, (row.action, who)))
     text += f"{',' if who else ''} {row.more}" if row.more else ""
-    return f"{text} x {row.count}" if row.count > 1 else text
+    return f"{text} x {row.times}" if row.times > 1 else text
 
 
 def totals_table(plan: Plan) -> Table:

@@ -100,7 +100,7 @@ def describe(cfg: DictConfig, data: SplitDataModule, images: Tensor) -> dict[str
         "std": std,
         "input": f"{kind} of shape {axes}",
         "network": OmegaConf.to_container(cfg.module.network, resolve=True),
-        "cut_layers": OmegaConf.to_container(cfg.topology.cut_layers, resolve=True),
+        "cut_layers": OmegaConf.to_container(cfg.topology, resolve=True)["cut_layers"],
         "split_lightning": split_lightning.__version__,
         "torch": str(torch.__version__),
     }

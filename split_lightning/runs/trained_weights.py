@@ -8,8 +8,8 @@ from typing import Any
 from split_lightning.models.weights import read_torch
 from split_lightning.module import SplitLightningModule
 from split_lightning.paths import path_of
-from split_lightning.resumption import num_live, require_format
 from split_lightning.runs.network_files import load_networks, require_fit
+from split_lightning.training.resumption import num_live, require_format
 
 
 def restore(

@@ -31,7 +31,8 @@ def config(folder, lr=0.01, **others):
             "server": {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.01},
         },
         "data": {"partitioner": {"_target_": "flwr.IidPartitioner"}},
-        "protocol": {"module": {"client_optimizer": "${optimizer.client}"}},
+        "protocol": {"_target_": "RoundRobin"},
+        "module": {"client_optimizer": "${optimizer.client}"},
         "callbacks": {"last": {"dirpath": "${output_dir}/checkpoints"}},
         **others,
     }

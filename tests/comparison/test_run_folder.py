@@ -78,10 +78,10 @@ def test_the_file_with_interpolations_is_read(tmp_path):
     """A configuration that was saved resolved repeats each value where it is used."""
     cfg = OmegaConf.create(config(tmp_path, lr=0.3))
     a_run(tmp_path, cfg=OmegaConf.to_container(cfg, resolve=True))
-    assert "protocol.module.client_optimizer.lr" in read_run(tmp_path).settings
+    assert "module.client_optimizer.lr" in read_run(tmp_path).settings
     (tmp_path / ".hydra").mkdir()
     OmegaConf.save(cfg, tmp_path / ".hydra" / "config.yaml")
-    assert "protocol.module.client_optimizer.lr" not in read_run(tmp_path).settings
+    assert "module.client_optimizer.lr" not in read_run(tmp_path).settings
     assert read_run(tmp_path).settings["optimizer.client.lr"].value == 0.3
 
 

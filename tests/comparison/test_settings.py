@@ -55,27 +55,20 @@ def test_an_object_is_one_column_and_its_own_options_none():
     }
 
 
-SPLIT = {
-    "module": {"_target_": "SplitLightningModule"},
-    "schedule": {"shuffle": False},
-    "callbacks": {"drift": {"_target_": "DriftMonitor"}},
-    "ignores": [],
-}
-UNSPLIT = {"module": {"_target_": "Centralized"}, "ignores": ["optimizer.client"]}
+SPLIT = {"_target_": "RoundRobin", "shuffle": False}
+UNSPLIT = {"_target_": "Centralized"}
 
 
 def test_a_group_of_another_class_is_one_column():
-    """That the unsplit network has neither turns nor a cut, its class tells."""
+    """That the unsplit network has no turns, its class tells."""
     one, two = flat(protocol=SPLIT), flat(protocol=UNSPLIT)
-    names = {"protocol.module": ["SplitLightningModule", "Centralized"]}
-    assert columns(one, two) == names
-    shuffled = flat(protocol={**SPLIT, "schedule": {"shuffle": True}})
-    assert columns(one, shuffled) == {"protocol.schedule.shuffle": ["false", "true"]}
-    without = flat(protocol={**SPLIT, "callbacks": {}})
-    drift = {"protocol.callbacks.drift": ["DriftMonitor", ""]}
-    assert columns(one, without) == drift
+    assert columns(one, two) == {"protocol": ["RoundRobin", "Centralized"]}
+    shuffled = flat(protocol={**SPLIT, "shuffle": True})
+    assert columns(one, shuffled) == {"protocol.shuffle": ["false", "true"]}
+    short = flat(protocol={**SPLIT, "local_steps": 5})
+    assert columns(one, short) == {"protocol.local_steps": ["", "5"]}
     # The class does not tell which run lacks it: one with the same class has it.
-    assert set(columns(one, two, without)) == {"protocol.module", *drift}
+    assert set(columns(one, two, short)) == {"protocol", "protocol.local_steps"}
 
 
 def test_a_choice_stands_for_all_that_its_file_holds():
@@ -94,7 +87,7 @@ def test_a_choice_stands_for_all_that_its_file_holds():
 
 
 def test_what_differs_under_the_same_choice_is_a_column_of_its_own():
-    shuffled = {**SPLIT, "schedule": {"shuffle": True}}
+    shuffled = {**SPLIT, "shuffle": True}
     runs = [
         chosen({"protocol": "round_robin"}, protocol=SPLIT),
         chosen({"protocol": "round_robin"}, protocol=shuffled),
@@ -102,15 +95,19 @@ def test_what_differs_under_the_same_choice_is_a_column_of_its_own():
     ]
     assert columns(*runs) == {
         "protocol": ["round_robin", "round_robin", "centralized"],
-        "protocol.schedule.shuffle": ["false", "true", ""],
+        "protocol.shuffle": ["false", "true", ""],
     }
 
 
 def test_a_choice_that_not_all_runs_tell_is_left_out():
     runs = [chosen({"protocol": "x"}, protocol=SPLIT), flat(protocol=UNSPLIT)]
-    assert columns(*runs) == {
-        "protocol.module": ["SplitLightningModule", "Centralized"]
-    }
+    assert columns(*runs)["protocol._target_"] == ["RoundRobin", ""]
+
+
+def test_another_class_under_the_same_choice_is_a_column():
+    other = {"_target_": "my.Own", "turns": 3}
+    runs = [chosen({"protocol": "x"}, protocol=own) for own in (SPLIT, other)]
+    assert columns(*runs) == {"protocol._target_": ["RoundRobin", "Own"]}
 
 
 def test_a_choice_without_a_place_of_its_own_is_no_setting():

@@ -1,4 +1,4 @@
-"""What holds of partitions, schedules and loaders whatever the sizes."""
+"""What holds of partitions and loaders whatever the sizes."""
 
 from collections import Counter
 from functools import cache
@@ -14,13 +14,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch import nn
 
-from split_lightning.data import (
-    ClientBatchSampler,
-    ClientLoader,
-    RoundRobinSchedule,
-    SplitDataModule,
-    partition,
-)
+from split_lightning import GPSL, RoundRobinWeightPassing, SplitFedV1
+from split_lightning.data import SplitDataModule, TrainLoader, partition
+from split_lightning.protocols import Round
+from split_lightning.system import Availability
 
 CONF = Path(__file__).parents[2] / "conf" / "data" / "partitioner"
 # Those that deal all samples out by the number of clients alone; others are tested in
@@ -59,7 +56,7 @@ def partitioner_of(name, seed):
 
 
 def must_be_dealt_out(name, num_samples, num_clients):
-    """Tells whether a partitioner has no reason to refuse these sizes."""
+    """Returns whether a partitioner has no reason to refuse these sizes."""
     if name == "iid":
         return num_clients <= num_samples
     if name == "shards":  # two each, of a size that is rounded up
@@ -146,112 +143,90 @@ def test_validation_shares_are_disjoint(num_train, num_clients, val_share, seed,
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@given(
-    num_clients=st.integers(1, 50),
-    share=st.none() | st.integers(1, 50),
-    shuffle=st.booleans(),
-    seed=SEEDS,
-    rounds=st.lists(st.integers(0, 10_000), min_size=1, max_size=5),
-)
-def test_turns_are_a_function_of_seed_and_round(
-    num_clients, share, shuffle, seed, rounds
-):
-    schedule = RoundRobinSchedule(shuffle, share)
-    if share is not None and share > num_clients:
-        with pytest.raises(ValueError, match="clients_per_round"):
-            schedule.turns(num_clients, rounds[0], seed)
-        return
-    turns = {r: schedule.turns(num_clients, r, seed) for r in rounds}
-    for round_index, clients in turns.items():
-        assert len(clients) == (share or num_clients)
-        assert len(set(clients)) == len(clients)
-        assert set(clients) <= set(range(num_clients))
-        if not shuffle:
-            assert clients == sorted(clients)
-        torch.manual_seed(round_index)  # the global state does not matter
-        new = RoundRobinSchedule(shuffle, share)  # nor what was asked before
-        assert new.turns(num_clients, round_index, seed) == clients
-
-
-@given(seed=SEEDS)
-def test_shuffled_turns_differ(seed):
-    """Fifty clients in the same order twice: once in 10^64 draws."""
-    schedule = RoundRobinSchedule(shuffle=True)
-    orders = [schedule.turns(50, r, s) for r in range(3) for s in (seed, seed + 1)]
-    assert len(set(map(tuple, orders))) == 6
-
-
 @st.composite
-def samplers(draw):
-    """Samplers of any partition, schedule and batch size, as a way to make them."""
+def loaders(draw):
+    """Loaders of any partition, protocol and batch size, as a way to make them."""
     sizes = draw(st.lists(st.integers(1, 15), min_size=1, max_size=5))
     indices = torch.randperm(
         sum(sizes), generator=torch.Generator().manual_seed(draw(SEEDS))
     )
-    schedule = RoundRobinSchedule(
-        draw(st.booleans()), draw(st.none() | st.integers(1, len(sizes)))
-    )
-    batch_size, local_epochs = draw(st.integers(1, 8)), draw(st.integers(1, 3))
-    seed, repeat_round = draw(SEEDS), draw(st.booleans())
     parts = list(torch.split(indices, sizes))
-    return lambda: ClientBatchSampler(
-        parts, schedule, batch_size, local_epochs, seed, repeat_round
-    )
+    kind = draw(st.sampled_from([RoundRobinWeightPassing, SplitFedV1, GPSL]))
+    protocol = kind(clients_per_round=draw(st.none() | st.integers(1, len(sizes))))
+    batch_size, local_epochs = draw(st.integers(1, 8)), draw(st.integers(1, 3))
+    seed, repeats = draw(SEEDS), draw(st.booleans())
+    availability = draw(st.sampled_from([None, Availability(0.2, 0.4)]))
+
+    def new_round(number):
+        return Round(
+            number,
+            sizes,
+            batch_size,
+            local_epochs,
+            seed,
+            availability,
+            drawn_as=0 if repeats else None,
+        )
+
+    def make(augmentation=None):
+        images = RandomImages(75).load(True)
+        return TrainLoader(
+            images, parts, protocol, new_round, torch.Tensor.float, seed, augmentation
+        )
+
+    return make
 
 
-@given(make=samplers(), round_index=st.integers(0, 1000))
-def test_a_round_is_each_clients_passes_in_turn(make, round_index):
-    sampler = make()
-    sampler.set_epoch(round_index)
-    plans = list(sampler)
-    assert len(plans) == len(sampler)
-    expected = []
-    for client_id in sampler.turns():
-        size, full = len(sampler.partition[client_id]), sampler.batch_size
-        one_pass = [full] * (size // full) + [size % full] * (size % full > 0)
-        turn = [(client_id, n, False) for n in one_pass * sampler.local_epochs]
-        expected += [*turn[:-1], (*turn[-1][:2], True)]
-    assert [(p.client_id, len(p.indices), p.ends_turn) for p in plans] == expected
-    for client_id in sampler.turns():
-        own = torch.cat([p.indices for p in plans if p.client_id == client_id])
-        part = sampler.partition[client_id].sort()[0]
-        for one_pass in own.split(len(part)):  # each pass: each sample once
-            assert torch.equal(one_pass.sort()[0], part)
-    assert len({p.seed for p in plans}) == len(plans)
+@given(make=loaders(), number=st.integers(0, 1000))
+def test_a_round_has_each_clients_samples_so_often(make, number):
+    """As often as it passes over them, but where it drops out; each batch its own."""
+    loader = make()
+    loader.set_epoch(number)
+    round, images = loader.round(), loader.images
+    steps = list(loader)
+    planned = list(loader.protocol.steps(round))
+    assert [step.client_ids for step in steps] == [s.client_ids for s in planned]
+    for client, part in enumerate(loader.partition):
+        own = [p for step in steps for p in step.parts if p.client_id == client]
+        if client in round.dropped or not own:
+            continue
+        inputs = torch.cat([batch.inputs for batch in own]).split(len(part))
+        assert len(inputs) == round.local_epochs
+        expected = images.inputs[part].flatten(1).float().sum(1).sort()[0]
+        for one_pass in inputs:  # each pass: each sample once
+            assert torch.equal(one_pass.flatten(1).sum(1).sort()[0], expected)
 
 
-@given(make=samplers(), rounds=st.lists(st.integers(0, 50), min_size=3, max_size=3))
+@given(make=loaders(), rounds=st.lists(st.integers(0, 50), min_size=3, max_size=3))
 def test_a_length_that_is_told_is_that_of_every_round(make, rounds):
-    loader = ClientLoader(RandomImages(75).load(True), make(), torch.Tensor.float)
-    lengths = []
-    for round_index in rounds:
-        loader.sampler.set_epoch(round_index)
+    loader, lengths = make(), []
+    for number in rounds:
+        loader.set_epoch(number)
         lengths.append(sum(1 for _ in loader))
     try:
         told = len(loader)
     except TypeError:
         event("no length")
-        assert loader.sampler.schedule.clients_per_round is not None
+        may_differ = loader.protocol.clients_per_round is not None
+        assert may_differ or not loader.round().availability.is_trivial
         return
     assert lengths == [told] * 3
 
 
-@given(make=samplers(), round_index=st.integers(0, 100), data=st.data())
-def test_from_any_position_the_rest_of_the_round_follows(make, round_index, data):
-    images = RandomImages(75).load(True)
-
+@given(make=loaders(), number=st.integers(0, 100), data=st.data())
+def test_from_any_position_the_rest_of_the_round_follows(make, number, data):
     def loader():  # dropout stands for any augmentation at random
-        made = ClientLoader(images, make(), torch.Tensor.float, nn.Dropout(0.5))
-        made.sampler.set_epoch(round_index)
+        made = make(nn.Dropout(0.5))
+        made.set_epoch(number)
         return made
 
     interrupted = loader()
-    whole, next_round = list(interrupted), round_index + 1
-    interrupted.sampler.set_epoch(next_round)
+    whole = list(interrupted)
+    interrupted.set_epoch(number + 1)
     following = list(interrupted)
     position = data.draw(st.integers(0, len(whole)), label="position")
     ahead = data.draw(st.integers(0, min(2, len(whole) - position)), label="prefetched")
-    interrupted.sampler.set_epoch(round_index)
+    interrupted.set_epoch(number)
     batches = iter(interrupted)
     for _ in range(position + ahead):
         next(batches)
@@ -262,13 +237,15 @@ def test_from_any_position_the_rest_of_the_round_follows(make, round_index, data
     resumed.load_state_dict(interrupted.state_dict())
     torch.manual_seed(data.draw(SEEDS))  # the global state does not matter
     assert_same(list(resumed), whole[position:])
-    resumed.sampler.set_epoch(next_round)
+    resumed.set_epoch(number + 1)
     assert_same(list(resumed), following)
 
 
-def assert_same(batches, others):
-    assert len(batches) == len(others)
-    for one, other in zip(batches, others, strict=True):
-        assert (one.client_id, one.ends_turn) == (other.client_id, other.ends_turn)
-        assert torch.equal(one.inputs, other.inputs)
-        assert torch.equal(one.targets, other.targets)
+def assert_same(steps, others):
+    assert len(steps) == len(others)
+    for step, another in zip(steps, others, strict=True):
+        assert (step.before, step.after) == (another.before, another.after)
+        for one, other in zip(step.parts, another.parts, strict=True):
+            assert (one.client_id, one.ends_turn) == (other.client_id, other.ends_turn)
+            assert torch.equal(one.inputs, other.inputs)
+            assert torch.equal(one.targets, other.targets)

@@ -12,20 +12,22 @@ from flwr_datasets.partitioner import (
 )
 from torch import nn
 
-from split_lightning.data import DigitsImages, RoundRobinSchedule, SplitDataModule
+from split_lightning import RoundRobinWeightPassing
+from split_lightning.data import DigitsImages, SplitDataModule
 from split_lightning.data.shards import EvenShardPartitioner
 
 
-def make(num_clients=4, **options):
+def make(num_clients=4, protocol=None, **options):
     data = SplitDataModule(RandomImages(), num_clients, **{"batch_size": 5} | options)
+    data.protocol = protocol or data.protocol
     data.setup("fit")
     data.setup("test")
     return data
 
 
 def round_of(loader, round_index):
-    loader.sampler.set_epoch(round_index)
-    return list(loader)
+    loader.set_epoch(round_index)
+    return [batch for step in loader for batch in step.parts]
 
 
 @pytest.mark.parametrize("alpha", [None, 0.3])
@@ -126,10 +128,10 @@ def test_a_position_is_all_there_is_to_resume(position):
     flip = nn.Dropout(0.5)  # stands for any augmentation at random
     loader = make(augmentation=flip, val_share=0.0).train_dataloader()
     whole = round_of(loader, 3)
-    loader.sampler.set_epoch(3)
-    batches = iter(loader)
+    loader.set_epoch(3)
+    steps = iter(loader)
     for _ in range(position):
-        next(batches)
+        next(steps)
     state = loader.state_dict()
 
     resumed = make(augmentation=flip, val_share=0.0).train_dataloader()
@@ -143,8 +145,8 @@ def test_a_position_is_all_there_is_to_resume(position):
 
 
 def test_shuffled_turns_and_clients_per_round():
-    schedule = RoundRobinSchedule(shuffle=True, clients_per_round=3)
-    loader = make(schedule=schedule).train_dataloader()
+    protocol = RoundRobinWeightPassing(shuffle=True, clients_per_round=3)
+    loader = make(protocol=protocol).train_dataloader()
     orders = []
     for round_index in range(20):
         clients = [b.client_id for b in round_of(loader, round_index)]
@@ -152,17 +154,15 @@ def test_shuffled_turns_and_clients_per_round():
     assert all(len(set(order)) == 3 for order in orders)
     assert len(set(orders)) > 5
     assert set().union(*orders) == {0, 1, 2, 3}
-    fixed = RoundRobinSchedule(clients_per_round=2)
-    assert fixed.turns(9, 5, 0) == sorted(fixed.turns(9, 5, 0))
 
 
 def test_length_is_only_told_where_it_stays():
     skewed = partial(
         DirichletPartitioner, partition_by="label", alpha=0.5, min_partition_size=1
     )
-    some = RoundRobinSchedule(clients_per_round=2)
+    some = RoundRobinWeightPassing(clients_per_round=2)
     assert len(make(partitioner=skewed).train_dataloader()) > 0
-    loader = make(partitioner=skewed, schedule=some, batch_size=2).train_dataloader()
+    loader = make(4, some, partitioner=skewed, batch_size=2).train_dataloader()
     with pytest.raises(TypeError, match="differs"):
         len(loader)
 
@@ -188,7 +188,7 @@ def test_crop_and_flip_are_drawn_for_each_sample():
         images, 1, batch_size=36, val_share=0.1, augmentation=augmentation
     )
     data.setup("fit")
-    (batch,) = data.train_dataloader()
+    ((batch,), *_) = next(iter(data.train_dataloader()))
     assert batch.inputs.shape == (36, 1, 8, 8)
     different = {sample.numpy().tobytes() for sample in batch.inputs}
     assert len(different) > 20  # 5 x 5 crops, two ways round
@@ -240,14 +240,11 @@ def test_arguments_out_of_range_are_refused(options, message):
         make(**options)
 
 
-@pytest.mark.parametrize("count", [0, 5])
-def test_clients_per_round_out_of_range_is_refused(count):
-    with pytest.raises(ValueError, match=f"clients_per_round.*{count}"):
-        len(
-            make(
-                schedule=RoundRobinSchedule(clients_per_round=count)
-            ).train_dataloader()
-        )
+def test_more_clients_than_there_are_are_refused():
+    some = RoundRobinWeightPassing(clients_per_round=5)
+    message = r"clients_per_round.*at most `num_clients` \(4\), but got 5"
+    with pytest.raises(ValueError, match=message):
+        len(make(protocol=some).train_dataloader())
 
 
 def test_loaders_need_setup():

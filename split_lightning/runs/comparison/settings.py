@@ -73,7 +73,9 @@ def flat_settings(
         for group, option in (choices or {}).items()
         if value_at(plain, _key(group)) != MISSING
     }
-    return chosen | {key: s for key, s in _walk(cfg, "") if key not in _IGNORED}
+    walked = {key: s for key, s in _walk(cfg, "") if key not in _IGNORED}
+    classes = {f"{key}._target_": walked.pop(key) for key in chosen if key in walked}
+    return chosen | classes | walked
 
 
 def _key(group: str) -> str:
@@ -113,8 +115,7 @@ def differing_settings(runs: Sequence[Mapping[str, Setting]]) -> list[str]:
     A key that passes on the same other key in all runs (`${seed}`) is left out. So is
     what a choice tells: a key inside of a group (`protocol.shuffle`) from
     which runs have chosen differently differs where it does so among runs of the same
-    choice. So is one that a run lacks because the object that it belongs to, or
-    another of its group (`protocol.enabled`, of `protocol.shuffle`), is of
+    choice. So is one that a run lacks because the object that it belongs to is of
     another class. To lack a key is the same as to have nothing there (null, an empty
     list). A run without any settings is left out of account.
 
@@ -163,7 +164,7 @@ def _differs(
         return not _is_alias(found)
     if len(found) == len(runs) or found[0].value in _NOTHING:
         return False
-    return not _owners(key) & set(differing) and not _is_told(key, runs, differing)
+    return not _is_told(key, runs, differing)
 
 
 def _is_alias(found: Sequence[Setting]) -> bool:
@@ -171,26 +172,17 @@ def _is_alias(found: Sequence[Setting]) -> bool:
     return "${" in str(found[0].written) and len({str(s.written) for s in found}) == 1
 
 
-def _owners(key: str) -> set[str]:
-    parts = key.split(".")
-    return {".".join(parts[:i]) for i in range(1, len(parts))}
-
-
 def _is_told(
     key: str, runs: Sequence[Mapping[str, Setting]], differing: Sequence[str]
 ) -> bool:
-    """Returns whether the class of an object in its group decides on a key."""
-    group = key.partition(".")[0]
-    for other in differing:
-        values = [run[other].value for run in runs if other in run]
-        same_group = other.startswith(f"{group}.") and len(values) == len(runs)
-        if same_group and all(isinstance(value, Target) for value in values):
-            having = {
-                value for value, run in zip(values, runs, strict=True) if key in run
-            }
-            lacking = {v for v, run in zip(values, runs, strict=True) if key not in run}
-            if not having & lacking:
-                return True
+    """Returns whether the class of the object around a key decides which runs lack it."""
+    parts = key.split(".")
+    around = [".".join(parts[:i]) for i in range(1, len(parts))]
+    for owner in {*around, *(f"{own}._target_" for own in around)} & set(differing):
+        having = {run.get(owner, _NONE).value for run in runs if key in run}
+        lacking = {run.get(owner, _NONE).value for run in runs if key not in run}
+        if not having & lacking:
+            return True
     return False
 
 

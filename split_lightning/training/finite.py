@@ -12,11 +12,11 @@ from torch.nn.utils import get_total_norm
 
 from split_lightning.message import role_of
 from split_lightning.processes import all_agree
-from split_lightning.protocols.plan import Step
 from split_lightning.step import StepLosses
 
 if TYPE_CHECKING:
     from split_lightning.module import SplitLightningModule
+    from split_lightning.protocols.plan import Step
 
 NonFinitePolicy: TypeAlias = Literal["stop", "skip"]
 _logger = logging.getLogger(__name__)
@@ -51,11 +51,18 @@ class FiniteCheck:
 
     Args:
         policy: Whether such a batch stops the run, or is left out.
+
+    Attributes:
+        every: After how many batches, and at the end of a round, numbers are looked at
+            where the run would stop. More than 1 on a GPU, so that no step waits for
+            it: some steps are then taken with numbers that are not finite.
     """
 
     def __init__(self, policy: NonFinitePolicy) -> None:
         self.policy = policy
+        self.every = 1
         self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._norms: list[Tensor] = []  # not looked at yet
 
     def begin(self, module: SplitLightningModule) -> None:
         """A step begins."""
@@ -83,10 +90,18 @@ class FiniteCheck:
         is_sound = False
         if isinstance(losses, StepLosses):
             values = [losses.total, *losses.own, *module.engine.gradients()]
-            is_sound = bool(get_total_norm(values).isfinite()) or are_finite(values)
+            norm = get_total_norm(values)
+            if self.every > 1 and self.policy == "stop":
+                norm = self._with_those_before(norm)
+                is_due = (batch_idx + 1) % self.every == 0
+                if not (is_due or module.trainer.is_last_batch):
+                    return True
+                self._norms = []
+            is_sound = bool(norm.isfinite()) or are_finite(values)
         if module.trainer.world_size > 1:
             is_sound = all_agree(module.trainer, is_sound)
         if is_sound:
+            module.channel.recent.clear()  # nothing is to be found in it
             return True
         what = str(losses)
         if isinstance(losses, StepLosses):
@@ -103,18 +118,24 @@ class FiniteCheck:
                 "such batches (`non_finite=skip`; `model.` before both in a "
                 "configuration)."
             )
+        module.channel.recent.clear()
         _logger.warning("Skipped %s: %s is not finite.", where, what)
         for buffer, kept in self._buffers:
             buffer.copy_(kept)
         module.engine.discard()
         return False
 
+    def _with_those_before(self, norm: Tensor) -> Tensor:
+        """Returns the largest norm since the last look; NaN if one is."""
+        self._norms = [torch.stack([*self._norms, norm]).max()]
+        return self._norms[0]
+
 
 def _first_unsound(module: SplitLightningModule, losses: StepLosses) -> str:
     """Names what is not finite, in the order of a step."""
-    sent: dict[str, list[Any]] = {"smashed": [], "gradient": [], "labels": []}
+    sent: dict[str, list[Any]] = {"smashed": [], "gradient": []}
     for message in module.channel.recent:
-        sent[message.kind] += message.payload
+        sent.setdefault(message.kind, []).extend(message.payload)
     gradients: dict[str, list[Any]] = {"client": [], "server": []}
     for party in module.engine.parties():
         gradients[role_of(party.name)] += [p.grad for p in party.parameters()]

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pytorch_lightning.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
-from split_lightning.loading import CONFIGURATION, OBJECTS
 from split_lightning.processes import gathered, processes_of
-from split_lightning.random_state import random_state, set_random_state
-from split_lightning.resumed_options import (
+from split_lightning.training.loading import CONFIGURATION, OBJECTS
+from split_lightning.training.random_state import random_state, set_random_state
+from split_lightning.training.resumed_options import (
     Options,
     StateFitter,
     describe,
@@ -63,9 +63,8 @@ class Resumption:
         require_format(checkpoint)
         live = num_live(checkpoint)
         trainer = module._trainer
-        if trainer is None and "SplitDataModule" in checkpoint:
-            clients = checkpoint["SplitDataModule"]["num_clients"]
-            module.engine.placement = module.engine.placement.with_clients(clients, 1)
+        if trainer is None:
+            module.engine.place_as(checkpoint["engine"])
         module.engine.make_room(live)  # where it is no fit: there is none yet
         if module.engine.num_live > live:
             raise ValueError(

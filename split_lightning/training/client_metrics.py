@@ -12,8 +12,8 @@ from torch import Tensor
 from split_lightning.callbacks.logs import is_logged, log_metrics
 from split_lightning.data.loader import ClientBatch
 from split_lightning.processes import summed
-from split_lightning.round_losses import RoundLosses
 from split_lightning.step import StepLosses
+from split_lightning.training.round_losses import RoundLosses
 
 if TYPE_CHECKING:
     from split_lightning.module import SplitLightningModule

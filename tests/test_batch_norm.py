@@ -1,4 +1,4 @@
-"""What clients compute together, against each client by itself."""
+"""BatchNorm of clients that act together, against each client by itself."""
 
 import copy
 from functools import partial
@@ -15,18 +15,14 @@ from protocols import (
     make_split,
     mean_state,
     network,
+    state_of,
 )
-from split_lightning.joint_step import average_cut_gradients
 from torch import nn
 
-from split_lightning import merge
-from split_lightning.batch_norm import (
-    BatchNormByClient,
-    is_only_mixer,
-    statistics_bytes,
-)
-from split_lightning.callbacks import ClientAveraging
-from split_lightning.data import ParallelSchedule
+from split_lightning import GPSL
+from split_lightning.batch_norm import BatchNormByClient, is_only_mixer, statistics
+from split_lightning.coders import AverageGradients
+from split_lightning.message import num_bytes
 
 SIZES = [3, 2, 6]
 SHAPES = {nn.BatchNorm1d: (4,), nn.BatchNorm2d: (4, 3, 3), nn.BatchNorm3d: (4, 2, 2, 2)}
@@ -98,17 +94,15 @@ def test_joint_statistics_are_of_batch_norm_alone(tmp_path):
     """Another layer with buffers may mix samples in a way that nobody could compute."""
     layers = network()
     layers[1] = INSTANCE(4)
-    module = make_split(net=layers, optimizer=plain_sgd, batch_norm="joint")
-    data = make_data(schedule=ParallelSchedule(draw="proportional"))
-    with pytest.raises(ValueError, match="`batch_norm` to be 'own' where the client"):
-        fit(tmp_path, module, data, [ClientAveraging(every="step")])
+    with pytest.raises(ValueError, match="`joint_norm` to be False where the client"):
+        fit(tmp_path, make_split(net=layers), make_data(3, GPSL()))
 
 
 def test_frozen_statistics_are_not_exchanged():
     layers = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm1d(8))
-    assert statistics_bytes(layers) == 2 * 4 * (4 + 8)
+    assert num_bytes(statistics(layers)) == 2 * 4 * (4 + 8)
     layers[0].eval()
-    assert statistics_bytes(layers) == 2 * 4 * 8
+    assert num_bytes(statistics(layers)) == 2 * 4 * 8
 
 
 def plain_sgd(parameters):
@@ -116,16 +110,12 @@ def plain_sgd(parameters):
 
 
 def plain_loop(data, layers):
-    """Each client's forward and backward by itself, on copies; the mean at each step.
-
-    Of the B samples of a step each client's gradient is its slice of the joint one, and
-    the mean is weighted by samples.
-    """
+    """Each client's forward and backward by itself, on copies; their sum at each step."""
     client, server = clone(layers[:3]), clone(layers[3:])
     data.setup("fit")
     loader = data.train_dataloader()
     for round_index in range(ROUNDS):
-        loader.sampler.set_epoch(round_index)
+        loader.set_epoch(round_index)
         for batch in loader:
             sizes = [len(part.targets) for part in batch.parts]
             copies = [clone(client) for _ in sizes]
@@ -135,13 +125,21 @@ def plain_loop(data, layers):
             parameters = [*server.parameters()]
             optimizer = plain_sgd(parameters)
             optimizer.zero_grad()
-            loss_of(server, torch.cat(smashed), batch.targets).backward()
+            targets = torch.cat([part.targets for part in batch.parts])
+            loss_of(server, torch.cat(smashed), targets).backward()
             optimizer.step()
             for own, output, cut in zip(copies, outputs, smashed, strict=True):
                 output.backward(cut.grad)
-                plain_sgd(own.parameters()).step()
+            summed = [sum(own) for own in zip(*map(gradients_of, copies), strict=True)]
             client.load_state_dict(mean_state([c.state_dict() for c in copies], sizes))
+            for parameter, gradient in zip(client.parameters(), summed, strict=True):
+                parameter.grad = gradient
+            plain_sgd(client.parameters()).step()
     return {**client.state_dict(), **server.state_dict()}
+
+
+def gradients_of(layers):
+    return [parameter.grad for parameter in layers.parameters()]
 
 
 INSTANCE = partial(nn.InstanceNorm2d, affine=True, track_running_stats=True)
@@ -149,28 +147,25 @@ INSTANCE = partial(nn.InstanceNorm2d, affine=True, track_running_stats=True)
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, INSTANCE], ids=["batch", "instance"])
 def test_clients_with_different_numbers_of_samples(tmp_path, norm):
-    """Averaged at each step; forgetting a weight, or whose sample is whose, fails."""
+    """On one state; what a client has of a sample is its own."""
     layers = network()
     layers[1] = norm(4)
-    options = {"schedule": ParallelSchedule(draw="proportional"), "batch_size": 12}
-    expected = plain_loop(make_data(**options), layers)
-    module = make_split(net=layers, optimizer=plain_sgd)
-    data = make_data(**options)
-    data.setup("fit")
-    parts = [len(p.targets) for b in data.train_dataloader() for p in b.parts]
+    data = make_data(3, GPSL(joint_norm=False), batch_size=12)
+    expected = plain_loop(data, layers)
+    parts = [len(p.targets) for step in data.train_dataloader() for p in step.parts]
     assert len(set(parts)) > 2
-    fit(tmp_path, module, data, [ClientAveraging(every="step")])
-    assert_close(merge(module.client, module.server), expected)
+    module = make_split(net=layers, optimizer=plain_sgd)
+    fit(tmp_path, module, data)
+    assert_close(state_of(module), expected)
 
 
-def test_the_mean_of_cut_gradients_of_one_batch_and_of_several():
-    """The first two clients get it, the third keeps its own."""
+def test_the_mean_of_gradients_at_the_cut():
+    """The first two clients get it, the third keeps its own; other sizes stay."""
     values = torch.randn(7, 5)
-    expected = values.clone()
-    expected[:2] = expected[2:4] = (values[:2] + values[2:4]) / 2
-    for lengths in ([7], [2, 2, 3]):
-        smashed = [torch.zeros(n, 5, requires_grad=True) for n in lengths]
-        for own, gradient in zip(smashed, values.split(lengths), strict=True):
-            own.grad = gradient.clone()
-        average_cut_gradients(smashed, [2, 2, 3], 2)
-        assert torch.equal(torch.cat([own.grad for own in smashed]), expected)
+    sent = [{"server/0": (own,)} for own in values.split([2, 2, 3])]
+    first, second, third = (own["server/0"][0] for own in AverageGradients(2)(sent))
+    expected = (values[:2] + values[2:4]) / 2
+    assert torch.equal(first, expected)
+    assert torch.equal(second, expected)
+    assert torch.equal(third, values[4:])
+    assert AverageGradients(3)(sent) == sent

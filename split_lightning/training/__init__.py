@@ -1,0 +1,1 @@
+"""What the module needs of a Trainer: optimizers, checks, metrics, resumption."""
