@@ -21,6 +21,7 @@ from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import ClientBatch, TrainLoader
 from split_lightning.engines.local import LocalEngine
 from split_lightning.engines.networks import Networks
+from split_lightning.finite import NotFinite
 from split_lightning.observers.traffic import Traffic
 from split_lightning.processes import summed
 from split_lightning.protocols.plan import Step
@@ -30,7 +31,7 @@ from split_lightning.task import Task
 from split_lightning.topologies.client_network import ClientNetwork
 from split_lightning.topologies.topology import CutLayers, Labels, place
 from split_lightning.training.client_metrics import ClientMetrics, client_metric
-from split_lightning.training.finite import FiniteCheck, NonFinitePolicy, NotFinite
+from split_lightning.training.finite_check import FiniteCheck, NonFinitePolicy
 from split_lightning.training.fitness import set_least_batch
 from split_lightning.training.loading import missing_arguments
 from split_lightning.training.optimizers import (

@@ -16,7 +16,7 @@ from split_lightning import (
     SplitLightningModule,
 )
 from split_lightning.callbacks import ResumeCheckpoint
-from split_lightning.training.finite import NonFiniteError, are_finite
+from split_lightning.finite import NonFiniteError, are_finite
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 

@@ -86,7 +86,9 @@ def test_a_server_that_trains_first_shares_out_too(tmp_path):
     sizes, module = [], make_split(SHALLOW)
     layer = module.server.get_submodule("6")
     layer.register_forward_hook(lambda layer, inputs, _: sizes.append(len(inputs[0])))
-    fit(tmp_path, module, uneven(CycleSL(server_batch_size=59), batch_size=20), rounds=1)
+    fit(
+        tmp_path, module, uneven(CycleSL(server_batch_size=59), batch_size=20), rounds=1
+    )
     assert sizes[-3:] == [30, 30, 60]  # before, the layer was tried out
 
 
@@ -162,7 +164,9 @@ def test_no_batch_is_too_small_and_no_sample_is_lost(
         for part in step
         for place in range(part.num_samples)
     )
-    places = [(k, p, i) for k, n in enumerate(sizes) for p in range(passes) for i in range(n)]
+    places = [
+        (k, p, i) for k, n in enumerate(sizes) for p in range(passes) for i in range(n)
+    ]
     assert taken == Counter(places)
     plain = [[part.num_samples for part in step] for step in sizes_of(None)]
     if all(count >= 2 for step in plain for count in step):

@@ -184,8 +184,14 @@ MISTAKES = {
         "would change nothing",
     ],
     "protocol=fedavg local_steps=2": ["local_steps=2", "nothing: protocol=fedavg"],
-    "protocol=fedavg optimizer.client.lr=1": ["topology=unsplit", "optimizer.server.lr"],
-    "protocol=turns/five local_steps=2": ["turns/five does not", "protocol.local_steps"],
+    "protocol=fedavg optimizer.client.lr=1": [
+        "topology=unsplit",
+        "optimizer.server.lr",
+    ],
+    "protocol=turns/five local_steps=2": [
+        "turns/five does not",
+        "protocol.local_steps",
+    ],
     "optimizer_state=travel protocol=gpsl": ["protocol=gpsl does not use"],
     "server_optimizer_state=reset": ["protocol=round_robin", "mean `optimizer_state`"],
     "buffers=keep": ["protocol=round_robin does not use `buffers`"],

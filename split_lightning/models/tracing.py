@@ -11,7 +11,7 @@ from torch import fx, nn
 from split_lightning.models.proxies import true_to_tensors
 from split_lightning.models.side_effects import Watch
 from split_lightning.models.tracer import LayerTracer
-from split_lightning.training.random_state import random_state, set_random_state
+from split_lightning.random_state import random_state, set_random_state
 
 _logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from split_lightning.engines.local import LocalEngine
+from split_lightning.finite import NotFinite, are_finite
 from split_lightning.message import Values
 from split_lightning.party import Key, Losses, Party, joined
 from split_lightning.protocols.actions import (
@@ -23,7 +24,6 @@ from split_lightning.protocols.actions import (
 from split_lightning.protocols.least_batch import shared_out
 from split_lightning.protocols.protocol import Protocol, check_count, check_policies
 from split_lightning.protocols.round import Round
-from split_lightning.training.finite import NotFinite, are_finite
 
 
 class CycleSL(Protocol):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from split_lightning.message import as_values, num_bytes
 from split_lightning.models.flops import flop_counter
-from split_lightning.training.random_state import unchanged_random_state
+from split_lightning.random_state import unchanged_random_state
 
 
 class Work(NamedTuple):

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.message import as_values
 from split_lightning.protocols.least_batch import LeastBatch
-from split_lightning.training.random_state import unchanged_random_state
+from split_lightning.random_state import unchanged_random_state
 from split_lightning.user_code import described
 
 if TYPE_CHECKING:

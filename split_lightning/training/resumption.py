@@ -9,8 +9,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
 from split_lightning.processes import gathered, processes_of
+from split_lightning.random_state import random_state, set_random_state
 from split_lightning.training.loading import CONFIGURATION, OBJECTS
-from split_lightning.training.random_state import random_state, set_random_state
 from split_lightning.training.resumed_options import (
     Options,
     StateFitter,

@@ -310,8 +310,8 @@ def _require_parts(
     lacking = data.missing_parts
     if parts is not None and data.augmentation is not None:
         raise MisconfigurationException(
-            f"{type(data.augmentation).__name__} changes whole images, which no party "
-            "has: it would move pixels from one holder to another. Leave the "
+            f"{type(data.augmentation).__name__} changes whole images, and here no "
+            "party has one: it would move pixels from one holder to another. Leave the "
             "augmentation out (`data/augmentation=none`)."
         )
     if lacking.is_trivial:

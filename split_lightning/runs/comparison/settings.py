@@ -175,7 +175,7 @@ def _is_alias(found: Sequence[Setting]) -> bool:
 def _is_told(
     key: str, runs: Sequence[Mapping[str, Setting]], differing: Sequence[str]
 ) -> bool:
-    """Returns whether the class of the object around a key decides on it."""
+    """Returns whether the class around a key says which runs lack it."""
     parts = key.split(".")
     around = [".".join(parts[:i]) for i in range(1, len(parts))]
     for owner in {*around, *(f"{own}._target_" for own in around)} & set(differing):
