@@ -146,7 +146,7 @@ class LocalEngine:
         store.forget()
 
     def place_as(self, state: Mapping[str, Any]) -> None:
-        """Says who has what as in the run of a checkpoint, whose protocol is not here.
+        """Restores the placement of a checkpoint without its protocol.
 
         Args:
             state: What `state_dict` returned.

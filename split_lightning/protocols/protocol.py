@@ -183,7 +183,7 @@ def check_count(name: str, count: Any, what: str) -> None:
 def check_policies(
     optimizer_state: str, buffers: str = "average", server_optimizer_state: str = "keep"
 ) -> None:
-    """Stops where a policy for weights that come from elsewhere is unknown.
+    """Stops where a policy is unknown.
 
     Raises:
         ValueError: Names the argument, and what is allowed.
