@@ -107,12 +107,6 @@ def describe(cfg: DictConfig, data: SplitDataModule, images: Tensor) -> dict[str
     }
 
 
-def _plain(node: Any) -> Any:
-    """Returns a value of a configuration in plain containers."""
-    is_node = OmegaConf.is_config(node)
-    return OmegaConf.to_container(node, resolve=True) if is_node else node
-
-
 def print_export(found: dict[str, float], folder: Path) -> None:
     """Prints how far the written files are from the run, and where they are."""
     console = Console()
