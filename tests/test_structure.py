@@ -13,19 +13,20 @@ LAYERS = [
     {"train", "evaluate", "export", "compare", "cuts", "plan"},
     {"cli"},
     {"runs"},
-    {"module", "client_metrics"},
-    {"callbacks", "fitness", "support"},
+    {"module"},
+    {"training"},
+    {"callbacks"},
     {"data"},
     {"protocols"},
-    {"engines", "finite"},
+    {"engines"},
     {"step"},
     {"party", "observers"},
-    {"batch_norm", "task", "topologies", "system", "resumption"},
-    {"channel", "coders", "loading", "models", "round_losses", "spill", "store"},
+    {"batch_norm", "task", "topologies", "system"},
+    {"channel", "coders", "models", "spill", "store"},
     {
-        "losses", "message", "optimizers", "paths", "placement", "processes",
-        "random_state", "resumed_options", "running_mean", "seeding", "signals",
-        "typed_words", "user_code",
+        "finite", "losses", "message", "paths", "placement", "processes",
+        "random_state", "running_mean", "seeding", "signals", "typed_words",
+        "user_code",
     },
     {"", "quiet"},  # the package itself: its version
 ]  # fmt: skip
@@ -34,7 +35,7 @@ MAY_IMPORT = {"hydra": {"cli"}, "omegaconf": {"cli", "runs"}}
 # the package and of `runs`, when they are first used; modules of a pickled network.
 BY_NAME = {"", "runs", "models.code"}
 # A checkpoint of the command line says how Hydra builds its module.
-EXCEPTIONS = {("loading", "hydra")}
+EXCEPTIONS = {("training.loading", "hydra")}
 
 
 class Imports(ast.NodeVisitor):
