@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
@@ -243,6 +250,12 @@ class StateStore:
         live = [names[part] for names in self._names for part in WEIGHTS]
         rest = [name for part in WEIGHTS for name in self.own[part]]
         return list(dict.fromkeys(name for name in (*rest, *live) if name is not None))
+
+    def holders(self, part: Part, roles: Collection[str]) -> set[str]:
+        """Returns the parties of some roles that have a part of their own."""
+        live = (names[part] for names in self._names)
+        own = (name for name in (*self.own[part], *live) if name is not None)
+        return {name for name in own if role_of(name) in roles}
 
     def _seat_of(self, name: str, part: Part) -> int | None:
         for seat, names in enumerate(self._names):

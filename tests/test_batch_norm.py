@@ -110,7 +110,7 @@ def plain_sgd(parameters):
 
 
 def plain_loop(data, layers):
-    """Each client's forward and backward by itself, on copies; their sum at each step."""
+    """Each client's forward and backward by itself, on copies; then their sum."""
     client, server = clone(layers[:3]), clone(layers[3:])
     data.setup("fit")
     loader = data.train_dataloader()
@@ -128,7 +128,7 @@ def plain_loop(data, layers):
             targets = torch.cat([part.targets for part in batch.parts])
             loss_of(server, torch.cat(smashed), targets).backward()
             optimizer.step()
-            for own, output, cut in zip(copies, outputs, smashed, strict=True):
+            for output, cut in zip(outputs, smashed, strict=True):
                 output.backward(cut.grad)
             summed = [sum(own) for own in zip(*map(gradients_of, copies), strict=True)]
             client.load_state_dict(mean_state([c.state_dict() for c in copies], sizes))

@@ -215,8 +215,8 @@ ONE_NETWORK = {
     "round_robin", "splitfed_v1", "async_round_robin", "gpsl", "fedavg", "centralized",
 }  # fmt: skip
 APART = {
-    "parallel protocol.every=null", "splitfed_v3", "local",
-    "multi_server protocol.every=2 protocol.servers_every=2", "cyclesl protocol.every=2",
+    "parallel protocol.every=null", "splitfed_v3", "local", "cyclesl protocol.every=2",
+    "multi_server protocol.every=2 protocol.servers_every=2",
 }  # fmt: skip
 
 

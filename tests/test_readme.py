@@ -84,3 +84,21 @@ def test_every_folder_of_the_package_is_named():
     found = {path.parent.name for path in package.glob("*/__init__.py")}
 
     assert found == set(re.findall(r"^  (\w+)/ ", folders, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    "path", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_links_lead_to_files_and_headings(path):
+    for target, anchor in re.findall(
+        r"\]\(([^)#:]*)(?:#([\w-]+))?\)", path.read_text()
+    ):
+        linked = (path.parent / target).resolve() if target else path
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", own).lower() for own in headings]
+            assert anchor in [own.replace(" ", "-") for own in anchors], (
+                target,
+                anchor,
+            )

@@ -137,7 +137,7 @@ def _refuse_groups(cfg: DictConfig, words: Sequence[str]) -> None:
         key = word.lstrip("+~").partition("=")[0]
         if "/" in key or OmegaConf.is_dict(cfg.get(key)):
             raise ValueError(
-                f"`{word}` would put another group of keys in the place of the run's. "
+                f"`{word}` would replace a group of the run's keys. "
                 f"Change single keys instead: {key.replace('/', '.')}.KEY=VALUE."
             )
 

@@ -1,4 +1,4 @@
-"""Sweeps: a run that fails does not stop the others; a comparison ends them."""
+"""Sweeps: a run that fails does not end the others; a comparison ends them."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ class LocalEngine:
         store.forget()
 
     def place_as(self, state: Mapping[str, Any]) -> None:
-        """Says who has what as in the run of a checkpoint, whose protocol is not here.
+        """Restores the placement of a checkpoint without its protocol.
 
         Args:
             state: What `state_dict` returned.
@@ -438,9 +438,7 @@ class LocalEngine:
             "homes": {
                 "num_clients": self.placement.num_clients,
                 "num_groups": self.placement.num_groups,
-                "unsplit_at": self.stores[0].roles[0]
-                if len(self.stores) == 1
-                else None,
+                "unsplit_at": None if len(self.stores) > 1 else self.stores[0].roles[0],
                 "cohort": self.cohort,
             },
         }

@@ -67,6 +67,17 @@ class PassWeights(NamedTuple):
             if values:
                 engine.channel.send("weights", giver, taker, values)
 
+    def leaked(self, engine: LocalEngine) -> set[str]:
+        """Returns the parties that still have what they passed on."""
+        parts = WEIGHTS if self.optimizer_state == "keep" else PARTS
+        return {
+            name
+            for store in engine.stores
+            for part in parts
+            for name in (store.holders(part, store.roles) if store.last else ())
+            if name not in store.last.values()
+        }
+
 
 class Policy(NamedTuple):
     """What is averaged, and what happens to the rest.
@@ -149,6 +160,16 @@ class Average(NamedTuple):
         for name, values in received.items():
             engine.channel.send("weights", AGGREGATOR, name, values)
         engine.changed()
+
+    def leaked(self, engine: LocalEngine) -> set[str]:
+        """Returns the parties that still have what was averaged."""
+        found: set[str] = set()
+        for store in engine.stores:
+            roles, parts = self._roles_in(store), self.policy.parts
+            if self.policy.of(roles) != "keep":
+                parts = (*parts, "optimizer")
+            found.update(*(store.holders(part, roles) for part in parts))
+        return found
 
     def _roles_in(self, store: StateStore) -> list[str]:
         """Returns the roles whose states of a segment are averaged."""
@@ -335,6 +356,18 @@ class Mix(NamedTuple):
         engine.changed()
         for name, values in payloads.items():
             engine.channel.send("weights", name, AGGREGATOR, values)
+
+    def leaked(self, engine: LocalEngine) -> set[str]:
+        """Returns the clients that still have what was mixed, once all turns ended."""
+        parts: tuple[Part, ...] = WEIGHTS if self.buffers == "average" else WEIGHTS[:1]
+        if self.optimizer_state == "travel":
+            parts = (*parts, "optimizer")
+        return {
+            name
+            for store in engine.stores
+            for part in parts
+            for name in store.holders(part, ("client",))
+        }
 
 
 Action: TypeAlias = (

@@ -73,6 +73,8 @@ class Protocol(pl.Callback, ABC):
         check_count("clients_per_round", clients_per_round, "clients, or null for all")
         self.clients_per_round = clients_per_round
         self._closed = False  # whether the round's last actions were applied
+        # The last of each kind of action of the round by which states are given up.
+        self._moves: dict[tuple[str, tuple[str, ...]], Any] = {}
 
     @abstractmethod
     def plan(self, round: Round) -> Iterator[Any]:
@@ -101,10 +103,15 @@ class Protocol(pl.Callback, ABC):
         """Applies actions."""
         for action in actions:
             action.apply(module.engine)
+            if hasattr(action, "leaked"):
+                self._moves[type(action).__name__, getattr(action, "roles", ())] = (
+                    action
+                )
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._closed = False
+        self._moves = {}
 
     @override
     def on_train_batch_start(
@@ -131,6 +138,22 @@ class Protocol(pl.Callback, ABC):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.closes_cut_rounds and not self._closed:
             self._close(trainer, pl_module, trainer.fit_loop.batch_idx + 1)
+        if not pl_module.skipped_batches:  # these were not averaged
+            self.require_no_leak(pl_module.engine)
+
+    def require_no_leak(self, engine: LocalEngine) -> None:
+        """Stops where parties remember what they gave up in the round.
+
+        Raises:
+            RuntimeError: Names the parties.
+        """
+        for (kind, _), action in self._moves.items():
+            leaked = sorted(action.leaked(engine))
+            if leaked:
+                raise RuntimeError(
+                    f"{type(self).__name__} leaks states: after {kind} {leaked} still "
+                    "have some of their own."
+                )
 
     closes_cut_rounds = False  # whether `max_steps` in mid-round ends turns, too
 
@@ -160,7 +183,7 @@ def check_count(name: str, count: Any, what: str) -> None:
 def check_policies(
     optimizer_state: str, buffers: str = "average", server_optimizer_state: str = "keep"
 ) -> None:
-    """Stops where a policy for weights that come from elsewhere is unknown.
+    """Stops where a policy is unknown.
 
     Raises:
         ValueError: Names the argument, and what is allowed.

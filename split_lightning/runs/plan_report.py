@@ -27,13 +27,13 @@ class Row(NamedTuple):
 
     Attributes:
         action: Its name.
-        clients: Whom it is about.
-        more: What else it says.
+        clients: The clients that it concerns.
+        more: Further words about it.
         samples: Number of samples that are trained on.
         num_bytes: What it sends, by kind.
         seconds: Virtual seconds when those that take part are done; `None`: without a
             system.
-        times: How many actions it is.
+        times: The number of equal actions.
     """
 
     action: str

@@ -93,6 +93,7 @@ def describe(cfg: DictConfig, data: SplitDataModule, images: Tensor) -> dict[str
         )
     else:
         mean, std, kind = [], [], "ids, int64"
+    cuts = cfg.topology.cut_layers  # none where the network is not cut
     return {
         "classes": list(data.classes),
         "image_shape": shape,  # of a sample: C, H, W
@@ -100,16 +101,10 @@ def describe(cfg: DictConfig, data: SplitDataModule, images: Tensor) -> dict[str
         "std": std,
         "input": f"{kind} of shape {axes}",
         "network": OmegaConf.to_container(cfg.module.network, resolve=True),
-        "cut_layers": _plain(cfg.topology.cut_layers),
+        "cut_layers": cuts and OmegaConf.to_container(cuts, resolve=True),
         "split_lightning": split_lightning.__version__,
         "torch": str(torch.__version__),
     }
-
-
-def _plain(node: Any) -> Any:
-    """Returns a value of a configuration in plain containers."""
-    is_node = OmegaConf.is_config(node)
-    return OmegaConf.to_container(node, resolve=True) if is_node else node
 
 
 def print_export(found: dict[str, float], folder: Path) -> None:

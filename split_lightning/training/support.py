@@ -268,7 +268,7 @@ def _require_like_clients(
         names = [getattr(kind, "__name__", str(kind)) for kind in kinds]
         raise ValueError(
             "Expected argument `optimizer_state` to be 'keep' or 'reset' where layers "
-            "go between clients and servers whose optimizers are of different kinds, "
+            "go between clients and servers whose optimizers are of different classes, "
             f"but got 'travel'; the client's is {names[0]}, the server's {names[1]}."
         )
 

@@ -7,17 +7,21 @@ from collections import Counter
 import pytest
 from watching import ListLogger, batches_of, fit, make_data
 
+from split_lightning import RoundRobinWeightPassing
 from split_lightning.callbacks import AvailabilityMonitor
-from split_lightning.data import Availability, RoundRobinSchedule
+from split_lightning.protocols import Round
+from split_lightning.system import Availability
 
 LOGGER = "split_lightning.callbacks.availability_monitor"
 ROUNDS = 6
+FOUR = RoundRobinWeightPassing(clients_per_round=4)
 BATCHES = 3  # of each of five clients: 10 samples in batches of 4
 
 
 def made(**options):
-    schedule = RoundRobinSchedule(clients_per_round=4)
-    return make_data(5, batch_size=4, schedule=schedule, **options)
+    data = make_data(5, batch_size=4, **options)
+    data.protocol = FOUR
+    return data
 
 
 def lines_of(caplog):
@@ -41,6 +45,7 @@ def test_lines_and_numbers_are_what_was_not_given_out(tmp_path, caplog, limit):
         fit(
             tmp_path,
             [AvailabilityMonitor()],
+            passing=FOUR,
             data=data,
             logger=logger,
             max_epochs=ROUNDS,
@@ -53,7 +58,7 @@ def test_lines_and_numbers_are_what_was_not_given_out(tmp_path, caplog, limit):
         given[round_index][batch.client_id] += 1
     numbers = []
     for round_index, batches in enumerate(given):
-        drawn = data.schedule.turns(5, round_index, data.seed)
+        drawn = Round(round_index, [10] * 5, 4, seed=data.seed).clients(4)
         absent, dropped = told(texts.get(round_index + 1, ""))
         short = {k for k in drawn if batches[k] < BATCHES}
         assert set(absent) | set(dropped) == short

@@ -1,6 +1,7 @@
 """The best round stays the best one where a run goes on in another folder."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -8,13 +9,13 @@ from conftest import RandomImages, tiny_network
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from split_lightning import SplitDataModule, UnsplitLightningModule
+from split_lightning import SplitDataModule, SplitLightningModule
 from split_lightning.callbacks import BestCheckpoint, ResumeCheckpoint
 
 SCORES = (0.2, 0.9, 0.4, 0.6)  # of the rounds
 
 
-class Scored(UnsplitLightningModule):
+class Scored(SplitLightningModule):
     """Is told how good it is."""
 
     def on_validation_epoch_end(self):
@@ -24,7 +25,8 @@ class Scored(UnsplitLightningModule):
 
 def fit(folder, rounds, ckpt=None, kind=BestCheckpoint):
     """Trains up to a round; returns the round of `best.ckpt`, from 0, and its score."""
-    module = Scored(tiny_network(), lambda p: torch.optim.SGD(p, lr=0.01), 3)
+    sgd = partial(torch.optim.SGD, lr=0.01)
+    module = Scored(tiny_network(), 1, sgd, sgd, 3)
     best = kind(
         folder,
         "best",

@@ -10,10 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from split_lightning import (
+    Centralized,
     RoundRobinWeightPassing,
     SplitDataModule,
     SplitLightningModule,
-    UnsplitLightningModule,
 )
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
@@ -78,23 +78,32 @@ def make_module(cut_layer=1, net=None, optimizer=SGD, **options):
 
 
 def make_centralized():
-    return UnsplitLightningModule(network(), SGD, num_classes=3)
+    return SplitLightningModule(network(), None, None, SGD, num_classes=3)
 
 
 def make_trainer(tmp_path, callbacks, passing=True, **options):
-    """Returns a Trainer; `passing=None` is for the unsplit network."""
+    """Returns a Trainer.
+
+    Args:
+        tmp_path: Where to write.
+        callbacks: The callbacks but for the protocol.
+        passing: The protocol, or whether a round robin passes weights; `None` is for
+            the unsplit network.
+        options: Those of the Trainer.
+    """
     options = {"max_epochs": 2, "logger": False, "enable_checkpointing": False} | (
         options
     )
-    weight_passing = (
-        [] if passing is None else [RoundRobinWeightPassing(enabled=passing)]
-    )
+    if passing is None:
+        passing = Centralized()
+    elif isinstance(passing, bool):
+        passing = RoundRobinWeightPassing(enabled=passing)
     return Trainer(
         accelerator="cpu",
         default_root_dir=tmp_path,
         enable_progress_bar=options.pop("enable_progress_bar", False),
         enable_model_summary=False,
-        callbacks=weight_passing + callbacks,
+        callbacks=[passing, *callbacks],
         **options,
     )
 
@@ -108,13 +117,14 @@ def fit(tmp_path, callbacks, module=None, data=None, ckpt_path=None, **options):
 
 
 def batches_of(data, rounds):
-    """Yields (round, batch) as a plain loop reads them."""
+    """Yields (round, batch of a client) as a plain loop reads them."""
     data.setup("fit")
     loader = data.train_dataloader()
     for round_index in range(rounds):
-        loader.sampler.set_epoch(round_index)
-        for batch in loader:
-            yield round_index, batch
+        loader.set_epoch(round_index)
+        for step in loader:
+            for batch in step.parts:
+                yield round_index, batch
 
 
 def events(folder):

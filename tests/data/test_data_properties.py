@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from split_lightning import GPSL, RoundRobinWeightPassing, SplitFedV1
+from split_lightning.cli import config as config  # has the schema of `train.yaml`
 from split_lightning.data import SplitDataModule, TrainLoader, partition
 from split_lightning.protocols import Round
 from split_lightning.system import Availability
