@@ -86,7 +86,7 @@ def check_values(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     Raises:
         ValueError: Names the key, its value and what is allowed.
     """
-    plain = OmegaConf.to_container(cfg, resolve=False)
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
     _check_values(plain, TrainConfig, used_keys(plain))
     for override in as_typed(overrides):
         _check_used(cfg, plain, override)
