@@ -19,6 +19,8 @@ CONF = ROOT / "conf"
 DOCUMENT = (ROOT / "docs" / "protocols.md").read_text()
 TIME = (ROOT / "docs" / "time.md").read_text()
 TOPOLOGIES = (ROOT / "docs" / "topologies.md").read_text()
+RUNS = (ROOT / "docs" / "runs.md").read_text()
+README = (ROOT / "README.md").read_text()
 PROTOCOLS = {path.stem for path in (CONF / "protocol").glob("*.yaml")}
 COUNTS = (
     "uplink_bytes",
@@ -90,16 +92,19 @@ def test_each_protocol_has_a_section(name):
     assert f"[`{name}`](#{name})" in DOCUMENT
 
 
-@pytest.mark.parametrize(
-    "line",
-    re.findall(
-        r"^python -m split_lightning\.train (?!-m)(.*)",
-        DOCUMENT + TOPOLOGIES + TIME,
-        re.MULTILINE,
-    ),
-)
-def test_its_commands_are_right(line):
-    composed(shlex.split(line))
+COMMANDS = [
+    command.split("  #")[0]
+    for text in (DOCUMENT, TOPOLOGIES, TIME, README, RUNS)
+    for command in re.findall(
+        r"^python -m split_lightning\.train (?!-m)(.*)", text, re.MULTILINE
+    )
+    if not re.search(r"my\.|ckpt_path|model\.weights", command)  # files of a user
+]
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS)))
+def test_commands_of_the_documents_are_right(command):
+    composed(shlex.split(command))
 
 
 def composed(typed, more=()):
