@@ -7,6 +7,7 @@ import torch
 from flwr_datasets.partitioner import LinearPartitioner
 from hydra import compose, initialize_config_dir
 from protocols import assert_equal, fit, make_data, make_split, make_unsplit, state_of
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from split_lightning import (
     GPSL,
@@ -108,7 +109,7 @@ def test_each_protocol_takes_the_keys_of_all(tmp_path, name):
         with pytest.raises(ValueError, match=f"does not use `{key}`"):
             composed(tmp_path, *typed, f"{key}={TYPED[key]}")
     if "spill_to" not in taken:
-        with pytest.raises(ValueError, match="`spill_to` to be null"):
+        with pytest.raises(MisconfigurationException, match="`spill_to` to be null"):
             build(composed(tmp_path, *typed, "spill_to=waiting"))
 
     run = build(composed(tmp_path, *typed))

@@ -86,8 +86,8 @@ def check_values(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     Raises:
         ValueError: Names the key, its value and what is allowed.
     """
-    plain = OmegaConf.to_container(cfg, resolve=False)
-    _check_values(plain, TrainConfig)
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    _check_values(plain, TrainConfig, used_keys(plain))
     for override in as_typed(overrides):
         _check_used(cfg, plain, override)
     _check_ranges(cfg)
@@ -123,15 +123,17 @@ def typed_overrides() -> Sequence[str]:
     return typed
 
 
-def _check_values(plain: Any, schema: type, prefix: str = "") -> None:
-    """Stops where a required key has no value, or a word instead of an object."""
+def _check_values(plain: Any, schema: type, used: set[str], prefix: str = "") -> None:
+    """Stops where a key that is used has no value, or a word stands for an object."""
     hints = get_type_hints(schema)
     for spec in fields(schema):
         key, hint = f"{prefix}{spec.name}", hints[spec.name]
         value = plain.get(spec.name)
         if isinstance(hint, type) and is_dataclass(hint):
-            _check_values(value, hint, f"{key}.")
+            _check_values(value, hint, used, f"{key}.")
         elif spec.default == MISSING and value in (None, MISSING):
+            if not any(is_within(key, k) or is_within(k, key) for k in used):
+                continue
             raise ValueError(
                 f"Expected `{key}` to have a value, but got null. Add {key}=VALUE."
             )
@@ -169,7 +171,7 @@ def _without_use(cfg: DictConfig, plain: Any, key: str, used: set[str]) -> str:
     protocol = str(choice_of(cfg, "protocol"))
     if HydraConfig.initialized():
         protocol = f"protocol={protocol}"
-    if "." not in key:  # protocols alone refer to these
+    if key in {spec.name for spec in fields(TrainConfig)}:  # protocols refer to these
         own = used_keys(plain, ["protocol"]) & plain.keys()
         own |= {k for k in keys_of(plain) if is_within(k, "protocol") and "._" not in k}
         known = sorted(own - {"protocol"}, key=lambda k: (k.count("."), k))
@@ -179,6 +181,7 @@ def _without_use(cfg: DictConfig, plain: Any, key: str, used: set[str]) -> str:
     if group in ("model", "optimizer", "topology"):
         why = f" ({protocol}{f', topology={topology}' if topology else ''})"
     near = [k for k in keys_of(plain) if k != key and is_within(k, group)]
+    near = near or [k for k in keys_of(plain) if k != key]  # a group of one's own
     near = [k for k in near if any(is_within(k, u) or is_within(u, k) for u in used)]
     return f"nothing in this run{why} uses `{key}`. {did_you_mean(key, near)}"
 
