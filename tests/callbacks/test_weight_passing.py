@@ -13,12 +13,12 @@ from split_lightning import (
     SplitDataModule,
     SplitLightningModule,
 )
-from split_lightning.protocols import PassWeights
 from split_lightning.store import tensors_in
 
 
-def cloned(module):
-    return {name: tensor.clone() for name, tensor in module.client.state_dict().items()}
+def cloned(module, client_id=None):
+    segment = module.segments(client_id)["client"]
+    return {name: tensor.clone() for name, tensor in segment.state_dict().items()}
 
 
 class Watch(Callback):
@@ -143,19 +143,3 @@ def test_clients_that_never_share_validate_their_own_weights(tmp_path, passing):
         assert logger.metrics[f"clients/accuracy/{client_id}"] == pytest.approx(
             expected
         )
-
-
-def test_an_own_callback_may_hand_over_first_and_switch_later(tmp_path):
-    """Clients without weights of their own go on from those handed over last."""
-
-    class ThenApart(RoundRobinWeightPassing):
-        def plan(self, round):
-            for action in super().plan(round):
-                if round.number == 0 or not isinstance(action, PassWeights):
-                    yield action
-
-    _, turns = run(tmp_path, ThenApart(), rounds=3, val_share=0.2)
-    first, second, third = turns[:3], turns[3:6], turns[6:]
-    assert same(second[0]["start"], first[2]["end"])
-    for before, after in zip(second, third, strict=True):
-        assert same(after["start"], before["end"])
