@@ -29,10 +29,9 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if not self.turns or self.turns[-1]["end"] is not None:
-            start = cloned(pl_module)
-            self.turns.append(
-                {"client": batch.client_ids[0], "start": start, "end": None}
-            )
+            (client,) = batch.client_ids
+            start = cloned(pl_module, client)
+            self.turns.append({"client": client, "start": start, "end": None})
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if batch.ends_turn:
