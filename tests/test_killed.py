@@ -146,7 +146,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     (line,) = (line for line in message.splitlines() if line.startswith("Resume with"))
     assert "split_lightning.train rounds=3" in line
     assert f" hydra.run.dir={run} ckpt_path=last" in line
-    command(monkeypatch, tmp_path, *shlex.split(line)[6:], pictures=True)
+    command(monkeypatch, tmp_path, *shlex.split(line)[5:], pictures=True)
     assert_equal(run, whole)
 
 
@@ -181,7 +181,7 @@ def test_a_signal_after_training_says_how_to_go_on(
     last = run / "checkpoints" / "last.ckpt"
     assert f"{signum.name}; the last checkpoint is {last}" in message
     (line,) = (line for line in message.splitlines() if line.startswith("Resume with"))
-    command(monkeypatch, tmp_path, *shlex.split(line)[6:], pictures=True)
+    command(monkeypatch, tmp_path, *shlex.split(line)[5:], pictures=True)
     results = [json.loads((r / "results.json").read_text()) for r in (run, whole)]
     for key in ("test_accuracy", "test_loss", "val_loss", "handoff_bytes"):
         assert results[0][key] == results[1][key]
