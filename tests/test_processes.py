@@ -16,7 +16,7 @@ from test_killed import assert_equal, at_batch, events_of
 from test_train import command
 
 from split_lightning import SplitDataModule
-from split_lightning.data.loader import ClientLoader
+from split_lightning.data import TrainLoader
 from split_lightning.processes import Processes
 
 # Of 479 samples 34 validate; 445 leave a last batch of one: turns of 4 batches.
@@ -34,13 +34,13 @@ TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
 CASES = {
     "keep": [CUT],
     "travel": [CUT, "optimizer_state=travel", "model.accumulate_grad_batches=3"],
-    "no passing": [CUT, "protocol.callbacks.weight_passing.enabled=false"],
+    "no passing": [CUT, "protocol.enabled=false"],
     "skewed": [
         CUT,
         "optimizer_state=reset",
         "data/augmentation=crop",
         "data/partitioner=dirichlet",
-        "protocol.schedule.shuffle=true",
+        "protocol.shuffle=true",
         "clients_per_round=2",
         "model.gradient_clip_val=0.1",
     ],
@@ -235,13 +235,20 @@ def test_every_process_knows_the_size_of_the_whole_batch(world_size):
     data = SplitDataModule(RandomImages(), 3, batch_size=5, val_share=0.2)
     data.setup("fit")
     whole = data.train_dataloader()
-    expected = [len(batch.targets) for batch in whole]
+    expected = [len(batch.targets) for step in whole for batch in step.parts]
     assert 1 in expected  # fewer samples than processes
     own = []
     for rank in range(world_size):
         place = Processes(rank, world_size)
-        loader = ClientLoader(whole.images, whole.sampler, whole.normalize, None, place)
-        batches = list(loader)
+        loader = TrainLoader(
+            whole.images,
+            whole.partition,
+            whole.protocol,
+            whole.new_round,
+            whole.normalize,
+            processes=place,
+        )
+        batches = [batch for step in loader for batch in step.parts]
         assert [batch.num_samples_of_all for batch in batches] == expected
         own.append([batch.num_samples for batch in batches])
     assert [sum(shares) for shares in zip(*own, strict=True)] == expected

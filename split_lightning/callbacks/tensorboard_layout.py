@@ -63,17 +63,22 @@ class TensorBoardLayout(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        layout = _layout(trainer)
+        layout = _layout(trainer, pl_module)
         for writer in tensorboard_writers(trainer):
             if writer not in self._done:
                 writer.add_custom_scalars(layout)
                 self._done.add(writer)
 
 
-def _layout(trainer: pl.Trainer) -> dict[str, dict[str, list[Any]]]:
+def _layout(trainer: pl.Trainer, module: Any) -> dict[str, dict[str, list[Any]]]:
     """Returns the charts of what a run logs, as `add_custom_scalars` wants them."""
     layout: dict[str, dict[str, list[Any]]] = {}
+    protocol = getattr(getattr(trainer, "datamodule", None), "protocol", None)
+    moves_weights = getattr(protocol, "moves_weights", True)
+    silent = {CutMonitor: True, CommunicationMonitor: not moves_weights}
     for section, title, tags, needs in _CHARTS:
+        if not module.topology.is_split and silent.get(needs):
+            continue  # nothing crosses a cut, or nothing is sent
         is_there = needs is None or any(
             isinstance(callback, needs)
             for callback in trainer.callbacks  # type: ignore[attr-defined]

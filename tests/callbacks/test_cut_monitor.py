@@ -13,7 +13,8 @@ from watching import (
     network,
 )
 
-from split_lightning.callbacks import CutMonitor, cut_monitor
+from split_lightning.callbacks import CutMonitor
+from split_lightning.observers import norms
 
 
 def test_norms_are_those_of_a_plain_loop(tmp_path):
@@ -65,16 +66,18 @@ def test_several_tensors_have_one_norm(tmp_path):
     logger, crossed = ListLogger(), {}
     module = make_module("relu", Skip())
 
-    def note(crossing, values):
-        crossed.setdefault(crossing.content, []).append(
-            torch.cat([value.flatten() for value in values]).detach().clone()
-        )
+    def note(event):
+        if getattr(event, "kind", None) in ("smashed", "gradient"):
+            values = [value.flatten() for value in event.payload]
+            crossed.setdefault(event.kind, []).append(
+                torch.cat(values).detach().clone()
+            )
 
     module.channel.observers.append(note)
     fit(tmp_path, [CutMonitor()], module, logger=logger, log_every_n_steps=1)
-    assert len(crossed["smashed data"][0]) == 2 * 7 * 2 * 36
-    for name, crossing in (("smashed", "smashed data"), ("gradient", "gradient")):
-        norms = [values.norm().item() for values in crossed[crossing]]
+    assert len(crossed["smashed"][0]) == 2 * 7 * 2 * 36
+    for name in ("smashed", "gradient"):
+        norms = [values.norm().item() for values in crossed[name]]
         assert logger.values(f"cut/{name}_norm") == pytest.approx(norms)
 
 
@@ -105,12 +108,10 @@ def test_batches_that_are_not_logged_are_not_looked_at(
     tmp_path, monkeypatch, options, looks
 ):
     seen = []
-    true_norm = cut_monitor.joint_norm
-    monkeypatch.setattr(
-        cut_monitor, "joint_norm", lambda v: seen.append(1) or true_norm(v)
-    )
+    true_norm = norms.joint_norm
+    monkeypatch.setattr(norms, "joint_norm", lambda v: seen.append(1) or true_norm(v))
     if options["logger"]:
         options = options | {"logger": ListLogger()}
     _, module = fit(tmp_path, [CutMonitor()], **options)
     assert len(seen) == looks
-    assert module.channel.observers == []
+    assert not [o for o in module.channel.observers if isinstance(o, norms.Norms)]

@@ -18,6 +18,7 @@ from watching import (
     network,
 )
 
+from split_lightning import RoundRobinWeightPassing
 from split_lightning.callbacks import DriftMonitor
 
 
@@ -86,9 +87,9 @@ def by_value(parameters):
 
 CASES = {
     "keep": ({}, {}),
-    "travel": ({"optimizer_state": "travel"}, {"policy": "travel"}),
+    "travel": ({}, {"policy": "travel"}),
     "reset, accumulated": (
-        {"optimizer_state": "reset", "accumulate_grad_batches": 2},
+        {"accumulate_grad_batches": 2},
         {"policy": "reset", "accumulate": 2},
     ),
     "clipped by norm": ({"gradient_clip_val": 0.1}, {"clip": by_norm}),
@@ -108,12 +109,14 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_drift_is_that_of_a_plain_loop(tmp_path, case):
     options, plain = CASES[case]
-    logger = ListLogger()
+    logger, policy = ListLogger(), plain.get("policy", "keep")
     fit(
         tmp_path,
         [DriftMonitor(server=True)],
         make_module(**options),
-        passing=plain.get("passing", True),
+        passing=RoundRobinWeightPassing(
+            plain.get("passing", True), optimizer_state=policy
+        ),
         logger=logger,
         limit_train_batches=plain.get("limit"),
     )

@@ -5,7 +5,7 @@ import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from watching import events, fit, make_centralized, make_data, make_module
+from watching import events, fit, make_centralized, make_data, make_module, network
 
 from split_lightning.callbacks import Histograms
 
@@ -16,7 +16,8 @@ def tensorboard(tmp_path):
 
 def test_weights_and_smashed_data_each_round(tmp_path):
     module, last = make_module(), []
-    module.channel.observers.append(lambda name, values: last.append((name, values)))
+    module.channel.observers.append(last.append)
+    before = len(module.channel.observers)
     fit(tmp_path, [Histograms()], module, logger=tensorboard(tmp_path))
     written = events(tmp_path / "tb")
     names = {f"weights_client/{n}" for n, _ in module.client.named_parameters()}
@@ -28,11 +29,12 @@ def test_weights_and_smashed_data_each_round(tmp_path):
     assert weights[-1].histogram_value.sum == pytest.approx(
         module.server.get_parameter("5.weight").double().sum().item(), rel=1e-5
     )
-    smashed = [v[0] for crossing, v in last if crossing.content == "smashed data"][-1]
+    sent = [m for m in last if getattr(m, "kind", None) == "smashed"]
+    (smashed,) = sent[-1].payload
     found = written.Histograms("cut/smashed")[-1].histogram_value
     assert found.num == smashed.numel()
     assert found.sum == pytest.approx(smashed.double().sum().item(), rel=1e-4)
-    assert len(module.channel.observers) == 1  # its own was taken away
+    assert len(module.channel.observers) == before  # its own was taken away
 
 
 def test_the_unsplit_network_has_weights_alone(tmp_path):
@@ -46,7 +48,7 @@ def test_the_unsplit_network_has_weights_alone(tmp_path):
         logger=logger,
         max_epochs=1,
     )
-    names = {f"weights_network/{name}" for name, _ in module.network.named_parameters()}
+    names = {f"weights_network/{name}" for name, _ in network().named_parameters()}
     assert set(events(tmp_path / "tb").Tags()["histograms"]) == names
 
 

@@ -118,11 +118,11 @@ def test_the_time_left_is_that_of_the_run(tmp_path, monkeypatch, options, saved_
 def test_rounds_of_unknown_length(tmp_path):
     from flwr_datasets.partitioner import LinearPartitioner
 
-    from split_lightning.data import RoundRobinSchedule
+    from split_lightning import RoundRobinWeightPassing
 
-    schedule = RoundRobinSchedule(clients_per_round=2)
-    data = make_data(partitioner=LinearPartitioner, schedule=schedule)
-    lines = shown(tmp_path, 140, data=data)
+    some = RoundRobinWeightPassing(clients_per_round=2)
+    data = make_data(partitioner=LinearPartitioner)
+    lines = shown(tmp_path, 140, data=data, passing=some)
     assert lines[-1].startswith("Round 2/2 client ")
 
 

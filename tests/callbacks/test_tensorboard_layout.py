@@ -64,15 +64,16 @@ def layouts(written):
             ["protocol=centralized", "num_clients=1"],
             FIRST | MACHINE,
         ),
+        (["protocol=fedavg"], FIRST | MACHINE | {t for t in CUT if "bytes" in t}),
         (["data.val_share=0"], FIRST | CUT | MACHINE),
         (
-            ["~callbacks.memory", "~protocol.callbacks.cut"],
+            ["~callbacks.memory", "~callbacks.cut"],
             (FIRST | CUT | MACHINE)
             - {title for title in CUT if "norm" in title}
             - {"Machine/memory (MiB)"},
         ),
     ],
-    ids=["split", "unsplit", "no validation", "some switched off"],
+    ids=["split", "unsplit", "averaged", "no validation", "some switched off"],
 )
 def test_every_chart_has_curves(tmp_path, overrides, charts):
     with initialize_config_dir(str(CONF), version_base="1.3"):

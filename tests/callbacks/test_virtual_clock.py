@@ -4,25 +4,31 @@ import json
 
 import pytest
 import torch
-from protocols import ROUNDS, batches_of, fit, make_data, make_split, make_unsplit
+from protocols import (
+    ROUNDS,
+    assert_equal,
+    batches_of,
+    fit,
+    make_data,
+    make_split,
+    make_unsplit,
+    state_of,
+)
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from split_lightning.server_map import ServerMap
-from test_resume import check
 from test_train import command
 
-from split_lightning import RoundRobinWeightPassing, merge
-from split_lightning.callbacks import (
-    ClientAveraging,
-    History,
-    ResumeCheckpoint,
-    ServerAveraging,
-    VirtualClock,
+from split_lightning import (
+    Centralized,
+    Local,
+    ParallelSplitLearning,
+    RoundRobinWeightPassing,
+    SplitFedV1,
 )
-from split_lightning.data import ParallelSchedule, PooledSchedule, RoundRobinSchedule
+from split_lightning.callbacks import History, ResumeCheckpoint, VirtualClock
+from split_lightning.observers import Clock
 from split_lightning.system import System, work_of
 
-EACH = ServerMap(None)
 UP, DOWN = 4 * 4 * 36 + 8, 4 * 4 * 36  # bytes of a sample, cut after layer 2
 
 
@@ -30,10 +36,10 @@ def a_system():
     return System([1e5, 1e6], 1e6, [1e4, 1e5], [1e5, 1e6], latency=0.01, seed=5)
 
 
-def clocked(tmp_path, module, data, callbacks):
-    clock = VirtualClock(a_system())
-    trainer = fit(tmp_path, module, data, [*callbacks, clock])
-    return clock, trainer
+def clocked(tmp_path, module, protocol, **options):
+    clock, data = VirtualClock(a_system()), make_data(3, protocol, **options)
+    fit(tmp_path, module, data, [clock])
+    return clock, data
 
 
 def parts_of_a_step(module, client_id, count):
@@ -55,7 +61,7 @@ def size_of(segment):
 def test_a_round_robin_is_one_chain(tmp_path):
     """Each step, then each hand-off, waits for the one before."""
     module = make_split()
-    clock, _ = clocked(tmp_path, module, make_data(), [RoundRobinWeightPassing()])
+    clock, _ = clocked(tmp_path, module, RoundRobinWeightPassing())
     total, before, size = 0.0, None, size_of(module.client)
     for round_index in range(ROUNDS):
         for ((client, _, targets),) in batches_of(make_data(), round_index):
@@ -69,9 +75,8 @@ def test_a_round_robin_is_one_chain(tmp_path):
 
 def test_clients_with_a_server_each_work_at_the_same_time(tmp_path):
     """SplitFed v1: the slowest decides, each round; replicas are at one place."""
-    module = make_split(server_map=EACH)
-    averaging = [ClientAveraging(), ServerAveraging(remote=False)]
-    clock, _ = clocked(tmp_path, module, make_data(servers=EACH), averaging)
+    module = make_split()
+    clock, _ = clocked(tmp_path, module, SplitFedV1())
     size, ready, servers = size_of(module.client), dict.fromkeys(range(3), 0.0), 0.0
     for round_index in range(ROUNDS):
         own = dict.fromkeys(range(3), servers)
@@ -88,12 +93,11 @@ def test_clients_with_a_server_each_work_at_the_same_time(tmp_path):
 
 @pytest.mark.parametrize("every", [None, "step"])
 def test_clients_together_wait_for_each_other(tmp_path, every):
-    options = {"schedule": ParallelSchedule(), "batch_size": 8}
-    module = make_split()
-    clock, _ = clocked(tmp_path, module, make_data(**options), [ClientAveraging(every)])
+    module, protocol = make_split(), ParallelSplitLearning(every)
+    clock, _ = clocked(tmp_path, module, protocol, batch_size=8)
     size, ready = size_of(module.client), dict.fromkeys(range(3), 0.0)
     for round_index in range(ROUNDS):
-        for parts in batches_of(make_data(**options), round_index):
+        for parts in batches_of(make_data(3, protocol, batch_size=8), round_index):
             times = {k: parts_of_a_step(module, k, len(t)) for k, _, t in parts}
             at = max(ready[k] + times[k][0] for k in times)
             at += sum(own[1] for own in times.values())
@@ -106,24 +110,17 @@ def test_clients_together_wait_for_each_other(tmp_path, every):
 
 
 def test_unsplit_networks_compute_where_the_samples_are(tmp_path):
-    data = make_data(schedule=PooledSchedule())
     central = make_unsplit()
-    clock, _ = clocked(tmp_path, central, data, [])
+    clock, data = clocked(tmp_path, central, Centralized())
     (work,) = work_of(central.segments(), torch.rand(1, 1, 6, 6))
     samples = ROUNDS * sum(map(len, data.parts))
     assert clock.seconds == pytest.approx(samples * sum(work) / 1e6)
     alone = make_unsplit()
-    clock, _ = clocked(tmp_path, alone, make_data(), [ClientAveraging(every=None)])
-    own = [ROUNDS * len(part) * sum(work) for part in make_data_parts()]
+    clock, data = clocked(tmp_path, alone, Local())
+    own = [ROUNDS * len(part) * sum(work) for part in data.parts]
     speeds = [a_system().client(k).flops for k in range(3)]
     expected = max(flops / speed for flops, speed in zip(own, speeds, strict=True))
     assert clock.seconds == pytest.approx(expected)
-
-
-def make_data_parts():
-    data = make_data()
-    data.setup("fit")
-    return data.parts
 
 
 def test_the_clock_changes_nothing(tmp_path):
@@ -131,10 +128,10 @@ def test_the_clock_changes_nothing(tmp_path):
     for more in ([], [VirtualClock(a_system())]):
         module = make_split()
         fit(tmp_path, module, make_data(), [RoundRobinWeightPassing(), *more])
-        states.append(merge(module.client, module.server))
-        assert module.parties.listeners == []  # its own was taken away
-    for name, tensor in states[0].items():
-        assert torch.equal(tensor, states[1][name])
+        states.append(state_of(module))
+        observers = module.channel.observers
+        assert not [own for own in observers if isinstance(own, Clock)]  # taken away
+    assert_equal(*states)
 
 
 class Spoiled(torch.nn.CrossEntropyLoss):
@@ -151,27 +148,18 @@ class Spoiled(torch.nn.CrossEntropyLoss):
         return loss * float("nan") if spoiled else loss
 
 
-@pytest.mark.parametrize("make", [make_split, make_unsplit])
-def test_batches_that_are_skipped_take_their_time(tmp_path, make):
+@pytest.mark.parametrize(
+    ("make", "protocol"), [(make_split, RoundRobinWeightPassing), (make_unsplit, Local)]
+)
+def test_batches_that_are_skipped_take_their_time(tmp_path, make, protocol):
     """They were sent and computed, like those that count."""
     seconds = []
     for batches in ([], [2, 5, 6]):
         module = make(criterion=Spoiled(batches), non_finite="skip")
-        clock, _ = clocked(tmp_path, module, make_data(), [RoundRobinWeightPassing()])
+        clock, _ = clocked(tmp_path, module, protocol())
         assert module.skipped_batches == len(batches)
         seconds.append(clock.seconds)
     assert seconds[1] == pytest.approx(seconds[0])
-
-
-def test_a_run_that_was_stopped_goes_on(tmp_path):
-    """Virtual seconds are logged, and compared record by record."""
-
-    def make():
-        schedule = RoundRobinSchedule(local_steps=1, clients_per_round=2)
-        return make_split(), make_data(schedule=schedule)
-
-    flow = [lambda: ClientAveraging(every=2), lambda: VirtualClock(a_system())]
-    check(tmp_path, make, (2, 5), flow)
 
 
 @pytest.mark.parametrize(

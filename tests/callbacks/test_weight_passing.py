@@ -7,18 +7,18 @@ import pytest
 import torch
 from conftest import RandomImages, Recorder, tiny_network
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from split_lightning import (
     RoundRobinWeightPassing,
     SplitDataModule,
     SplitLightningModule,
 )
-from split_lightning.data import RoundRobinSchedule
+from split_lightning.store import tensors_in
 
 
-def cloned(module):
-    return {name: tensor.clone() for name, tensor in module.client.state_dict().items()}
+def cloned(module, client_id=None):
+    segment = module.segments(client_id)["client"]
+    return {name: tensor.clone() for name, tensor in segment.state_dict().items()}
 
 
 class Watch(Callback):
@@ -29,22 +29,21 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if not self.turns or self.turns[-1]["end"] is not None:
-            start = cloned(pl_module)
-            self.turns.append({"client": batch.client_id, "start": start, "end": None})
+            (client,) = batch.client_ids
+            start = cloned(pl_module, client)
+            self.turns.append({"client": client, "start": start, "end": None})
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if batch.ends_turn:
             self.turns[-1]["end"] = cloned(pl_module)
-            self.turns[-1]["active"] = pl_module.clients.active
+            self.turns[-1]["active"] = pl_module.engine.last_client
 
 
-def run(tmp_path, passing=None, rounds=2, policy="keep", logger=False, **data_options):
+def run(tmp_path, passing=None, rounds=2, logger=False, **data_options):
     watch, passing = Watch(), passing or RoundRobinWeightPassing()
     options = {"num_clients": 3, "batch_size": 7, "val_share": 0.0} | data_options
     optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-    module = SplitLightningModule(
-        tiny_network(), 1, optimizer, optimizer, 3, optimizer_state=policy
-    )
+    module = SplitLightningModule(tiny_network(), 1, optimizer, optimizer, 3)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=rounds,
@@ -65,13 +64,14 @@ def same(a, b):
 
 @pytest.mark.parametrize("policy", ["keep", "travel", "reset"])
 def test_each_client_goes_on_from_the_last_one(tmp_path, policy):
-    module, turns = run(tmp_path, policy=policy)
+    passing = RoundRobinWeightPassing(optimizer_state=policy)
+    module, turns = run(tmp_path, passing)
     assert [turn["client"] for turn in turns] == [0, 1, 2, 0, 1, 2]
     assert [turn["active"] for turn in turns] == [0, 1, 2, 0, 1, 2]
     for last, turn in pairwise(turns):
         assert same(turn["start"], last["end"])  # over the end of the round too
         assert "1.running_mean" in turn["start"]  # buffers too
-    assert module.traffic.handoffs == 5
+    assert module.totals()["handoffs"] == 5
 
 
 def test_every_turn_changes_all_weights(tmp_path):
@@ -87,13 +87,8 @@ def test_waiting_clients_share_no_memory_with_the_live_segment(tmp_path):
         live = {t.data_ptr() for t in module.client.state_dict().values()}
         optimizer, _ = module.optimizers(use_pl_optimizer=False)
         live |= {s["momentum_buffer"].data_ptr() for s in optimizer.state.values()}
-        state = module.clients.state_dict()
-        waiting = [t for w in state["weights"].values() for t in w.values()]
-        waiting += [
-            state["momentum_buffer"]
-            for states in state["optimizer_states"].values()
-            for state in states.values()
-        ]
+        own = module.engine.stores[0].state_dict()["own"]
+        waiting = tensors_in(own)
         assert len(waiting) >= 6
         pointers = [tensor.data_ptr() for tensor in waiting]
         assert not live & set(pointers)
@@ -108,21 +103,16 @@ def test_disabled_lets_each_client_go_on_from_its_own(tmp_path):
     for before, after in zip(first, second, strict=True):
         assert same(after["start"], before["end"])
     assert not same(second[0]["start"], second[1]["start"])
-    assert module.traffic.handoffs == 0
+    assert module.totals()["handoffs"] == 0
 
 
 def test_a_client_that_follows_itself_is_handed_nothing(tmp_path):
-    schedule = RoundRobinSchedule(shuffle=True, clients_per_round=1)
-    module, turns = run(tmp_path, rounds=6, schedule=schedule)
+    passing = RoundRobinWeightPassing(shuffle=True, clients_per_round=1)
+    module, turns = run(tmp_path, passing, rounds=6)
     clients = [turn["client"] for turn in turns]
     changes = sum(a != b for a, b in pairwise(clients))
     assert 0 < changes < 5
-    assert module.traffic.handoffs == changes
-
-
-def test_a_policy_for_hand_offs_needs_hand_offs(tmp_path):
-    with pytest.raises(MisconfigurationException, match="optimizer_state=travel"):
-        run(tmp_path, RoundRobinWeightPassing(enabled=False), policy="travel")
+    assert module.totals()["handoffs"] == changes
 
 
 @pytest.mark.parametrize("passing", [True, False])
@@ -152,18 +142,3 @@ def test_clients_that_never_share_validate_their_own_weights(tmp_path, passing):
         assert logger.metrics[f"clients/accuracy/{client_id}"] == pytest.approx(
             expected
         )
-
-
-def test_an_own_callback_may_hand_over_first_and_switch_later(tmp_path):
-    """Clients without weights of their own go on from those handed over last."""
-
-    class ThenApart(RoundRobinWeightPassing):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            self.enabled = trainer.current_epoch == 0
-            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-
-    _, turns = run(tmp_path, ThenApart(), rounds=3, val_share=0.2)
-    first, second, third = turns[:3], turns[3:6], turns[6:]
-    assert same(second[0]["start"], first[2]["end"])
-    for before, after in zip(second, third, strict=True):
-        assert same(after["start"], before["end"])
