@@ -106,7 +106,8 @@ class StateStore:
             The seat of each party.
 
         Raises:
-            RuntimeError: If more parties train at once than there are seats.
+            RuntimeError: If more parties train at once than there are seats, or a party
+                has no weights.
         """
         wanted, seated = set(names), dict[str, Seat]()
         for name in dict.fromkeys(names):
@@ -134,6 +135,7 @@ class StateStore:
 
     def _bring(self, seat: int, part: Part, name: str) -> None:
         """Puts a part of a party's state into a seat."""
+        before = self._names[seat][part]
         for at in {seat, self._seat_of(name, part)} - {None}:
             assert at is not None
             holder = self._names[at][part]
@@ -146,6 +148,12 @@ class StateStore:
         if own is None:
             own = self.common[role_of(name)].get(part)
             own = clone(own) if part == "optimizer" else own
+        if own is None and part in self._weights and before not in (None, name):
+            raise RuntimeError(
+                f"{name} has no weights of its own, and those of {before} were not "
+                "passed to it. A protocol that passes weights does so before the first "
+                "batch of each turn: yield PassWeights(to=...) in its plan."
+            )
         if own is not None or part == "optimizer":
             self._write(seat, part, own or {})
         self._names[seat][part] = name
