@@ -533,17 +533,3 @@ def test_memory_of_waiting_clients(tmp_path, policy):
         assert not own["buffers"]
         remembered.append(len(own["optimizer"]))
     assert remembered == ([2, 11] if policy == "keep" else [0, 0])
-
-
-def test_a_protocol_that_stops_passing_weights_is_told(tmp_path):
-    class OnlyOnce(Protocol):
-        def plan(self, round):
-            for client, batches in round.turns(round.clients()):
-                if round.number == 0 and client < 2:
-                    yield PassWeights(to=client)
-                for batch in batches:
-                    yield Train((batch,))
-
-    module, data = make_split(), make_data()
-    with pytest.raises(RuntimeError, match="client/2 has no weights of its own"):
-        fit(tmp_path, module, data, [OnlyOnce()])

@@ -77,13 +77,14 @@ from split_lightning import (
     Local,
     MultiServer,
     ParallelSplitLearning,
+    Protocol,
     RoundRobinWeightPassing,
     SplitFedV1,
     SplitFedV2,
     SplitFedV3,
 )
 from split_lightning.coders import AverageGradients
-from split_lightning.protocols import Train
+from split_lightning.protocols import PassWeights, Train
 from split_lightning.system import Availability
 
 SKEWED = {"partitioner": LinearPartitioner}  # clients of 8, 16 and 24 images
@@ -706,3 +707,17 @@ def test_a_server_that_trains_first_is_for_one_process():
     )
     with pytest.raises(MisconfigurationException, match="Use one device"):
         make_split().verify(trainer, make_data(), protocol)
+
+
+def test_a_protocol_that_stops_passing_weights_is_told(tmp_path):
+    class OnlyOnce(Protocol):
+        def plan(self, round):
+            for client, batches in round.turns(round.clients()):
+                if round.number == 0 and client < 2:
+                    yield PassWeights(to=client)
+                for batch in batches:
+                    yield Train((batch,))
+
+    data = make_data(protocol=OnlyOnce())
+    with pytest.raises(RuntimeError, match="client/2 has no weights of its own"):
+        fit(tmp_path, make_split(), data)

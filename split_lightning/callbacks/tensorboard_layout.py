@@ -75,10 +75,12 @@ def _layout(trainer: pl.Trainer, module: Any) -> dict[str, dict[str, list[Any]]]
     layout: dict[str, dict[str, list[Any]]] = {}
     protocol = getattr(getattr(trainer, "datamodule", None), "protocol", None)
     moves_weights = getattr(protocol, "moves_weights", True)
-    silent = {CutMonitor: True, CommunicationMonitor: not moves_weights}
+    silent: list[type[pl.Callback] | None] = []
+    if not module.topology.is_split:  # nothing crosses a cut
+        silent = [CutMonitor] if moves_weights else [CutMonitor, CommunicationMonitor]
     for section, title, tags, needs in _CHARTS:
-        if not module.topology.is_split and silent.get(needs):
-            continue  # nothing crosses a cut, or nothing is sent
+        if needs in silent:
+            continue
         is_there = needs is None or any(
             isinstance(callback, needs)
             for callback in trainer.callbacks  # type: ignore[attr-defined]
