@@ -75,9 +75,8 @@ def test_means_are_of_the_channel_axis(shape):
     mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
     data = SplitDataModule(Source((values, LABELS)), 5, mean=mean, std=std)
     data.setup("fit")
-    rows = {
-        row.numpy().tobytes() for batch in data.train_dataloader() for row in batch[1]
-    }
+    inputs = [step.parts[0].inputs for step in data.train_dataloader()]
+    rows = {row.numpy().tobytes() for row in torch.cat(inputs)}
     for channel in range(3):
         values[:, channel] = (values[:, channel] - mean[channel]) / std[channel]
     assert {row.numpy().tobytes() for row in values} >= rows
