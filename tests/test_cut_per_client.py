@@ -433,7 +433,7 @@ def test_what_does_not_go_together_is_refused(tmp_path, name):
 def test_momentum_does_not_travel_to_another_kind_of_optimizer(tmp_path):
     module = make_split([[0, 2]], server_optimizer=torch.optim.Adam)
     protocol = RoundRobinWeightPassing(optimizer_state="travel")
-    with pytest.raises(ValueError, match=r"different kinds.*client's is SGD.*Adam"):
+    with pytest.raises(ValueError, match=r"different classes.*client's is SGD.*Adam"):
         fit(tmp_path, module, make_data(3, protocol))
 
 
