@@ -180,7 +180,7 @@ def test_clients_that_act_together_are_refused(monkeypatch, tmp_path, capsys):
         command(monkeypatch, tmp_path, "protocol=parallel", *RUN, CUT, *TWO)
     assert stopped.value.code == 2
     message = capsys.readouterr().err
-    assert "2 processes share out the batches of clients that act one" in message
+    assert "2 processes share out the batches of clients that train one" in message
     assert "Trainer(devices=1, strategy='auto')" in message
     assert "Traceback" not in message
 
