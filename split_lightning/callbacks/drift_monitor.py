@@ -14,7 +14,6 @@ from typing_extensions import override
 
 from split_lightning.callbacks.logs import log_metrics
 from split_lightning.data.datamodule import SplitDataModule
-from split_lightning.protocols.asynchronous import AsynchronousWeightPassing
 
 # By the parameters' positions in their optimizer; only those with a gradient.
 Gradients: TypeAlias = dict[int, Tensor]
@@ -60,7 +59,7 @@ class DriftMonitor(pl.Callback):
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, SplitDataModule):
             return
-        if isinstance(data.protocol, AsynchronousWeightPassing):
+        if data.protocol.overlapping:
             raise MisconfigurationException(
                 "DriftMonitor compares turns that follow each other, and those of "
                 f"{type(data.protocol).__name__} run at the same time. Leave it out, "

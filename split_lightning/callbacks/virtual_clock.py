@@ -15,7 +15,6 @@ from split_lightning.engines.dry_run import dry_step, measure_segments
 from split_lightning.message import num_bytes
 from split_lightning.observers.clock import Clock
 from split_lightning.observers.system_seconds import SystemSeconds
-from split_lightning.protocols.asynchronous import AsynchronousWeightPassing
 from split_lightning.protocols.protocol import Protocol
 from split_lightning.store import WEIGHTS, tensors_in
 from split_lightning.system.seconds import EqualSeconds
@@ -133,7 +132,7 @@ def new_clock(
     engine = module.engine
     measured = measure_segments(engine, example)
     holders = 1 if module.topology.parts is None else len(module.topology.parts)
-    plans_by_time = isinstance(protocol, AsynchronousWeightPassing)
+    plans_by_time = protocol.overlapping
     keeps_buffers = getattr(protocol, "buffers", "average") == "keep"
 
     def clock() -> Clock:

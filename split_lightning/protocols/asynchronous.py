@@ -70,6 +70,8 @@ class AsynchronousWeightPassing(Protocol):
         trainer = Trainer(callbacks=[AsynchronousWeightPassing(local_steps=5)])
     """
 
+    overlapping = True
+    steps_each_batch = "the batches of clients alternate"
     closes_cut_rounds = True
 
     def __init__(

@@ -51,6 +51,7 @@ class CycleSL(Protocol):
     """
 
     together = True
+    steps_each_batch = "the server trains first, in steps of its own"
 
     def __init__(
         self,

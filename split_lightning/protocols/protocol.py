@@ -40,8 +40,11 @@ class Protocol(pl.Callback, ABC):
         joint_norm: Whether BatchNorm of a cohort sees all its samples as one batch.
         unsplit_at: Which role has the whole network; `None`: it is split.
         pools_samples: Whether one party has the samples of all clients.
+        overlapping: Whether turns run at the same time, in an order by their seconds.
         in_flight: Number of batches that a client may have on their way.
         server_work: How often a server computes a batch in a step.
+        steps_each_batch: Why gradients of several batches cannot wait for a step;
+            empty: they can.
         moves_weights: Whether clients get weights from other parties.
 
     Raises:
@@ -65,8 +68,10 @@ class Protocol(pl.Callback, ABC):
     unsplit_at: Literal["client", "server"] | None = None
     pools_samples: bool = False
     draws_samples: bool = False  # whether the numbers of samples in a step are random
+    overlapping: bool = False
     in_flight: int = 1
     server_work: int = 1
+    steps_each_batch: str = ""
     moves_weights: bool = True
 
     def __init__(self, clients_per_round: int | None = None) -> None:

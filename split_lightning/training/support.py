@@ -15,8 +15,6 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from split_lightning.data.datamodule import SplitDataModule
-from split_lightning.protocols.asynchronous import AsynchronousWeightPassing
-from split_lightning.protocols.cyclesl import CycleSL
 from split_lightning.protocols.protocol import Protocol
 from split_lightning.protocols.round_robin import RoundRobinWeightPassing
 
@@ -174,7 +172,7 @@ def require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
             f"trains the whole network, but got {module.hparams['cut_layer']!r}. (In a "
             "configuration leave `topology` out.)"
         )
-    if isinstance(protocol, CycleSL) and cuts > 1:
+    if protocol.server_work > 1 and cuts > 1:
         raise ValueError(
             "Expected argument `cut_layer` to be one layer where the server trains "
             f"first, on what clients sent, but got {cuts}: behind another cut it "
@@ -189,16 +187,12 @@ def _require_whole_steps(module: SplitLightningModule, protocol: Protocol) -> No
     Raises:
         ValueError: If they would.
     """
-    reasons = {
-        CycleSL: "the server trains first, in steps of its own",
-        AsynchronousWeightPassing: "the batches of clients alternate",
-    }
-    for kind, reason in reasons.items():
-        if isinstance(protocol, kind) and module.accumulate_grad_batches != 1:
-            raise ValueError(
-                f"Expected argument `accumulate_grad_batches` to be 1 where {reason} "
-                f"({kind.__name__}), but got {module.accumulate_grad_batches}."
-            )
+    reason = protocol.steps_each_batch
+    if reason and module.accumulate_grad_batches != 1:
+        raise ValueError(
+            f"Expected argument `accumulate_grad_batches` to be 1 where {reason} "
+            f"({type(protocol).__name__}), but got {module.accumulate_grad_batches}."
+        )
 
 
 def _require_one_device(
@@ -212,7 +206,7 @@ def _require_one_device(
             f"train one at a time, and with {name} several take part in a step. Use "
             "one device: Trainer(devices=1, strategy='auto')."
         )
-    if isinstance(protocol, CycleSL) or protocol.in_flight > 1:
+    if protocol.server_work > 1 or protocol.in_flight > 1:
         require_one_device(trainer)
     if module.engine.placement.differ and trainer.world_size > 1:
         raise MisconfigurationException(
@@ -247,7 +241,7 @@ def _require_like_clients(
             "(ParallelSplitLearning(every=1); in a configuration protocol=parallel "
             "protocol.every=1), or let all cut after the same layer."
         )
-    if differ and isinstance(protocol, AsynchronousWeightPassing):
+    if differ and protocol.overlapping:
         raise MisconfigurationException(
             f"With {name} all clients mix their weights into the same ones, and here "
             "they differ in the layers that they have. Let all cut after the same "
