@@ -371,6 +371,7 @@ def _moved(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
 def tensors_in(value: Any) -> list[Tensor]:
     """Returns the tensors in plain containers.
 
+    >>> import torch
     >>> tensors_in({"w": {"step": torch.tensor(1.0), "momentum": None}})
     [tensor(1.)]
     """
@@ -382,6 +383,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 def flat(states: State) -> dict[str, Tensor]:
     """Returns the tensors of optimizer states, by parameter and name in one.
 
+    >>> import torch
     >>> flat({"0.weight": {"step": torch.tensor(3.0), "momentum_buffer": None}})
     {'0.weight/step': tensor(3.)}
     """

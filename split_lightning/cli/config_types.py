@@ -27,7 +27,7 @@ def misfit(target: str, options: Mapping[str, Any]) -> tuple[str, str] | None:
         target: A class or function that can be imported.
         options: Its arguments.
 
-    >>> misfit("split_lightning.callbacks.RoundRobinWeightPassing", {"enabled": "no"})
+    >>> misfit("split_lightning.RoundRobinWeightPassing", {"enabled": "no"})
     ('enabled', 'bool')
     """
     found = pkgutil.resolve_name(target)

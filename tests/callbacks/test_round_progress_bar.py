@@ -49,7 +49,8 @@ def shown(tmp_path, width, module=None, data=None, **options):
 def test_one_line_shows_round_client_and_figures(tmp_path, width, figures):
     lines = shown(tmp_path, width)
     assert max(map(len, lines)) <= width
-    assert all(line.startswith(("Round", "Validation", "`Trainer")) for line in lines)
+    starts = "Sanity Checking", "Round", "Validation", "`Trainer"
+    assert all(line.startswith(starts) for line in lines)
     assert re.fullmatch(rf"Round 2/2 client 2 [━╸╺ ]+{figures}", lines[-1])
     clients = {match[1] for match in re.finditer(r"client (\d)", " ".join(lines))}
     assert "2" in clients
