@@ -398,14 +398,16 @@ def test_strategies_that_would_not_train_as_one_process_are_refused(strategy, me
         make_module(cut_layer=None).verify(trainer, make_data(1), Centralized())
 
 
-def test_a_second_fit_starts_anew(tmp_path):
-    module = make_module()
+@pytest.mark.parametrize("cut_layer", [1, [[0, 1]]])
+def test_a_second_fit_starts_anew(tmp_path, cut_layer):
+    """Also where clients and servers may have the same layers."""
+    module = make_module(cut_layer=cut_layer)
     fit(module, make_data(), tmp_path)
-    again = copy.deepcopy(merge(module.client, module.server))
+    again = copy.deepcopy(merge(*module.segments().values()))
     fit(module, make_data(), tmp_path)
     fresh = seeded_network()
     fresh.load_state_dict(again)
-    other = make_module(fresh)
+    other = make_module(fresh, cut_layer)
     fit(other, make_data(), tmp_path)
     assert_equal_states(module.state_dict(), other.state_dict())
     assert module.totals() == other.totals()
