@@ -59,7 +59,7 @@ class Losses(NamedTuple):
     """What the first backward pass returns.
 
     Attributes:
-        total: The step's loss, or this party's part of it.
+        total: What the backward pass began from.
         own: Each client's mean loss.
         gradients: For each client the gradients of what came to the last segment.
     """

@@ -171,13 +171,14 @@ class _Flow:
 
     def loss(self, place: int, scale: float) -> StepLosses:
         """Runs stage 1 at the parties with the labels: down to the last cut."""
-        totals, losses = list[Tensor](), [torch.empty(0)] * len(self.batches)
+        losses = [torch.empty(0)] * len(self.batches)
         gradients: list[dict[str, Values]] = [{} for _ in self.batches]
+        total: Tensor | None = None
         for party, members, is_client in self.route.places[place]:
             targets = [self.targets[member.client] for member in members]
             weights, shares = self._weights(members, is_client)
             found = party.loss((self.number, place), targets, weights, shares, scale)
-            totals.append(found.total)
+            total = found.total if weights is None else None
             returned = zip(members, found.own, found.gradients, strict=True)
             for (client, name, _), own, values in returned:
                 losses[client] = own
@@ -185,7 +186,9 @@ class _Flow:
             if self.channel.computations:
                 self._note(members, "backward")
         self._return(place, gradients)
-        total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
+        if total is None:  # each client has a loss of its own
+            parts = torch.tensor(self.sizes) / sum(self.sizes)
+            total = torch.stack(losses) @ parts.to(losses[0])
         return StepLosses(total, losses)
 
     def backward(self, place: int) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from protocols import loss_of, network
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from split_lightning import ParallelSplitLearning, SplitFedV1, SplitLightningModule
 from split_lightning.data.loader import ClientBatch
@@ -122,6 +123,38 @@ def test_clients_that_act_together_send_one_after_the_other():
         "gradient server/0 client/1",
     ]
     assert [message.num_bytes for message in seen[:2]] == [3 * 4 * 4 * 36, 3 * 8]
+
+
+def test_clients_with_one_state_step_by_the_mean_of_their_gradients():
+    """In a U-shape each has a loss of its own; the server sees them as one batch."""
+    net, batches = network(), [batch_of(0, 3), batch_of(1, 4)]
+    copies = [copy.deepcopy(net) for _ in batches]
+    module = SplitLightningModule(
+        copy.deepcopy(net), [2, 5], SGD, SGD, 3, labels="client"
+    )
+    module.follow(ParallelSplitLearning(every="step"), num_clients=2)
+    losses = module.engine.compute(batches)
+    smashed = [
+        own[:3](batch.inputs) for own, batch in zip(copies, batches, strict=True)
+    ]
+    behind = net[3:6](torch.cat(smashed)).split([3, 4])
+    own = [
+        cross_entropy(each[6:](values), batch.targets)
+        for each, values, batch in zip(copies, behind, batches, strict=True)
+    ]
+    mean = 3 / 7 * own[0] + 4 / 7 * own[1]
+    mean.backward()
+    assert losses.total.item() == pytest.approx(mean.item())
+    theirs = [dict(each.named_parameters()) for each in copies]
+    expected = {
+        k: 3 / 7 * theirs[0][k].grad + 4 / 7 * theirs[1][k].grad
+        for k in theirs[0]
+        if not k.startswith("5.")
+    }
+    expected |= {f"5.{k}": p.grad for k, p in net[5].named_parameters()}
+    for segment in module.segments(0).values():
+        for name, parameter in segment.named_parameters():
+            torch.testing.assert_close(parameter.grad, expected[name])
 
 
 def test_clients_of_other_servers_do_not_act_together():
