@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -101,7 +101,7 @@ class Party:
         self.normalisation = normalisation
         self.stash = stash or {}
         self.backward_pass = backward_pass
-        self.calls: dict[Hashable, list[Call]] = {}
+        self.calls: dict[Key, list[Call]] = {}
         self._stashed: dict[int, dict[str, Tensor]] = {}  # as leaves, while in use
 
     def forward(

@@ -57,7 +57,12 @@ class StateStore:
         at_rest: Makes a mapping for states at rest: in memory, or in files.
 
     Attributes:
+        seats: The live copies.
+        roles: The roles of the parties that may have the segment.
+        own: The states at rest: by part, of each party that has one of its own. The
+            momentum of a client that waits is in `own["optimizer"]`.
         common: The common state of each role, by part; empty where no party needs it.
+        newest: The party whose state alone is the common one; `None`: there is none.
         last: The party that had the weights last, for each group of clients that pass
             them on.
         samples: How many samples each party trained on since the last mean.
@@ -87,8 +92,7 @@ class StateStore:
         self.common: dict[str, dict[Part, State]] = {role: {} for role in self.roles}
         self.last: dict[int, str] = {}
         self.samples: Counter[str] = Counter()
-        self.mixes = 0  # number of times that the common state was mixed with another
-        self.newest: str | None = None  # the party whose state alone is the common one
+        self.newest: str | None = None
         for states in self.own.values():
             states.clear()
 
@@ -169,14 +173,12 @@ class StateStore:
     def move(self, giver: str, taker: str, parts: Iterable[Part]) -> None:
         """Lets a party continue from another's state. Nothing is copied."""
         for part in parts:
-            seat = self._seat_of(giver, part)
+            seat, at_rest = self._seat_of(giver, part), self.own[part].pop(giver, None)
+            self._release(taker, part)
             if seat is not None:
-                self._release(taker, part)
                 self._names[seat][part] = taker
-            elif giver in self.own[part]:
-                self.own[part][taker] = self.own[part].pop(giver)
-            else:
-                self._release(taker, part)
+            elif at_rest is not None:
+                self.own[part][taker] = at_rest
         self.samples[taker] += self.samples.pop(giver, 0)
 
     def adopt(self, name: str, parts: Iterable[Part]) -> None:
@@ -208,8 +210,8 @@ class StateStore:
             there = names[part]
             role = self.seats[seat].role if there is None else role_of(there)
             if role in roles:
-                own = clone(state) if part == "optimizer" else state
-                self._write(seat, part, own)
+                if part != "optimizer":  # which is written when a party trains
+                    self._write(seat, part, state)
                 names[part] = None
 
     def put(self, name: str, state: Mapping[str, Tensor]) -> None:
@@ -259,7 +261,7 @@ class StateStore:
         rest = [name for part in WEIGHTS for name in self.own[part]]
         return list(dict.fromkeys(name for name in (*rest, *live) if name is not None))
 
-    def holders(self, part: Part, roles: Collection[str]) -> set[str]:
+    def parties_with(self, part: Part, roles: Collection[str]) -> set[str]:
         """Returns the parties of some roles that have a part of their own."""
         live = (names[part] for names in self._names)
         own = (name for name in (*self.own[part], *live) if name is not None)
@@ -334,7 +336,6 @@ class StateStore:
             "own": {part: dict(states) for part, states in self.own.items()},
             "last": dict(self.last),
             "samples": dict(self.samples),
-            "mixes": self.mixes,
             "newest": self.newest,
         }
 
@@ -344,7 +345,7 @@ class StateStore:
         self.common = {role: dict(own) for role, own in state["common"].items()}
         self.last = dict(state["last"])
         self.samples = Counter(state["samples"])
-        self.mixes, self.newest = state["mixes"], state["newest"]
+        self.newest = state["newest"]
         for part, states in self.own.items():
             states.clear()
             states.update(state["own"][part])

@@ -85,7 +85,7 @@ def test_two_stages_are_one_backward_pass(name):
         loss = cross_entropy(logits, targets)
         loss.backward()
         assert torch.equal(losses.total, loss)
-        assert [float(own) for own in losses.own] == [float(loss)]
+        assert [own.item() for own in losses.own] == [loss.item()]
     assert_gradients(below, expected[0])
     assert_gradients(above, expected[1])
     assert not client.calls
@@ -123,6 +123,27 @@ def test_clients_that_meet_are_one_batch():
     torch.testing.assert_close(torch.stack(losses.own), expected)
     for (gradient,), part in zip(losses.gradients, leaf.grad.split(SIZES), strict=True):
         assert torch.equal(gradient, part)
+
+
+def test_shares_weigh_the_gradient_of_a_party_and_not_what_it_sends_back():
+    torch.manual_seed(1)
+    below, own = lower(), lower()
+    own.load_state_dict(below.state_dict())
+    client = made("client/all", below, 0, normalisation="by_client")
+    parts = [(part.requires_grad_(),) for part in drawn(5)[0].split(SIZES)]
+    sent = client.forward((0, 0), parts, SIZES)
+    slopes = [(torch.randn_like(value),) for (value,) in sent]
+    shares = [torch.tensor(0.6), torch.tensor(0.4)]
+    found = client.backward((0, 0), slopes, shares)
+    for (part,), (slope,), (gradient,), share in zip(
+        parts, slopes, found, shares, strict=True
+    ):
+        leaf = part.detach().requires_grad_()
+        own(leaf).backward(slope * share)
+        torch.testing.assert_close(gradient, leaf.grad / share)
+    pairs = zip(below.parameters(), own.parameters(), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_what_needs_no_gradient_gets_none():

@@ -103,7 +103,7 @@ def test_a_plan_covers_each_sample_as_often_as_clients_pass_over_them(name, epoc
 def remembered(module):
     """The parties that have parts of their own, by part and segment."""
     return [
-        {part: store.holders(part, store.roles) for part in store.own}
+        {part: store.parties_with(part, store.roles) for part in store.own}
         for store in module.engine.stores
     ]
 

@@ -104,6 +104,18 @@ def test_a_state_at_rest_moves_as_the_same_object():
         assert "client/0" not in store.own[part]
 
 
+def test_a_state_at_rest_moves_to_a_party_that_is_live():
+    store = made()
+    train(store, "client/0", 0)
+    train(store, "client/1", 1)
+    sent = state_of(store, "client/0")
+    store.move("client/0", "client/1", PARTS)
+    assert_same(state_of(store, "client/1"), sent)
+    store.check_out(["client/1"])
+    assert_same(state_of(store, "client/1"), sent)
+    assert store.names() == ["client/1"]
+
+
 @pytest.mark.parametrize("policy", ["keep", "travel", "reset"])
 def test_what_moves_with_the_weights(policy):
     """A policy is which parts move, and which are dropped."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from split_lightning.message import Message, num_bytes, role_of
+from split_lightning.message import Message, role_of
 
 # The counter of a message, by the roles of sender and receiver.
 _BETWEEN_SEGMENTS = {
@@ -56,17 +56,17 @@ class Traffic:
         self.counts_samples = self.counts_weights = True
         self._names: dict[tuple[str, str, str], str] = {}
 
-    def __call__(self, event: Message) -> None:
+    def __call__(self, message: Message) -> None:
         """Counts a message."""
-        link = event.kind, event.sender, event.receiver
+        link = message.kind, message.sender, message.receiver
         name = self._names.get(link) or self._name(link)
-        if event.kind in ("weights", "statistics"):
+        if message.kind in ("weights", "statistics"):
             if self.counts_weights:
-                self.counts[name] += num_bytes(event.payload)
-                is_first = event.receiver.partition(".")[2] in ("", "0")  # of holders
+                self.counts[name] += message.num_bytes
+                is_first = message.receiver.partition(".")[2] in ("", "0")  # of holders
                 self.counts["handoffs"] += is_first and name == "handoff_bytes"
         elif self.counts_samples:
-            self.counts[name] += num_bytes(event.payload)
+            self.counts[name] += message.num_bytes
 
     def _name(self, link: tuple[str, str, str]) -> str:
         """Returns the counter of a message, by its kind, sender and receiver."""

@@ -74,7 +74,7 @@ class PassWeights(NamedTuple):
             name
             for store in engine.stores
             for part in parts
-            for name in (store.holders(part, store.roles) if store.last else ())
+            for name in (store.parties_with(part, store.roles) if store.last else ())
             if name not in store.last.values()
         }
 
@@ -168,7 +168,7 @@ class Average(NamedTuple):
             roles, parts = self._roles_in(store), self.policy.parts
             if self.policy.of(roles) != "keep":
                 parts = (*parts, "optimizer")
-            found.update(*(store.holders(part, roles) for part in parts))
+            found.update(*(store.parties_with(part, roles) for part in parts))
         return found
 
     def _roles_in(self, store: StateStore) -> list[str]:
@@ -347,7 +347,6 @@ class Mix(NamedTuple):
                 if not store.has_own(before, "parameters"):  # its turn is over
                     store.drop(before, ("optimizer",))
             store.newest = name if share == 1 else None
-            store.mixes += 1
             if resets and share < 1:
                 store.drop(name, ("optimizer",))
             store.drop(name, parts)
@@ -366,7 +365,7 @@ class Mix(NamedTuple):
             name
             for store in engine.stores
             for part in parts
-            for name in store.holders(part, ("client",))
+            for name in store.parties_with(part, ("client",))
         }
 
 
