@@ -14,12 +14,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,8 +63,6 @@ def keys(num_clients: int, options: argparse.Namespace) -> list[str]:
         f"datamodule.source={{_target_:noise.NoiseImages,num_samples:{options.samples}}}",
         "model=resnet18",
         f"model.cut_layer={options.cut_layer}",
-        f"threads={options.threads}",
-        "trainer.accelerator=cpu",
         *options.set,
     ]
 
@@ -76,6 +72,8 @@ def train_round(num_clients: int, options: argparse.Namespace) -> Round:
     start, first = time.perf_counter(), FirstBatch()
     words = [
         *keys(num_clients, options),
+        f"threads={options.threads}",
+        "trainer.accelerator=cpu",
         f"trainer.limit_train_batches={options.sampled}",
         "trainer.limit_test_batches=1",
     ]
@@ -86,17 +84,12 @@ def train_round(num_clients: int, options: argparse.Namespace) -> Round:
 
 def plan_round(num_clients: int, options: argparse.Namespace) -> None:
     """Prints what the plan of a round takes, and what it says."""
-    if importlib.util.find_spec("split_lightning.plan") is None:
-        sys.exit(
-            "--plan needs `python -m split_lightning.plan`, which is not there yet."
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        words = [f"hydra.run.dir={folder}/run", *keys(num_clients, options)]
-        command = [sys.executable, "-m", "split_lightning.plan", *words]
-        here = str(Path(__file__).parent)  # of `noise`
-        path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-        start = time.perf_counter()
-        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path})
+    words = keys(num_clients, options)
+    command = [sys.executable, "-m", "split_lightning.plan", *words]
+    here = str(Path(__file__).parent)  # of `noise`
+    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    start = time.perf_counter()
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": path})
     seconds = time.perf_counter() - start
     peak = peak_rss(resource.RUSAGE_CHILDREN)
     print(f"{num_clients:,} clients: {seconds:.1f} s, peak {peak / MIB:,.0f} MiB")
