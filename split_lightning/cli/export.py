@@ -15,6 +15,7 @@ from split_lightning.cli.run_command import (
     compose_run,
     ending_with_one_line,
     typed_words,
+    with_run_key,
 )
 
 FORMATS = ("safetensors", "torch", "onnx")
@@ -29,7 +30,7 @@ COMMAND = Command(
     ),
     help=f"""Writes a run's trained network in formats that need no split_lightning.
 
-run=FOLDER          the run's folder
+FOLDER              the run's folder, as the first word; or run=FOLDER, anywhere
 format=FORMAT       safetensors: the unsplit network's weights (the default)
                     torch: each segment by torch.export, for a free batch size
                     onnx: each segment as ONNX, for a free batch size
@@ -48,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> None:
         words: The typed words, such as `["run=runs/digits/...", "format=onnx"]`;
             `None`: from the command line.
     """
-    words = typed_words(COMMAND) if words is None else list(words)
+    words = with_run_key(typed_words(COMMAND) if words is None else words)
     with ending_with_one_line(words):
         cfg = compose_run(COMMAND, words)
         formats = _formats(cfg.format)
