@@ -33,8 +33,8 @@ COMMAND = Command(
 
 FOLDER              the run's folder, as the first word; or run=FOLDER, anywhere
 checkpoint=best     best, last, or a checkpoint's file, instead of the final weights
-client=ID           one client's network, where clients have networks of their own;
-                    otherwise the mean over them
+client=ID           the client whose network is tested, where clients have networks of
+                    their own; default: all, for the mean over their networks
 output_dir=FOLDER   where the results go; default: evaluation, in the run's folder
 KEY=VALUE           changes the run's configuration: data.root=..., batch_size=...,
                     trainer.accelerator=..., trainer.limit_test_batches=...""",

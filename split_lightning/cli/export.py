@@ -32,11 +32,12 @@ COMMAND = Command(
 
 FOLDER              the run's folder, as the first word; or run=FOLDER, anywhere
 format=FORMAT       safetensors: the unsplit network's weights (the default)
-                    torch: each segment by torch.export, for a free batch size
-                    onnx: each segment as ONNX, for a free batch size
+                    torch: each segment by torch.export, for any batch size
+                    onnx: each segment as ONNX, for any batch size
                     several: format=[{",".join(FORMATS)}]
 checkpoint=best     best, last, or a checkpoint's file, instead of the final weights
-client=ID           the network of a client, where clients have different ones
+client=ID           the client whose network is written; needed where clients have
+                    different networks
 output_dir=FOLDER   where to write; default: export, in the run's folder
 KEY=VALUE           changes the run's configuration: data.root=...""",
 )
