@@ -512,7 +512,7 @@ class SplitLightningModule(pl.LightningModule):
     @override
     def on_fit_start(self) -> None:
         if self.trainer.ckpt_path is None:  # a new run
-            self.networks.keep_only(self.engine.last_client)
+            self.engine.forget()
             self.traffic.forget()
             self.clients = ClientMetrics()
             self.skipped_batches = 0
