@@ -140,7 +140,9 @@ def test_a_table_fits_a_terminal(tmp_path):
 
 def test_what_others_dominate_is_not_marked(tmp_path):
     costs = [made_up("a", 1, 9), made_up("b", 2, 9), made_up("c", 3, 2)]
-    lines = printed_report(costs, tmp_path).splitlines()
+    printed = printed_report(costs, tmp_path)
+    assert "Cuts marked `*` are Pareto-optimal" in " ".join(printed.split())
+    lines = printed.splitlines()
     marks = {
         line.split()[0]: "*" in line for line in lines if line[:2] in ("a ", "b ", "c ")
     }
@@ -160,7 +162,7 @@ def test_neighbours_that_cost_the_same_are_one_row_and_in_the_file(tmp_path):
 
 
 def test_sizes_that_cross_are_told(tmp_path):
-    assert "Sizes" not in printed_report([made_up("a", 1, 9)], tmp_path)
+    assert "Each batch" not in printed_report([made_up("a", 1, 9)], tmp_path)
     assert "16 bytes" in printed_report([made_up("a", 1, 9, sizes=16)], tmp_path)
 
 

@@ -197,7 +197,7 @@ def test_the_run_is_not_touched_where_another_place_is_named(run, tmp_path):
 
 
 def test_keys_of_the_run_can_be_changed(run):
-    main([f"run={run}", "batch_size=7", "trainer.limit_test_batches=3"])
+    main([str(run), "batch_size=7", "trainer.limit_test_batches=3"])
     assert read_results(run / "evaluation")["images"] == 21
 
 
@@ -215,7 +215,8 @@ def test_the_folder_as_a_library(run):
 
 MISTAKES = {
     "": ["Expected `run`", "got nothing"],
-    "run=/nowhere": ["`run`", "there is no folder '/nowhere'"],
+    "/nowhere": ["`run`", "there is no folder '/nowhere'"],
+    "RUN run=RUN": ["Expected `run`", "one run"],
     "run=/": ["`run`", "/ has no config.yaml"],
     "run=RUN,/": ["Expected `run`", "one run"],
     "run=RUN checkpoint=bst": ["`checkpoint`", "best, last", "'bst'"],
@@ -226,6 +227,8 @@ MISTAKES = {
     "run=RUN model.weights=x": ["model.weights=x", "nothing"],
     "run=RUN hydra.run.dir=x": ["hydra.run.dir=x", "nothing"],
     "run=RUN +foo=1": ["+foo=1", "would change nothing"],
+    "run=RUN foo=1": ["`foo=1`", "Keys of a run: name"],
+    "run=RUN ckpt_path=x": ["evaluate does not use", "Keys of evaluate: "],
     "run=RUN trainer.acelerator=cpu": ["`trainer.accelerator`"],
     "run=RUN batch_size=abc": ["`batch_size`", "int", "'abc'"],
     "run=RUN batch_size=0": ["batch_size", "positive", "0"],
@@ -236,7 +239,7 @@ MISTAKES = {
     "run=RUN trainer.limit_test_batches=0": ["trainer.limit_test_batches", "got 0"],
     "run=RUN model.cut_layer=relu1": ["client.safetensors", "`bn2", "not fit"],
     "run=RUN output_dir=RUN/config.yaml/x": ["output_dir", "config.yaml"],
-    "run=RUN batch_size": ["batch_size"],
+    "run=RUN batch_size": ["got `batch_size`, which has no `=`"],
 }
 
 

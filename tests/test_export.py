@@ -185,7 +185,7 @@ def test_a_mistake_gets_one_message(refused, run, tmp_path):
     assert "`format`" in message
     assert "safetensors, torch, onnx" in message
     assert "got pickle" in message
-    assert "there is no folder" in refused("run=/nowhere")
+    assert "there is no folder" in refused("/nowhere")
     assert "would change nothing" in refused(f"run={run}", "trainer.accelerator=cpu")
     assert "output_dir" in refused(f"run={run}", f"output_dir={run}/config.yaml")
 

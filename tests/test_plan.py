@@ -1,9 +1,12 @@
 """`split_lightning.plan`: what it says a round sends is what training sends."""
 
 import csv
+import io
+from collections import Counter
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from rich.console import Console
 from test_protocol_configs import PROTOCOLS
 
 from split_lightning.callbacks.virtual_clock import virtual_seconds
@@ -11,6 +14,7 @@ from split_lightning.cli.building import build
 from split_lightning.cli.plan import COMMAND
 from split_lightning.cli.planned_round import compose_plan, planned_round
 from split_lightning.plan import main
+from split_lightning.runs.plan_report import KINDS, Plan, Row, report_plan
 
 SMALL = [
     "data.source._target_=conftest.RandomImages",
@@ -104,6 +108,32 @@ def test_a_long_plan_is_shortened(capsys):
     lines = shown(capsys, "num_clients=40", "data/partitioner=iid", "batch_size=1")
     assert len(lines) < 60
     assert any(line.startswith("... 36 more") for line in lines)
+
+
+def test_no_number_is_cut_off_however_narrow_the_terminal():
+    sent = dict.fromkeys(KINDS, 10_300)
+    row = Row("Synchronize", (0, 1, 2), "", 1_293, sent, 1234.5678, times=41)
+    totals = {"server_averaging_bytes": 9_876_543_210}
+    plan = Plan("a plan", 2, [row], totals, totals, (1.0, 2.0))
+
+    def printed(width, is_terminal):
+        console = Console(
+            file=io.StringIO(),
+            width=width,
+            force_terminal=is_terminal,
+            color_system=None,
+        )
+        report_plan(plan, None, console)
+        return console.file.getvalue().replace("─", "")
+
+    text = printed(30, False)
+    (line,) = [line for line in text.splitlines() if "Synchronize" in line]
+    assert line.startswith("Synchronize clients 0-2 x 41  ")
+    assert line.count(" 10.3 kB ") == len(KINDS)
+    for width in (40, 60, 80, 200):
+        folded = printed(width, True)
+        assert max(map(len, folded.splitlines())) <= width
+        assert Counter("".join(folded.split())) == Counter("".join(text.split()))
 
 
 @pytest.mark.parametrize(

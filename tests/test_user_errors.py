@@ -31,17 +31,21 @@ MISTAKES = {
     "optimizer.client.lrr=1": ["optimizer.client.lrr=1", "`optimizer.client.lr`"],
     "trainer.max_epoch=3": ["trainer.max_epoch=3", "`trainer.max_epochs`"],
     "protocol.shufle=true": ["protocol.shufle=true", "`protocol.shuffle`"],
-    "data.partitioner.alpha=0.3": ["data.partitioner.alpha=0.3", "_target_"],
+    "data.partitioner.alpha=0.3": ["key: data/partitioner=dirichlet"],
     "hydra.unknwon=1": ["hydra.unknwon=1", "sweeper"],
     "~trainer.foo": ["trainer.foo", "does not exist"],
     "~callbacks.histry": ["callbacks.histry", "does not exist"],
     # A key that was added, and that nothing uses
-    "+unknown=1": ["+unknown=1", "num_clients"],
+    "+unknown=1": ["+unknown=1", "Keys of a run: name"],
     "+data.unknown=1": ["+data.unknown=1", "val_share"],
     "+model.unknown=1": ["+model.unknown=1", "cut_layer"],
     "+trainer.unknown=1": ["trainer.unknown=1", "max_epochs"],
     "+optimizer.client.unknown=1": ["optimizer.client.unknown=1", "momentum"],
     "+protocol.unknown=1": ["protocol.unknown=1", "clients_per_round"],
+    # A key of options that were not chosen
+    "system.clock.system.uplink=3": ["`system.clock.system.uplink=3`", "system=lan"],
+    "protocol=fedavg protocol.shuffle=true": ["multi_server, protocol=round_robin"],
+    "topology.parts.rows=2": ["Keys of `topology`: cut_layers, labels"],
     # A key of an earlier version leads to where it is now
     "protocol.schedule.shuffle=true": ["schedule.shuffle", "`protocol.shuffle`"],
     "protocol.schedule.local_steps=2": ["schedule.local_steps", "mean `local_steps`"],
@@ -194,14 +198,16 @@ MISTAKES = {
     ],
     "optimizer_state=travel protocol=gpsl": ["protocol=gpsl does not use"],
     "server_optimizer_state=reset": ["protocol=round_robin", "mean `optimizer_state`"],
-    "buffers=keep": ["protocol=round_robin does not use `buffers`"],
+    "buffers=keep": [
+        "protocol=round_robin does not use `buffers`. Keys of protocol=round_robin: c",
+    ],
     "protocol=gpsl spill_to=waiting": ["`spill_to` to be null", "GPSL"],
     "topology=u_shaped protocol=centralized": ["Centralized", "leave `topology` out"],
     "protocol=gpsl callbacks.drift.server=true": ["callbacks.drift.server", "GPSL"],
     "topology=unsplit": ["RoundRobin", "leave `topology=unsplit` out"],
     # What cannot be read at all
     "num_clients==": ["num_clients=="],
-    "num_clients": ["num_clients", "EQUAL"],
+    "num_clients": ["Expected KEY=VALUE, but got `num_clients`, which has no `=`."],
     "trainer.devices=[0,1": ["trainer.devices=[0,1"],
     "data=digits,mnist": ["data=digits,mnist", "--multirun"],
 }

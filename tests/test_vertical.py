@@ -863,6 +863,10 @@ MISTAKES = {
         "has no rule for that",
     ),
     "no holders": (["topology.join=mean"], "`topology.join=mean` would change"),
+    "no holder to have the labels": (
+        ["topology.label_holder=1"],
+        "(protocol=round_robin, topology=vanilla) uses `topology.label_holder`",
+    ),
     "bottoms that end at several layers": (
         ["topology=vertical", "model.cut_layer=[relu1,maxpool]"],
         "`model.cut_layer` to be of type str or int, as "

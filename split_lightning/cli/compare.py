@@ -36,22 +36,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m split_lightning.compare",
-        description="Compares runs side by side.",
+        description="Prints runs side by side, and writes tables and plots of them.",
     )
     parser.add_argument(
         "folders",
         nargs="+",
         type=Path,
         metavar="FOLDER",
-        help="a run's folder, a sweep's, or any that holds runs at any depth",
+        help="a run's folder, a sweep's, or any folder with runs in it, at any depth",
     )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FOLDER",
-        help="where comparison.csv and comparison.png go (default: the folder, if one "
-        "is named, or else the working folder)",
+        help="where the files go, such as comparison.csv and comparison.png (default: "
+        "the folder with the runs if only one is named, else the working folder)",
     )
     return parser
 

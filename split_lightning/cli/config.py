@@ -175,7 +175,7 @@ def _without_use(cfg: DictConfig, plain: Any, key: str, used: set[str]) -> str:
         own = used_keys(plain, ["protocol"]) & plain.keys()
         own |= {k for k in keys_of(plain) if is_within(k, "protocol") and "._" not in k}
         known = sorted(own - {"protocol"}, key=lambda k: (k.count("."), k))
-        return f"{protocol} does not use `{key}`. {did_you_mean(key, known)}"
+        return f"{protocol} does not use `{key}`. {did_you_mean(key, known, protocol)}"
     group = key.partition(".")[0]
     topology, why = choice_of(cfg, "topology"), ""
     if group in ("model", "optimizer", "topology"):

@@ -111,15 +111,22 @@ def options_of(target: str) -> list[str] | None:
     return [p.name for p in parameters]
 
 
-def did_you_mean(key: str, known: Iterable[str]) -> str:
+def did_you_mean(key: str, known: Iterable[str], of: str = "a run") -> str:
     """Names the known keys that are nearest to a key, or else its siblings.
 
     A key of the same name elsewhere is near, too: first one whose path ends alike.
+
+    Args:
+        key: The key.
+        known: The known keys.
+        of: What the known keys that have no dot belong to.
 
     >>> did_you_mean("data.vall_share", ["data.val_share", "data.root", "seed"])
     'Did you mean `data.val_share`?'
     >>> did_you_mean("data.x", ["data.val_share", "data.root", "seed"])
     'Keys of `data`: val_share, root.'
+    >>> did_you_mean("x", ["data.val_share", "data.root", "seed"])
+    'Keys of a run: seed.'
     """
     parent, _, name = key.rpartition(".")
     split = [k.rpartition(".") for k in known]
@@ -136,8 +143,8 @@ def did_you_mean(key: str, known: Iterable[str]) -> str:
     while parent and not siblings:
         parent = parent.rpartition(".")[0]
         siblings = [own for above, _, own in split if above == parent]
-    where = f"Keys of `{parent}`" if parent else "Keys"
-    return f"{where}: {', '.join(siblings)}." if siblings else ""
+    of = f"`{parent}`" if parent else of
+    return f"Keys of {of}: {', '.join(siblings)}." if siblings else ""
 
 
 def _near(name: str, names: Iterable[str], cutoff: float = 0.7) -> list[str]:

@@ -20,16 +20,16 @@ COMMAND = Command(
         "model.network",
         *(f"data.{key}" for key in ("in_channels", "image_size", "num_classes")),
     ),
-    help="""Says what each cut of a network would cost client, server and link.
+    help="""Prints what each cut of a network costs the client, the server and the link.
 
 model=NAME          the network, as in training; or model.network._target_=...
-data=NAME           the shape of its samples; nothing is read or downloaded, except
-                    the source of data=custom
-+experiment=NAME    both, as an experiment has them
-depth=NUMBER        layers whose paths have at most so many parts (layer1.0: two), or
-                    `all`; default: the fewest that leave eight cuts to choose from
+data=NAME           the data set, for the shape of its samples: it is not loaded,
+                    except with data=custom
++experiment=NAME    the network and the data set of an experiment
+depth=NUMBER        the most parts of a layer's path (layer1.0 has two), or all;
+                    default: the smallest number that leaves eight cuts
 output_dir=FOLDER   where cuts.csv and cuts.png go; default: cuts/NETWORK-SHAPE
-KEY=VALUE           of the configuration: data.image_size=64, data.num_classes=100""",
+KEY=VALUE           a key of training: data.image_size=64, data.num_classes=100""",
     usage="[KEY=VALUE ...]",
 )
 

@@ -15,6 +15,7 @@ from split_lightning.cli.run_command import (
     compose_run,
     ending_with_one_line,
     typed_words,
+    with_run_key,
 )
 
 COMMAND = Command(
@@ -30,10 +31,10 @@ COMMAND = Command(
     ),
     help="""Tests a finished run again, from its folder alone.
 
-run=FOLDER          the run's folder
+FOLDER              the run's folder, as the first word; or run=FOLDER, anywhere
 checkpoint=best     best, last, or a checkpoint's file, instead of the final weights
-client=ID           one client's network, where clients have networks of their own;
-                    otherwise the mean over them
+client=ID           the client whose network is tested, where clients have networks of
+                    their own; default: all, for the mean over their networks
 output_dir=FOLDER   where the results go; default: evaluation, in the run's folder
 KEY=VALUE           changes the run's configuration: data.root=..., batch_size=...,
                     trainer.accelerator=..., trainer.limit_test_batches=...""",
@@ -47,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> None:
         words: The typed words, such as `["run=runs/digits/..."]`; `None`: from the
             command line.
     """
-    words = typed_words(COMMAND) if words is None else list(words)
+    words = with_run_key(typed_words(COMMAND) if words is None else words)
     with ending_with_one_line(words):
         cfg = compose_run(COMMAND, words)
         from split_lightning.cli.rebuilding import evaluate  # these are slow

@@ -15,6 +15,7 @@ from split_lightning.cli.run_command import (
     compose_run,
     ending_with_one_line,
     typed_words,
+    with_run_key,
 )
 
 FORMATS = ("safetensors", "torch", "onnx")
@@ -29,13 +30,14 @@ COMMAND = Command(
     ),
     help=f"""Writes a run's trained network in formats that need no split_lightning.
 
-run=FOLDER          the run's folder
+FOLDER              the run's folder, as the first word; or run=FOLDER, anywhere
 format=FORMAT       safetensors: the unsplit network's weights (the default)
-                    torch: each segment by torch.export, for a free batch size
-                    onnx: each segment as ONNX, for a free batch size
+                    torch: each segment by torch.export, for any batch size
+                    onnx: each segment as ONNX, for any batch size
                     several: format=[{",".join(FORMATS)}]
 checkpoint=best     best, last, or a checkpoint's file, instead of the final weights
-client=ID           the network of a client, where clients have different ones
+client=ID           the client whose network is written; needed where clients have
+                    different networks
 output_dir=FOLDER   where to write; default: export, in the run's folder
 KEY=VALUE           changes the run's configuration: data.root=...""",
 )
@@ -48,7 +50,7 @@ def main(words: Sequence[str] | None = None) -> None:
         words: The typed words, such as `["run=runs/digits/...", "format=onnx"]`;
             `None`: from the command line.
     """
-    words = typed_words(COMMAND) if words is None else list(words)
+    words = with_run_key(typed_words(COMMAND) if words is None else words)
     with ending_with_one_line(words):
         cfg = compose_run(COMMAND, words)
         formats = _formats(cfg.format)

@@ -17,7 +17,7 @@ COMMANDS = {
     "export": "write a run's network in formats that need no split_lightning",
     "compare": "compare runs side by side",
     "cuts": "print the costs of each cut of a network",
-    "plan": "print the actions and the bytes of a round",
+    "plan": "print the actions of a round and the bytes that they send",
 }
 
 
@@ -74,7 +74,7 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "split-lightning COMMAND --help says what a command takes.",
+            "split-lightning COMMAND --help lists the arguments of a command.",
             "--version prints the version; -sc install=bash prints the command that",
             "installs tab completion.",
         ]

@@ -24,15 +24,16 @@ COMMAND = Command(
         "system.clock",
         "trainer.precision",
     ),
-    help="""Prints a round: its actions, the bytes of each, and totals.
+    help="""Prints the plan of a round: its actions, the bytes of each, and totals.
 
-Nothing is trained; the data are loaded and dealt out as in training. The keys are those
-of training; with a system (system=lan) there are virtual seconds, too.
+Nothing is trained; the data are loaded and partitioned as in training. With a system
+(system=lan) the plan has virtual seconds, too.
 
-round=NUMBER        the round, from 1; earlier ones are planned with it
-csv=FILE            a file of all actions; the terminal has about 50
-+experiment=NAME    keys as an experiment has them
-KEY=VALUE           of the configuration: protocol=fedavg, num_clients=9, system=lan""",
+round=NUMBER        the round, from 1 (default: 1); the rounds before it are counted
+                    in a second column of the totals
+csv=FILE            writes all actions to a file; the terminal shows about 50
++experiment=NAME    the keys of an experiment
+KEY=VALUE           a key of training: protocol=fedavg, num_clients=9, system=lan""",
     usage="[KEY=VALUE ...]",
 )
 

@@ -6,6 +6,7 @@ Most are on a finished run: `run=FOLDER`, then changes to its keys.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from split_lightning.paths import import_from_working_folder, path_of
 from split_lightning.runs.keys import is_within
 from split_lightning.runs.run_files import read_config
 from split_lightning.signals import Interrupted, interrupted_by_signals
+from split_lightning.typed_words import key_value
 
 # Keys of the Trainer that a test uses.
 TRAINER_KEYS = (
@@ -59,7 +61,7 @@ class Command(NamedTuple):
     keys: Mapping[str, Any]
     reads: Iterable[str]
     help: str
-    usage: str = "run=FOLDER [KEY=VALUE ...]"
+    usage: str = "FOLDER [KEY=VALUE ...]"
 
 
 def typed_words(command: Command) -> list[str]:
@@ -76,6 +78,18 @@ def typed_words(command: Command) -> list[str]:
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=argparse.SUPPRESS)
     words: list[str] = parser.parse_args(sys.argv[1:]).words
     return words
+
+
+def with_run_key(words: Sequence[str]) -> list[str]:
+    """Returns overrides: a first word that is none is the run's folder.
+
+    >>> with_run_key(["runs/digits/1", "batch_size=7"])
+    ['run=runs/digits/1', 'batch_size=7']
+    """
+    folder, rest = words[:1], words[1:]
+    if folder and re.fullmatch("[^~+=][^=]*", folder[0]):
+        return [key_value("run", folder[0]), *rest]
+    return list(words)
 
 
 @contextmanager
@@ -103,16 +117,18 @@ def compose_run(command: Command, words: Sequence[str]) -> DictConfig:
     Raises:
         ValueError: If `run` is no run's folder, or a word would change nothing.
     """
-    typed = _values(words)
-    if not isinstance(typed.get("run"), str):
+    parsed = OverridesParser.create().parse_overrides(list(words))
+    runs = [o.value() for o in parsed if o.key_or_group == "run"]
+    if len(runs) != 1 or not isinstance(runs[0], str):
         raise ValueError(
             "Expected `run` to be the folder of one run, as in "
             f"python -m split_lightning.{command.name} run=runs/NAME/DATE_TIME, but "
             f"got {' '.join(words) or 'nothing'}."
         )
-    folder = path_of(typed["run"])
+    folder = path_of(runs[0])
     cfg = read_config(folder)
     _refuse_groups(cfg, words)
+    typed = {o.key_or_group: o.value() for o in parsed}
     cfg.output_dir = str(folder / _output_name(command, typed))
     OmegaConf.update(cfg, "trainer.devices", 1)  # regardless of the training device
     OmegaConf.update(cfg, "trainer.strategy", "auto")
@@ -124,11 +140,6 @@ def compose_run(command: Command, words: Sequence[str]) -> DictConfig:
     cfg.run = str(folder)
     check_used(cfg, words, command)
     return cfg
-
-
-def _values(words: Sequence[str]) -> dict[str, Any]:
-    parsed = OverridesParser.create().parse_overrides(list(words))
-    return {o.key_or_group: o.value() for o in parsed}
 
 
 def _refuse_groups(cfg: DictConfig, words: Sequence[str]) -> None:
@@ -162,7 +173,8 @@ def check_used(cfg: DictConfig, words: Sequence[str], command: Command) -> None:
     for word in words:
         key = word.lstrip("+~").partition("=")[0].replace("/", ".")
         if not any(is_within(key, k) or is_within(k, key) for k in used):
-            near = did_you_mean(key, (k for k in keys_of(plain) if k in used))
+            known = [k for k in keys_of(plain) if k in used]
+            near = did_you_mean(key, known, command.name)
             raise ValueError(
                 f"`{word}` would change nothing: {command.name} does not use `{key}`. "
                 f"{near}"

@@ -30,6 +30,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from split_lightning.cli.config_groups import options_with
 from split_lightning.cli.config_keys import as_typed, did_you_mean, keys_of
 from split_lightning.runs.keys import is_within
 from split_lightning.typed_words import key_value, shell_line
@@ -239,6 +240,8 @@ def _reason(error: BaseException, typed: Sequence[str] = ()) -> str:
 
 def _unreadable(error: OverrideParseException) -> str:
     """Says which word of the command line is not of the form KEY=VALUE."""
+    if "=" not in error.override:
+        return f"Expected KEY=VALUE, but got `{error.override}`, which has no `=`."
     why = error.message.removeprefix(f"Error parsing override '{error.override}'")
     why = re.sub(r"^\s*LexerNoViableAltException: .*", "", why)
     why = why.split("See https://")[0].strip(" ^\n")
@@ -301,11 +304,14 @@ def _null_option(typed: Sequence[str], config_dir: str) -> str | None:
 
 
 def _unknown_key(error: OmegaConfBaseException, typed: Sequence[str]) -> str:
-    """Says that there is no such key, and which are near."""
+    """Says that there is no such key, and which options have it or which are near."""
     key, root = str(error.full_key), error.parent_node._get_root()
     words = (word.lstrip("+~").partition("=")[0] for word in typed)
     key = next((word for word in words if is_within(word, key)), key)
-    known = keys_of(OmegaConf.to_container(root, resolve=False))
+    plain = OmegaConf.to_container(root, resolve=False)
+    if options := list(options_with(key, plain)):
+        return f"There is no key `{key}`. Options with this key: {', '.join(options)}."
+    known = keys_of(plain)
     alike = (k for k in known if is_within(k, "hydra") == is_within(key, "hydra"))
     remedy = did_you_mean(key, alike) or f"`+{key}=VALUE` adds it."
     return f"There is no key `{key}`. {remedy}"

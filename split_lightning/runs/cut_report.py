@@ -27,11 +27,10 @@ _COLUMNS: dict[str, Callable[[CutCost], float]] = {
     "link\ndown": lambda cost: cost.downlink_bytes,
 }
 _LEGEND = (
-    "State: bytes of parameters and buffers, which a hand-off takes. Of a sample in "
-    "training: FLOPs, forward and backward; memory, bytes that the client keeps for "
-    "its backward; up and down, bytes across the cut in fp32. * None of these cuts "
-    "takes less of something (client's FLOPs, memory and state, link) and more of "
-    "nothing."
+    "State is the number of bytes sent at each hand-off: parameters and buffers. FLOPs "
+    "(forward and backward), memory (bytes that the client keeps for its backward "
+    "pass) and link bytes are per sample in training, in fp32. Cuts marked `*` are "
+    "Pareto-optimal in client FLOPs, memory, state and link bytes."
 )
 
 
@@ -79,13 +78,13 @@ def report_costs(
     most = max((cost.uplink_bytes_per_batch for cost in costs), default=0)
     if most:
         console.print(
-            f"Sizes that cross take up to {most} bytes more, for each batch.",
+            f"Each batch also sends the sizes of its tensors: up to {most} bytes.",
             highlight=False,
         )
     if len(shown) < len(costs):
         console.print(
-            f"Left out: {len(costs) - len(shown)} that cost the same as the cut before "
-            "(cuts.csv has them).",
+            f"Left out: {len(costs) - len(shown)} with the same costs as the cut "
+            "before (cuts.csv has them).",
             highlight=False,
         )
     files = [output / "cuts.csv", output / "cuts.png"]

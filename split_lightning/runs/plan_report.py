@@ -16,7 +16,7 @@ from rich.text import Text
 from split_lightning.message import Computed, Kind, Message, role_of
 from split_lightning.observers.clock import Clock
 from split_lightning.protocols.actions import Train
-from split_lightning.runs.report import print_line
+from split_lightning.runs.report import print_line, widen
 
 KINDS: tuple[str, ...] = get_args(Kind)
 _FIRST, _LAST = 36, 8  # rows of a long plan that are shown
@@ -153,8 +153,9 @@ def report_plan(
     rows = folded(plan.rows)
     left = len(rows) - _FIRST - _LAST
     shown = rows if left <= 1 else [*rows[:_FIRST], None, *rows[-_LAST:]]
-    console.print(plan_table(shown, plan.seconds is not None, left))
-    console.print(totals_table(plan))
+    tables = plan_table(shown, plan.seconds is not None, left), totals_table(plan)
+    widen(console, tables)
+    console.print(*tables, sep="\n")
     if plan.is_bound:
         console.print("Holders that lack samples send less than this.")
     if output is not None:
@@ -173,9 +174,9 @@ def plan_table(rows: Sequence[Row | None], has_seconds: bool, left: int = 0) -> 
     there = [row for row in rows if row is not None]
     kinds = [kind for kind in KINDS if any(row.num_bytes.get(kind) for row in there)]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("action", no_wrap=True)
+    table.add_column("action", overflow="fold")
     for name in ("samples", *kinds, *(["seconds"] if has_seconds else [])):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         if row is None:
             table.add_row(f"... {left:,} more")
@@ -217,10 +218,11 @@ def words(row: Row) -> str:
 def totals_table(plan: Plan) -> Table:
     """Returns the totals of a round, and of the rounds up to it, by `results.json`."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("total")
-    table.add_column(f"round {plan.number}", justify="right", no_wrap=True)
+    table.add_column("total", overflow="fold")
+    table.add_column(f"round {plan.number}", justify="right", overflow="fold")
     if plan.number > 1:
-        table.add_column(f"rounds 1 to {plan.number}", justify="right", no_wrap=True)
+        rounds = f"rounds 1 to {plan.number}"
+        table.add_column(rounds, justify="right", overflow="fold")
     for name, of_run in plan.of_run.items():
         if of_run:
             table.add_row(name, *_both(plan, f"{plan.of_round[name]:,}", f"{of_run:,}"))

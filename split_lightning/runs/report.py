@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from split_lightning.typed_words import shell_line
 
+_WIDEST = 1000  # characters of a line of a file
 _ROWS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "test_accuracy": ("test accuracy", "{:.4f}".format),
     "test_loss": ("test loss", "{:.4f}".format),
@@ -60,6 +61,18 @@ def print_results(
 def print_line(console: Console, text: str) -> None:
     """Prints a line as it is, however long: brackets and colons in it mean nothing."""
     console.print(text, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def widen(console: Console, tables: Iterable[Table]) -> None:
+    """Makes the lines of a file as long as tables need; a terminal keeps its width."""
+    if not console.is_terminal:
+        console.width = max(console.width, *(full_width(t, console) for t in tables))
+
+
+def full_width(table: Table, console: Console) -> int:
+    """Returns the number of characters of a table's lines where nothing is folded."""
+    options = console.options.update(max_width=_WIDEST)
+    return table.__rich_measure__(console, options).maximum
 
 
 def figures_table(results: Mapping[str, Any]) -> Table:

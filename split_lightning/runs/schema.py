@@ -52,7 +52,7 @@ class TopologyConfig:
     network: Any = MISSING
     cut_layers: Any = field(default=None, metadata=_PLAIN)
     labels: str = MISSING
-    label_holder: int = 0
+    label_holder: int | None = None
     parts: Any = None
     join: str | None = None
     missing: str | None = None

@@ -16,10 +16,9 @@ from split_lightning.runs.comparison.plot import draw
 from split_lightning.runs.comparison.run_folder import RunFolder
 from split_lightning.runs.comparison.settings import short_names
 from split_lightning.runs.comparison.table import Comparison, compared
-from split_lightning.runs.report import print_line
+from split_lightning.runs.report import full_width, print_line, widen
 from split_lightning.typed_words import shell_line
 
-_WIDEST = 1000  # characters of a line of a file
 _STYLES = {"failed": "red", "unreadable": "red", "unfinished": "yellow"}
 Columns: TypeAlias = dict[str, tuple[str, Callable[[float], str]]]
 
@@ -97,18 +96,12 @@ def _print_tables(found: Comparison, console: Console) -> None:
     with_bytes = groups[list(_TRAVELLED)].fillna(0).any(axis=None)
     columns = [_REACHED, *([_TRAVELLED] if with_bytes else [])]
     tables = [as_table(found, figures) for figures in columns]
-    if not console.is_terminal:
-        console.width = max(console.width, *(_width(t, console) for t in tables))
-    elif any(_width(table, console) > console.width for table in tables):
+    widen(console, tables)
+    if any(full_width(table, console) > console.width for table in tables):
         tables = [as_table(found, {})]
         tables += [as_table(found, figures, settings=False) for figures in columns]
     for number, table in enumerate(tables):
         console.print(*([""] if number else []), table, sep="\n")
-
-
-def _width(table: Table, console: Console) -> int:
-    options = console.options.update(max_width=_WIDEST)
-    return table.__rich_measure__(console, options).maximum
 
 
 def as_table(
