@@ -40,10 +40,10 @@ class Channel:
         receiver: str,
         payload: Values,
         step: int = 0,
-        place: int = 0,
+        cut: int = 0,
     ) -> Values:
         """Sends a payload from one party to another; returns it as it arrives."""
-        message = Message(kind, sender, receiver, payload, step, place)
+        message = Message(kind, sender, receiver, payload, step, cut)
         self.recent.append(message)
         for observer in self.observers:
             observer(message)

@@ -26,7 +26,7 @@ class Message(NamedTuple):
         receiver: The name of another.
         payload: The values, as they arrive.
         step: The number of the training step.
-        place: The place of the cut in the network, from 0.
+        cut: The number of the cut, from 0.
     """
 
     kind: Kind
@@ -34,7 +34,7 @@ class Message(NamedTuple):
     receiver: str
     payload: Values
     step: int = 0
-    place: int = 0
+    cut: int = 0
 
     @property
     def num_bytes(self) -> int:

@@ -29,7 +29,7 @@ from split_lightning.protocols.protocol import Protocol
 from split_lightning.step import StepLosses
 from split_lightning.task import Task
 from split_lightning.topologies.client_network import ClientNetwork
-from split_lightning.topologies.topology import CutLayers, Labels, place
+from split_lightning.topologies.topology import CutLayers, Labels, make_topology
 from split_lightning.training.client_metrics import ClientMetrics, client_metric
 from split_lightning.training.finite_check import FiniteCheck, NonFinitePolicy
 from split_lightning.training.fitness import set_least_batch
@@ -207,7 +207,7 @@ class SplitLightningModule(pl.LightningModule):
         self.objects = ("network", *own)  # arguments that are no plain options
 
         self.task = Task(num_classes, criterion)
-        self.topology = place(
+        self.topology = make_topology(
             network, cut_layer, labels, label_holder, client_networks, image_shape
         )
         modules = self.topology.modules
@@ -220,7 +220,7 @@ class SplitLightningModule(pl.LightningModule):
         self.engine = engine or LocalEngine()
         self.engine.build(
             modules,
-            self.topology.places,
+            self.topology.depths,
             self.topology.placement,
             self.channel,
             self.task,

@@ -19,7 +19,7 @@ from split_lightning.message import Values, role_of
 from split_lightning.store import Seat
 from split_lightning.task import Task
 
-# Names a forward pass: the training step, and the segment's place in the network.
+# Names a forward pass: the training step, and the segment's depth in the network.
 Key: TypeAlias = tuple[int, int]
 # Runs the first backward pass: Lightning's `manual_backward`, or torch's own.
 BackwardPass: TypeAlias = Callable[[Tensor], None]
@@ -43,7 +43,7 @@ class Call(NamedTuple):
         rows: For each client the number of rows of each of its inputs, and whether it
             wants their gradient.
         inputs: Detached leaves.
-        gradients: The gradients of the inputs, by their places; filled by the backward
+        gradients: The gradients of the inputs, by their numbers; filled by the backward
             pass.
         outputs: What the segment returned, with its graph.
     """
@@ -78,10 +78,10 @@ class Party:
 
     Args:
         name: Such as `client/3` or `server/0`.
-        segments: The live segments that it has, by their places in the network.
+        segments: The live segments that it has, by their depths in the network.
         task: The loss.
         normalisation: What BatchNorm sees where several clients compute at this party.
-        stash: For places whose forward pass takes older parameters than the live ones,
+        stash: For depths whose forward pass takes older parameters than the live ones,
             these parameters, by name. The live ones get the gradient.
         backward_pass: Runs the first backward pass.
     """
@@ -228,22 +228,22 @@ class Party:
         """Returns the parameters of its live segments."""
         return [p for seat in self.segments.values() for p in seat.module.parameters()]
 
-    def _named(self, place: int) -> Iterator[tuple[str, nn.Parameter]]:
-        return self.segments[place].module.named_parameters()
+    def _named(self, depth: int) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.segments[depth].module.named_parameters()
 
-    def _leaves(self, place: int) -> dict[str, Tensor]:
+    def _leaves(self, depth: int) -> dict[str, Tensor]:
         """Returns stashed parameters as leaves, whose gradients autograd keeps."""
-        older = self.stash[place]
-        self._stashed[place] = {
+        older = self.stash[depth]
+        self._stashed[depth] = {
             name: older[name].detach().requires_grad_(parameter.requires_grad)
-            for name, parameter in self._named(place)
+            for name, parameter in self._named(depth)
         }
-        return self._stashed[place]
+        return self._stashed[depth]
 
-    def _to_live(self, place: int) -> None:
+    def _to_live(self, depth: int) -> None:
         """Gives the gradients of stashed parameters to the live ones."""
-        leaves = self._stashed.pop(place)
-        for name, parameter in self._named(place):
+        leaves = self._stashed.pop(depth)
+        for name, parameter in self._named(depth):
             parameter.grad = leaves[name].grad
 
 

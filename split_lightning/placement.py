@@ -94,7 +94,7 @@ class Placement:
             self.argument,
         )
 
-    def kind_of(self, client_id: int) -> int:
+    def layout_number(self, client_id: int) -> int:
         """Returns the number of a client's layout."""
         if len(self.entries) == 1:
             return self.entries[0]
@@ -102,7 +102,7 @@ class Placement:
 
     def layout_of(self, client_id: int) -> Layout:
         """Returns the type of party that has each segment, for a client."""
-        return self.layouts[self.kind_of(client_id)]
+        return self.layouts[self.layout_number(client_id)]
 
     def group_of(self, client_id: int) -> int:
         """Returns the group of a client."""

@@ -28,7 +28,7 @@ class Member(NamedTuple):
 
 
 class Visit(NamedTuple):
-    """A party that computes at a place of the network, and for which clients.
+    """A party that computes at a depth in the network, and for which clients.
 
     Attributes:
         party: The party: clients that share a state share one.
@@ -47,23 +47,23 @@ class Labels(NamedTuple):
     Attributes:
         sender: The party that has them.
         receiver: The party that computes the loss.
-        place: The place of the network behind whose smashed data they follow.
+        depth: The depth in the network behind whose smashed data they follow.
     """
 
     sender: str
     receiver: str
-    place: int
+    depth: int
 
 
 class Route(NamedTuple):
     """The parties of a step, in the order of the network.
 
     Attributes:
-        places: For each place of the network the parties that compute there.
+        visits: For each depth in the network the parties that compute there.
         labels: For each client of the step the way of its labels.
     """
 
-    places: list[list[Visit]]
+    visits: list[list[Visit]]
     labels: list[Labels]
 
 
@@ -116,19 +116,19 @@ def split_step(
         scale: What the loss is multiplied by before the backward pass.
     """
     flow = _Flow(number, batches, route, channel)
-    last = len(route.places) - 1
-    for place in range(last + 1):
-        flow.forward(place)
+    last = len(route.visits) - 1
+    for depth in range(last + 1):
+        flow.forward(depth)
     losses = flow.loss(last, scale)  # stage 1: down to the last cut
-    for place in reversed(range(last)):
-        flow.backward(place)  # stage 2: on from cut to cut
+    for depth in reversed(range(last)):
+        flow.backward(depth)  # stage 2: on from cut to cut
     return losses
 
 
 class _Flow:
     """The values on their way between the parties of a step.
 
-    `sent` has, for each place and client, what comes to the place: pairs of a sender
+    `sent` has, for each depth and client, what comes there: pairs of a sender
     and its values. `returned` has for each client the gradients, by receiver.
     """
 
@@ -143,41 +143,46 @@ class _Flow:
         self.sent.append([[("", (batch.inputs,))] for batch in batches])
         self.returned: list[dict[str, Values]] = []
 
-    def forward(self, place: int) -> None:
-        """Runs the forward pass of the parties at a place."""
-        send, arriving = self.channel.send, self.sent[place]
+    def forward(self, depth: int) -> None:
+        """Runs the forward pass of the parties at a depth."""
+        send, arriving = self.channel.send, self.sent[depth]
         leaving: list[list[tuple[str, Values]]] = [[] for _ in self.batches]
-        for party, members, _ in self.route.places[place]:
+        for party, members, _ in self.route.visits[depth]:
             several, sizes = list[Values](), list[int]()
             for client, name, _ in members:
                 values: Values = ()
                 for sender, own in arriving[client]:
                     if sender and sender != name:
-                        own = send("smashed", sender, name, own, self.number, place - 1)
+                        own = send("smashed", sender, name, own, self.number, depth - 1)
                     values += own
                 several.append(values)
                 sizes.append(self.sizes[client])
-                labels = self.route.labels[client]
-                if labels.place == place and labels.sender != labels.receiver:
-                    own = (self.targets[client],)
-                    own = send("labels", *labels[:2], own, self.number, place - 1)
-                    (self.targets[client],) = own
-            outputs = party.forward((self.number, place), several, sizes)
+                way = self.route.labels[client]
+                if way.depth == depth and way.sender != way.receiver:
+                    (self.targets[client],) = send(
+                        "labels",
+                        way.sender,
+                        way.receiver,
+                        (self.targets[client],),
+                        self.number,
+                        depth - 1,
+                    )
+            outputs = party.forward((self.number, depth), several, sizes)
             for member, values in zip(members, outputs, strict=True):
                 leaving[member.client].append((member.name, values))
             if self.channel.computations:
                 self._note(members, "forward")
         self.sent.append(leaving)
 
-    def loss(self, place: int, scale: float) -> StepLosses:
+    def loss(self, depth: int, scale: float) -> StepLosses:
         """Runs stage 1 at the parties with the labels: down to the last cut."""
         losses = [torch.empty(0)] * len(self.batches)
         gradients: list[dict[str, Values]] = [{} for _ in self.batches]
         total: Tensor | None = None
-        for party, members, is_client in self.route.places[place]:
+        for party, members, is_client in self.route.visits[depth]:
             targets = [self.targets[member.client] for member in members]
             weights, shares = self._weights(members, is_client)
-            found = party.loss((self.number, place), targets, weights, shares, scale)
+            found = party.loss((self.number, depth), targets, weights, shares, scale)
             total = found.total if weights is None else None
             returned = zip(members, found.own, found.gradients, strict=True)
             for (client, name, _), own, values in returned:
@@ -185,41 +190,41 @@ class _Flow:
                 gradients[client][name] = values
             if self.channel.computations:
                 self._note(members, "backward")
-        self._return(place, gradients)
+        self._return(depth, gradients)
         if total is None:  # each client has a loss of its own
             parts = torch.tensor(self.sizes) / sum(self.sizes)
             total = torch.stack(losses) @ parts.to(losses[0])
         return StepLosses(total, losses)
 
-    def backward(self, place: int) -> None:
-        """Runs stage 2 at the parties at a place."""
+    def backward(self, depth: int) -> None:
+        """Runs stage 2 at the parties at a depth."""
         gradients: list[dict[str, Values]] = [{} for _ in self.batches]
-        for party, members, is_client in self.route.places[place]:
+        for party, members, is_client in self.route.visits[depth]:
             several = [self.returned[client][name] for client, name, _ in members]
             _, shares = self._weights(members, is_client)
-            found = party.backward((self.number, place), several, shares)
+            found = party.backward((self.number, depth), several, shares)
             for (client, name, _), values in zip(members, found, strict=True):
                 gradients[client][name] = values
             if self.channel.computations:
                 self._note(members, "backward")
-        self._return(place, gradients)
+        self._return(depth, gradients)
 
-    def _return(self, place: int, gradients: list[dict[str, Values]]) -> None:
-        """Sends gradients back to the parties before a place."""
-        if place == 0:
+    def _return(self, depth: int, gradients: list[dict[str, Values]]) -> None:
+        """Sends gradients back to the parties before a depth."""
+        if depth == 0:
             return
-        if place == 1 and self.channel.downlink is not None:
+        if depth == 1 and self.channel.downlink is not None:
             gradients = self.channel.downlink(gradients)
         self.returned = [{} for _ in self.batches]
         for client, by_name in enumerate(gradients):
             for name, values in by_name.items():
                 start = 0
-                for sender, own in self.sent[place][client]:
+                for sender, own in self.sent[depth][client]:
                     part = values[start : start + len(own)]
                     start += len(own)
                     if sender != name:
                         part = self.channel.send(
-                            "gradient", name, sender, part, self.number, place - 1
+                            "gradient", name, sender, part, self.number, depth - 1
                         )
                     self.returned[client][sender] = part
 

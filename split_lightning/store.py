@@ -52,7 +52,7 @@ class StateStore:
     mean.
 
     Args:
-        place: The place of the segment in the network, from 0.
+        depth: The depth of the segment in the network, from 0.
         seats: The live copies.
         at_rest: Makes a mapping for states at rest: in memory, or in files.
 
@@ -71,11 +71,11 @@ class StateStore:
 
     def __init__(
         self,
-        place: int,
+        depth: int,
         seats: Sequence[Seat],
         at_rest: Callable[[], MutableMapping[str, State]] = dict,
     ) -> None:
-        self.place = place
+        self.depth = depth
         self.seats = list(seats)
         self.roles = sorted({seat.role for seat in self.seats})
         self.optimizers: Mapping[str, Optimizer] = {}

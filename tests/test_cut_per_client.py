@@ -297,7 +297,7 @@ def test_bytes_are_counted_where_they_belong(tmp_path, cuts):
     module, seen = made(cuts), Counter()
 
     def count(message):
-        seen[message.kind, message.place] += message.num_bytes
+        seen[message.kind, message.cut] += message.num_bytes
 
     module.channel.observers.append(count)
     data = make_data(**SKEWED)

@@ -61,7 +61,7 @@ def test_each_client_has_its_parties(layouts, options, expected):
 
 def test_entries_are_dealt_out_to_neighbours():
     placement = Placement([(CLIENT,), (SERVER,)], [0, 1, 0], num_clients=7)
-    assert [placement.kind_of(k) for k in range(7)] == [0, 0, 0, 1, 1, 0, 0]
+    assert [placement.layout_number(k) for k in range(7)] == [0, 0, 0, 1, 1, 0, 0]
     assert placement.roles_of(0) == ("client", "server")
 
 

@@ -308,7 +308,7 @@ def test_bytes_of_each_cut_equal_closed_formulas(tmp_path, route):
     crossing = [4 * samples * WIDTHS[cut] for cut in cuts]
     counted = Counter()
     for message in seen:
-        counted[message.kind, message.place] += message.num_bytes
+        counted[message.kind, message.cut] += message.num_bytes
     for place, count in enumerate(crossing):
         assert counted["smashed", place] == counted["gradient", place] == count
     first, *between = crossing

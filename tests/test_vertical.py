@@ -324,7 +324,7 @@ def test_each_holder_sends_what_is_its_own_and_gets_back_its_own(tmp_path, route
     seen = spied(tmp_path, module, make_data(1, **options))
     net = network("quadrants", "mean", "skip").train()
     ((_, inputs, targets),) = batches_of(make_data(1, **options), 0)[0]
-    first = [m for m in seen if m.step == 0 and m.place == 0]
+    first = [m for m in seen if m.step == 0 and m.cut == 0]
     sent = {m.sender: m.payload for m in first if m.kind == "smashed"}
     back = {m.receiver: m.payload for m in first if m.kind == "gradient"}
     names = [f"client/0.{holder}" for holder in range(4)]
@@ -368,7 +368,7 @@ def test_no_part_of_a_sample_crosses(tmp_path, divided, route):
 def test_labels_are_one_holders(tmp_path, holder):
     seen = spied(tmp_path, made(route="U", label_holder=holder), make_data(1))
     assert {message.kind for message in seen} == {"smashed", "gradient"}
-    ends = {e for m in seen if m.place == 1 for e in (m.sender, m.receiver)}
+    ends = {e for m in seen if m.cut == 1 for e in (m.sender, m.receiver)}
     assert ends == {f"client/0.{holder}", "server/0"}
     assert all(v.is_floating_point() for message in seen for v in message.payload)
     seen = spied(tmp_path, made(label_holder=holder), make_data(1))
@@ -404,8 +404,8 @@ def test_bytes_are_those_of_what_is_there(tmp_path, route, lack):
     labels = 0 if route == "U" else 8 * samples
     counted = Counter()
     for message in seen:
-        counted[message.kind, message.place, message.sender] += message.num_bytes
-        counted[message.kind, message.place, message.receiver] += message.num_bytes
+        counted[message.kind, message.cut, message.sender] += message.num_bytes
+        counted[message.kind, message.cut, message.receiver] += message.num_bytes
     for holder, (up, down) in enumerate(by_holder):
         name = f"client/0.{holder}"
         assert counted["smashed", 0, name] == up

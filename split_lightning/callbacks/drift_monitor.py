@@ -113,15 +113,15 @@ class DriftMonitor(pl.Callback):
 def _add(sums: Gradients, optimizer: Optimizer) -> None:
     """Adds the gradients of an optimizer's parameters to sums, in float32 or wider."""
     parameters = (p for group in optimizer.param_groups for p in group["params"])
-    for place, parameter in enumerate(parameters):
+    for number, parameter in enumerate(parameters):
         gradient = parameter.grad
         if gradient is None:
             continue
-        if place not in sums:
+        if number not in sums:
             dtype = torch.promote_types(gradient.dtype, torch.float32)
-            sums[place] = gradient.detach().to(dtype, copy=True)
+            sums[number] = gradient.detach().to(dtype, copy=True)
         else:  # from a checkpoint they come on the CPU; else nothing moves
-            sums[place] = sums[place].to(gradient.device).add_(gradient)
+            sums[number] = sums[number].to(gradient.device).add_(gradient)
 
 
 def _cosine(one: Gradients, other: Gradients) -> float | None:
@@ -135,6 +135,6 @@ def _cosine(one: Gradients, other: Gradients) -> float | None:
     return dot / lengths if lengths != 0.0 else None
 
 
-def _norm(gradients: Gradients, places: Iterable[int]) -> float:
-    norms = [torch.linalg.vector_norm(gradients[place]) for place in sorted(places)]
+def _norm(gradients: Gradients, numbers: Iterable[int]) -> float:
+    norms = [torch.linalg.vector_norm(gradients[number]) for number in sorted(numbers)]
     return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0

@@ -25,16 +25,16 @@ def measure_segments(engine: LocalEngine, example: Tensor) -> list[Measured]:
     """
     found: dict[int, Measured] = {}
     placement = engine.placement
-    kinds = {placement.kind_of(k): k for k in range(placement.num_clients)}
-    for client in kinds.values():
-        places: list[list[int]] = [[] for _ in range(engine.num_places)]
+    alike = {placement.layout_number(k): k for k in range(placement.num_clients)}
+    for client in alike.values():
+        depths: list[list[int]] = [[] for _ in range(engine.num_depths)]
         for number, name in enumerate(placement.of(client)):
             if name is not None:
-                places[engine.stores[number].place].append(number)
+                depths[engine.stores[number].depth].append(number)
         modules = [
-            [engine.stores[number].seats[0].module for number in own] for own in places
+            [engine.stores[number].seats[0].module for number in own] for own in depths
         ]
-        for numbers, measured in zip(places, measure(modules, example), strict=True):
+        for numbers, measured in zip(depths, measure(modules, example), strict=True):
             found |= zip(numbers, measured, strict=True)
     return [found[number] for number in range(len(engine.stores))]
 
@@ -60,14 +60,14 @@ def dry_step(
     }
     new_party = partial(MetaParty, lambda module: outputs[id(module)])
     parties: dict[str, Any] = {}
-    members: list[list[Member]] = [[] for _ in range(engine.num_places)]
+    members: list[list[Member]] = [[] for _ in range(engine.num_depths)]
     for position, client in enumerate(samples):
         for number, name in enumerate(engine.placement.of(client)):
             if name is not None:
                 store = engine.stores[number]
                 party = parties.setdefault(name, new_party(name, {}))
-                party.segments[store.place] = store.seats[0]
-                members[store.place].append(Member(position, name, number))
+                party.segments[store.depth] = store.seats[0]
+                members[store.depth].append(Member(position, name, number))
     route = Route(
         [engine.visits(own, parties) for own in members],
         [engine.way_of_labels(client) for client in samples],

@@ -110,7 +110,7 @@ class LocalEngine:
     def build(
         self,
         modules: Sequence[nn.Module],
-        places: Sequence[int],
+        depths: Sequence[int],
         placement: Placement,
         channel: Channel,
         task: Task,
@@ -119,7 +119,7 @@ class LocalEngine:
 
         Args:
             modules: The segments.
-            places: The place of each in the network.
+            depths: The depth of each in the network.
             placement: Which party has which of them.
             channel: Delivers messages.
             task: The loss.
@@ -127,17 +127,17 @@ class LocalEngine:
         at_rest: Any = dict if self.spill is None else self.spill.store
         self.placement, self.channel, self.task = placement, channel, task
         self.stores: list[StateStore] = []
-        for number, (module, place) in enumerate(zip(modules, places, strict=True)):
+        for number, (module, depth) in enumerate(zip(modules, depths, strict=True)):
             roles = placement.roles_of(number)
             # Layers that clients and servers may have are live once for each.
             seats = [Seat(module, roles[0])]
             seats += [Seat(copy.deepcopy(module), role) for role in roles[1:]]
             self.copies.extend(seat.module for seat in seats[1:])
-            self.stores.append(StateStore(place, seats, at_rest))
-        self.num_places = 1 + max(places)
+            self.stores.append(StateStore(depth, seats, at_rest))
+        self.num_depths = 1 + max(depths)
         self.forget()
 
-    def place_at(self, role: str) -> None:
+    def set_unsplit(self, role: str) -> None:
         """Sets the role that has the whole network, where it is not cut."""
         self.placement = Placement([(Home(role),)])
         (store,) = self.stores
@@ -145,7 +145,7 @@ class LocalEngine:
         store.roles = [role]
         store.forget()
 
-    def place_as(self, state: Mapping[str, Any]) -> None:
+    def restore_placement(self, state: Mapping[str, Any]) -> None:
         """Restores the placement of a checkpoint without its protocol.
 
         Args:
@@ -153,7 +153,7 @@ class LocalEngine:
         """
         homes = state["homes"]
         if homes["unsplit_at"] is not None:
-            self.place_at(homes["unsplit_at"])
+            self.set_unsplit(homes["unsplit_at"])
         counts = homes["num_clients"], homes["num_groups"]
         self.placement = self.placement.with_clients(*counts)
         self.cohort = homes["cohort"]
@@ -163,7 +163,7 @@ class LocalEngine:
         for store in self.stores:
             store.forget()
         self.means: dict[int, StateMean] = {}
-        # Of clients' batches on their way: by party and place older parameters.
+        # Of clients' batches on their way: by party and depth older parameters.
         self.stash: dict[tuple[int, int], dict[str, dict[int, State]]] = {}
         self.accumulated, self.number, self.last_client = 0, 0, 0
         self.seen: set[int] = set()
@@ -206,7 +206,7 @@ class LocalEngine:
             serve: Returns what computes for a server.
         """
         if unsplit_at is not None:
-            self.place_at(unsplit_at)
+            self.set_unsplit(unsplit_at)
         self.placement = self.placement.with_clients(num_clients, num_servers)
         self.cohort, self.joint_norm, self.serve = cohort, joint_norm, serve
         self.changed()
@@ -309,34 +309,34 @@ class LocalEngine:
                 f"{list(clients)} do not."
             )
         segments: dict[str, dict[int, Seat]] = {}
-        members: list[list[Member]] = [[] for _ in range(self.num_places)]
+        members: list[list[Member]] = [[] for _ in range(self.num_depths)]
         counted = list[tuple[Counter[str], str, int]]()
         for number, store in enumerate(self.stores):
             wanted = []
             for position, client in enumerate(clients):
                 name = self.placement.of(client)[number]
                 if name is not None:
-                    members[store.place].append(Member(position, name, number))
+                    members[store.depth].append(Member(position, name, number))
                     wanted.append(self.state_name(name))
                     counted.append((store.samples, wanted[-1], position))
             is_passed_on = bool(store.last) and self.placement.num_groups == 1
             if self.placement.num_clients > 1 and not is_passed_on:
                 store.remember_start()
             for name, seat in store.check_out(wanted).items():
-                segments.setdefault(name, {})[store.place] = seat
+                segments.setdefault(name, {})[store.depth] = seat
         parties = {
             name: self._party(name, own, clients) for name, own in segments.items()
         }
-        places = [self.visits(own, parties) for own in members]
+        visits = [self.visits(own, parties) for own in members]
         labels = [self.way_of_labels(client) for client in clients]
         self.seen.update(clients)
         self.last_client = clients[0]
-        return Live(clients, Route(places, labels), list(parties.values()), counted)
+        return Live(clients, Route(visits, labels), list(parties.values()), counted)
 
     def visits(
         self, members: Sequence[Member], parties: Mapping[str, Any]
     ) -> list[Visit]:
-        """Returns the parties at a place, each with the clients it computes for."""
+        """Returns the parties at a depth, each with the clients it computes for."""
         found: dict[str, list[Member]] = {}
         for member in members:
             found.setdefault(self.state_name(member.name), []).append(member)
@@ -347,13 +347,13 @@ class LocalEngine:
 
     def way_of_labels(self, client: int) -> Labels:
         """Returns the way of a client's labels: behind its first smashed data."""
-        parties: list[set[str]] = [set() for _ in range(self.num_places)]
+        parties: list[set[str]] = [set() for _ in range(self.num_depths)]
         for store, name in self.homes(client):
-            parties[store.place].add(name)
+            parties[store.depth].add(name)
         cuts = (n for n in range(1, len(parties)) if parties[n] != parties[n - 1])
         (last,) = parties[-1]
-        place = next(cuts, len(parties) - 1)
-        return Labels(self.placement.label_party(client), last, place)
+        depth = next(cuts, len(parties) - 1)
+        return Labels(self.placement.label_party(client), last, depth)
 
     def _party(
         self, name: str, segments: Mapping[int, Seat], clients: tuple[int, ...]
@@ -428,7 +428,7 @@ class LocalEngine:
         """Returns all states at rest, in plain containers."""
         return {
             "stores": [store.state_dict() for store in self.stores],
-            "means": {place: mean.state_dict() for place, mean in self.means.items()},
+            "means": {n: mean.state_dict() for n, mean in self.means.items()},
             "stash": [[*key, own] for key, own in self.stash.items()],
             "accumulated": self.accumulated,
             "number": self.number,

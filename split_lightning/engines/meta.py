@@ -22,7 +22,7 @@ class MetaParty:
     Args:
         outputs: Returns what a segment sends for two samples.
         name: Such as `client/3` or `server/0`.
-        segments: The live segments that it has, by their places in the network.
+        segments: The live segments that it has, by their depths in the network.
         unused: Further arguments of a party.
     """
 

@@ -31,11 +31,11 @@ class Networks:
     def predict(self, client_id: int, inputs: Tensor) -> Tensor:
         """Returns the logits `(B, K)` of a client's network."""
         flow: Values = (inputs,)
-        for place in range(self.engine.num_places):
+        for depth in range(self.engine.num_depths):
             sent: Values = ()
             for number, name in self._states(client_id):
                 store = self.engine.stores[number]
-                if store.place == place:
+                if store.depth == depth:
                     outputs = _evaluate(store, name, flow)
                     sent += outputs if isinstance(outputs, tuple) else (outputs,)
             flow = sent
@@ -75,21 +75,21 @@ class Networks:
             client_id: The client; `None`: the one that trained last.
         """
         client = self.engine.last_client if client_id is None else client_id
-        parties, places = list[list[str]](), list[list[list[nn.Module]]]()
+        parties, depths = list[list[str]](), list[list[list[nn.Module]]]()
         before = -1
         for number, name, module in self.segments(client):
-            place = self.topology.places[number]
-            if place == before:  # side by side
+            depth = self.topology.depths[number]
+            if depth == before:  # side by side
                 parties[-1].append(name)
-                places[-1][-1].append(module)
+                depths[-1][-1].append(module)
             elif parties and parties[-1] == [name]:
-                places[-1].append([module])
+                depths[-1].append([module])
             else:
                 parties.append([name])
-                places.append([[module]])
-            before = place
+                depths.append([[module]])
+            before = depth
         found: dict[str, nn.Module] = {}
-        for names, own in zip(parties, places, strict=True):
+        for names, own in zip(parties, depths, strict=True):
             role = role_of(names[0]) if self.topology.is_split else "network"
             count = sum(key.partition("_")[0] == role for key in found) + 1
             found[role if count == 1 else f"{role}_{count}"] = stage_of(own)

@@ -12,17 +12,17 @@ class Stage(nn.Module):
     """Segments from one cut to the next, as one module.
 
     Args:
-        places: For each place in the network, in order, the segments there. Those of
-            one place compute side by side, each from the same inputs.
+        depths: For each depth in the network, in order, the segments there. Those of
+            one depth compute side by side, each from the same inputs.
     """
 
-    def __init__(self, places: Sequence[Sequence[nn.Module]]) -> None:
+    def __init__(self, depths: Sequence[Sequence[nn.Module]]) -> None:
         super().__init__()
-        self.segments = nn.ModuleList(own for place in places for own in place)
-        self._widths = [len(place) for place in places]
+        self.segments = nn.ModuleList(own for depth in depths for own in depth)
+        self._widths = [len(depth) for depth in depths]
 
     def forward(self, *inputs: Any) -> Any:
-        """Returns what the segments of the last place return, in a tuple if several."""
+        """Returns what the segments of the last depth return, in a tuple if several."""
         results: Any = inputs
         segments = iter(self.segments)
         for width in self._widths:
@@ -32,11 +32,11 @@ class Stage(nn.Module):
         return results
 
 
-def stage_of(places: Sequence[Sequence[nn.Module]]) -> nn.Module:
+def stage_of(depths: Sequence[Sequence[nn.Module]]) -> nn.Module:
     """Returns a stage; of a single segment the segment itself."""
-    if len(places) == 1 and len(places[0]) == 1:
-        return places[0][0]
-    return Stage(places)
+    if len(depths) == 1 and len(depths[0]) == 1:
+        return depths[0][0]
+    return Stage(depths)
 
 
 def _flat(several: Sequence[Any]) -> list[Any]:

@@ -137,7 +137,7 @@ class Clock:
         if message.kind in ("smashed", "labels", "gradient"):
             self._free[link] = message.step, free
         arrival = free + latency if num_bytes else begin
-        if self.in_flight > 1 and message.kind == "gradient" and message.place == 0:
+        if self.in_flight > 1 and message.kind == "gradient" and message.cut == 0:
             self._there[receiver] = arrival
             self._aside.pop(receiver, None)
             return

@@ -28,7 +28,7 @@ class Norms:
         """Measures a message."""
         if self.looks and event.kind in _NAMES:
             name, norm = _NAMES[event.kind], joint_norm(event.payload)
-            name += f"_{event.place + 1}" if event.place else ""
+            name += f"_{event.cut + 1}" if event.cut else ""
             before = self._norms.get(name, torch.zeros_like(norm))  # other parties'
             self._norms[name] = torch.hypot(before, norm)
 

@@ -51,7 +51,7 @@ class SystemSeconds:
         def look(event: Message | Computed) -> None:
             is_lowest = isinstance(event, Computed) and event.segment == 0
             ready = clock.ready
-            if isinstance(event, Message) and event.place == 0:
+            if isinstance(event, Message) and event.cut == 0:
                 if event.kind == "gradient":
                     times.setdefault("leaves", ready[event.sender])
                     clock(event)

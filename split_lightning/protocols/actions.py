@@ -304,7 +304,7 @@ class Send(NamedTuple):
         kept: dict[str, dict[int, Any]] = {}
         for store, name in engine.homes(self.batch.client_id, "client"):
             weights = clone(store.peek(name, "parameters"))
-            kept.setdefault(name, {})[store.place] = weights
+            kept.setdefault(name, {})[store.depth] = weights
         engine.stash[key] = kept
 
 

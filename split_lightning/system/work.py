@@ -41,7 +41,7 @@ class Measured(NamedTuple):
 
 @unchanged_random_state()
 def measure(
-    places: Sequence[Sequence[nn.Module]], example: Tensor
+    depths: Sequence[Sequence[nn.Module]], example: Tensor
 ) -> list[list[Measured]]:
     """Measures segments.
 
@@ -49,12 +49,12 @@ def measure(
     multiplication and an addition are two operations.
 
     Args:
-        places: For each place in the network, in order, the segments there.
+        depths: For each depth in the network, in order, the segments there.
         example: One sample `(1, C, H, W)`, normalised.
     """
     values: tuple[Any, ...] = (torch.cat([example, example]),)
     found = []
-    for segments in places:
+    for segments in depths:
         measured, sent = list[Measured](), tuple[Any, ...]()
         for segment in segments:
             own, outputs = _measured(segment, values)
@@ -103,8 +103,8 @@ def work_of(stages: Mapping[str, nn.Module], example: Tensor) -> list[Work]:
         stages: The stages by name, in order.
         example: One sample `(1, C, H, W)`, normalised.
     """
-    places = [[stage] for stage in stages.values()]
-    return [own.work for (own,) in measure(places, example)]
+    depths = [[stage] for stage in stages.values()]
+    return [own.work for (own,) in measure(depths, example)]
 
 
 def crossing_of(
@@ -119,8 +119,8 @@ def crossing_of(
         example: One sample `(1, C, H, W)`, normalised.
     """
     found = []
-    places = [[stage] for stage in stages.values()]
-    for (own,) in measure(places, example)[:-1]:
+    depths = [[stage] for stage in stages.values()]
+    for (own,) in measure(depths, example)[:-1]:
         trains = [v for v in own.outputs if getattr(v, "requires_grad", False)]
         found.append((num_bytes(own.outputs) / 2, num_bytes(trains) / 2))
     return found

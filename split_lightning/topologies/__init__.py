@@ -2,7 +2,12 @@
 
 from split_lightning.models.parts import Columns, Parts, Tiles
 from split_lightning.topologies.client_network import ClientNetwork
-from split_lightning.topologies.topology import CutLayers, Labels, Topology, place
+from split_lightning.topologies.topology import (
+    CutLayers,
+    Labels,
+    Topology,
+    make_topology,
+)
 
 __all__ = [
     "ClientNetwork",
@@ -12,5 +17,5 @@ __all__ = [
     "Parts",
     "Tiles",
     "Topology",
-    "place",
+    "make_topology",
 ]

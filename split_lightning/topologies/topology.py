@@ -28,8 +28,8 @@ class Topology(NamedTuple):
 
     Attributes:
         modules: The segments, in the order of the network.
-        places: The place of each in the network. Those at one place compute side by
-            side (holders of parts), or for different clients.
+        depths: The depth of each in the network, from 0. Those at one depth compute
+            side by side (holders of parts), or for different clients.
         names: For each segment the name of the layers that it is saved with: `client`,
             `server`, or `between` where clients as well as servers may have it.
         placement: Which party has which segment.
@@ -39,7 +39,7 @@ class Topology(NamedTuple):
     """
 
     modules: list[nn.Module]
-    places: list[int]
+    depths: list[int]
     names: list[str]
     placement: Placement
     is_split: bool = True
@@ -62,7 +62,7 @@ class Topology(NamedTuple):
         }
 
 
-def place(
+def make_topology(
     network: nn.Module,
     cut_layer: CutLayers,
     labels: Labels = "server",
@@ -123,17 +123,17 @@ def place(
         entries = [ordered.index(path_of(network, layer)) for layer in first]
         first = ordered
     modules: list[nn.Module] = [*split(network, [*first, *rest], num_holders)]
-    places = [0] * (num_holders - 1) + list(range(len(modules) - num_holders + 1))
+    depths = [0] * (num_holders - 1) + list(range(len(modules) - num_holders + 1))
     layouts = [
-        _layout(depth, len(first), len(rest), labels, num_holders, label_holder)
-        for depth in range(len(first))
+        _layout(entry, len(first), len(rest), labels, num_holders, label_holder)
+        for entry in range(len(first))
     ]
     argument = "cut_layer"
     if client_networks is not None:
         _check_networks(client_networks, image_shape, len(first), num_holders, labels)
         groups, entries = grouped(modules[0], client_networks, image_shape or ())
         number = len(groups)
-        modules, places = [*groups, *modules[1:]], [0] * (number - 1) + places
+        modules, depths = [*groups, *modules[1:]], [0] * (number - 1) + depths
         layouts = [
             (
                 *(CLIENT if own == group else None for own in range(number)),
@@ -150,7 +150,7 @@ def place(
         argument=argument,
     )
     names = _names(placement, client_networks)
-    return Topology(modules, places, names, placement, True, parts, missing)
+    return Topology(modules, depths, names, placement, True, parts, missing)
 
 
 def _unsplit(
@@ -168,7 +168,7 @@ def _unsplit(
 
 
 def _layout(
-    depth: int,
+    entry: int,
     num_entries: int,
     num_rest: int,
     labels: Labels,
@@ -178,7 +178,8 @@ def _layout(
     """Returns the party of each segment for clients with one entry of the first cut."""
     lower = [Home("client", holder) for holder in range(num_holders)]
     between = [
-        CLIENT if entry <= depth else Home("server") for entry in range(1, num_entries)
+        CLIENT if number <= entry else Home("server")
+        for number in range(1, num_entries)
     ]
     upper = [Home("server", hop) for hop in range(num_rest + 1)]
     if labels == "client":

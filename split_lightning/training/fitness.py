@@ -96,7 +96,7 @@ def _single_valued(module: SplitLightningModule, inputs: Tensor) -> list[nn.Modu
     if not norms:
         return []
     placement = module.engine.placement
-    clients = {placement.kind_of(k): k for k in range(placement.num_clients)}
+    clients = {placement.layout_number(k): k for k in range(placement.num_clients)}
     for client_id in clients.values():
         copies: dict[int, Any] = {}
         stages = copy.deepcopy(list(module.stages(client_id).values()), copies)

@@ -64,7 +64,7 @@ class Resumption:
         live = num_live(checkpoint)
         trainer = module._trainer
         if trainer is None:
-            module.engine.place_as(checkpoint["engine"])
+            module.engine.restore_placement(checkpoint["engine"])
         module.engine.make_room(live)  # where it is no fit: there is none yet
         if module.engine.num_live > live:
             raise ValueError(
@@ -95,8 +95,8 @@ class Resumption:
         if trainer is None or trainer.is_global_zero:
             module.traffic.counts = dict(checkpoint["traffic"])
         losses = [process["losses"] for process in checkpoint["round"]["processes"]]
-        place = processes_of(trainer)
-        module.clients.losses.take_over(losses, place.rank, place.world_size)
+        process = processes_of(trainer)
+        module.clients.losses.take_over(losses, process.rank, process.world_size)
         module.skipped_batches = checkpoint["round"]["skipped_batches"]
 
     def take_over_optimizers(

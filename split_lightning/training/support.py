@@ -159,7 +159,7 @@ def require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
         MisconfigurationException: Says what to change.
         ValueError: If the server trains first, and an argument has to be another.
     """
-    name, cuts = type(protocol).__name__, len(set(module.topology.places)) - 1
+    name, cuts = type(protocol).__name__, len(set(module.topology.depths)) - 1
     if protocol.unsplit_at is None and not module.topology.is_split:
         raise MisconfigurationException(
             f"Expected argument `cut_layer` to name a layer, since {name} trains a "
@@ -250,7 +250,7 @@ def _require_like_clients(
     if differ and module.channel.downlink and not module.topology.has_client_networks:
         raise ValueError(
             "Expected argument `downlink` to be None where clients cut after different "
-            "layers, whose gradients are not of one place in the network, but got "
+            "layers, whose gradients are not of one depth in the network, but got "
             f"{type(module.channel.downlink).__name__}."
         )
     if protocol.joint_norm:
