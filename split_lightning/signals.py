@@ -22,11 +22,11 @@ class Interrupted(BaseException):
     """
 
     def __init__(
-        self, number: int, place: str = "", checkpoint: Path | None = None
+        self, number: int, when: str = "", checkpoint: Path | None = None
     ) -> None:
         self.signal = signal.Signals(number)
         self.checkpoint = checkpoint
-        text = f"{self.signal.name} {place}".rstrip()
+        text = f"{self.signal.name} {when}".rstrip()
         super().__init__(f"{text}; all is kept in {checkpoint}" if checkpoint else text)
 
 

@@ -142,11 +142,11 @@ class StateStore:
         before = self._names[seat][part]
         for at in {seat, self._seat_of(name, part)} - {None}:
             assert at is not None
-            holder = self._names[at][part]
-            if holder is not None:
+            party = self._names[at][part]
+            if party is not None:
                 state = self._view(at, part)
                 # An optimizer makes new tensors; those of a module are used again.
-                self.own[part][holder] = state if part == "optimizer" else clone(state)
+                self.own[part][party] = state if part == "optimizer" else clone(state)
                 self._names[at][part] = None
         own = self.own[part].pop(name, None)
         if own is None:

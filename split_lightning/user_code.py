@@ -12,33 +12,33 @@ _STANDARD = Path(sysconfig.get_path("stdlib"))
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
-def place_of(error: BaseException) -> str | None:
-    """Returns the place in a user's own code at which an error was raised.
+def position_of(error: BaseException) -> str | None:
+    """Returns the position in a user's own code at which an error was raised.
 
     Returns:
         Such as `MySource.load, my.py:12`; `None` if no such code ran within the
         package's.
     """
-    place = None
+    position = None
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = Path(frame.f_code.co_filename)
         if file.is_relative_to(_PACKAGE):
-            place = None  # what called the package is not of interest
+            position = None  # what called the package is not of interest
         elif _is_users(file):
-            place = f"{_name_of(frame)}, {file.name}:{line}"
-    return place
+            position = f"{_name_of(frame)}, {file.name}:{line}"
+    return position
 
 
 def described(error: BaseException) -> str:
-    """Returns an error's message, with its type and place if a user's code raised it.
+    """Returns an error's message; of one in a user's code its type and position, too.
 
     >>> described(ValueError("too large"))
     'too large'
     """
-    place = place_of(error)
-    if place is None and isinstance(error, ValueError | IndexError | RuntimeError):
+    position = position_of(error)
+    if position is None and isinstance(error, ValueError | IndexError | RuntimeError):
         return str(error)
-    where = "" if place is None else f" (in {place})"
+    where = "" if position is None else f" (in {position})"
     return f"{type(error).__name__}: {error}{where}"
 
 
@@ -49,6 +49,6 @@ def _is_users(file: Path) -> bool:
 
 def _name_of(frame: FrameType) -> str:
     """Returns the name of a frame's function, with its class."""
-    owner = frame.f_locals.get("self")
+    instance = frame.f_locals.get("self")
     name = frame.f_code.co_name
-    return name if owner is None else f"{type(owner).__name__}.{name}"
+    return name if instance is None else f"{type(instance).__name__}.{name}"

@@ -53,10 +53,10 @@ class Uneven:
         pace = (5, 2, 1)[client_id]
         return BatchSeconds(pace * num_samples, 1, 4, 1, pace * num_samples)
 
-    def hand_in(self, client_id):
+    def upload(self, client_id):
         return 3
 
-    def take_over(self, client_id):
+    def download(self, client_id):
         return 2
 
 
@@ -152,7 +152,7 @@ class Plain:
             if is_clients(self.route, name):
                 self.nets[k].get_buffer(name).copy_(buffer)
 
-    def hand_in(self, k):
+    def upload(self, k):
         age = self.count - self.begun.pop(k)
         share = (1 + age) ** -self.protocol.staleness_exponent
         own = self.mine(self.nets[k])
@@ -179,7 +179,7 @@ class Plain:
                     ((k, inputs, targets),) = batches.popleft()
                     self.serve(k, inputs, targets)
                 elif isinstance(action, Mix):
-                    self.hand_in(action.client)
+                    self.upload(action.client)
         return self.newest | {
             name: tensor
             for name, tensor in self.shared.state_dict().items()

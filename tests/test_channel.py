@@ -84,7 +84,7 @@ def test_a_message_is_delivered_and_counted_where_it_belongs(message):
     channel, traffic, seen = Channel(), Traffic(), []
     channel.observers += [traffic, seen.append]
     assert channel.send(*message, CROSSED, 4, 1) is CROSSED
-    assert seen == channel.recent == [Message(*message, CROSSED, step=4, place=1)]
+    assert seen == channel.recent == [Message(*message, CROSSED, step=4, cut=1)]
     assert traffic.counts == dict.fromkeys(NAMES, 0) | {COUNTED[message]: 36}
 
 

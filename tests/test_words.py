@@ -1,6 +1,7 @@
 """Retired words stay out of the package's prose, its configuration and documents.
 
-Prose is docstrings, comments and messages; names in code are not checked.
+Prose is docstrings, comments and messages. Names in code are checked where parties,
+states, messages and protocols are: elsewhere the words are ordinary ones.
 """
 
 import ast
@@ -33,6 +34,10 @@ RETIRED = {
     r"who(ever|m)?\b": [],
     r"(no|some)body\b": [],
 }
+RETIRED_NAMES = re.compile(
+    "(owners?|pieces?|bundles?|entering|spread|collect|crossed|places?|hand(ed)?_in)"
+)
+HEART = ("engines", "observers", "protocols", "system", "topologies", "training")
 # Holders are the parties of a vertical partition, and of nothing else.
 HOLDERS = re.compile(r"\b[Hh]olders?\b")
 ABOUT_HOLDERS = (
@@ -101,6 +106,27 @@ def test_retired_words_do_not_come_back(pattern):
 def test_holders_are_those_of_vertical_partitions():
     found = {name for name, text in PROSE.items() if HOLDERS.search(text)}
     assert not [name for name in found if not name.startswith(ABOUT_HOLDERS)]
+
+
+def retired_names(text):
+    """Returns the names in code that have a retired word as one of their words."""
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        for field in ("name", "id", "attr", "arg"):
+            names.add(getattr(node, field, None))
+    split = {n: re.sub(r"(?<=[a-z])(?=[A-Z])", "_", n) for n in names if type(n) is str}
+    word = rf"(?i)(^|_){RETIRED_NAMES.pattern}(_|$)"
+    return {name for name, words in split.items() if re.search(word, words)}
+
+
+def test_names_in_the_heart_of_the_code_are_the_terms_of_the_field():
+    package = ROOT / "split_lightning"
+    files = [*package.glob("*.py")]
+    files += [path for folder in HEART for path in (package / folder).glob("*.py")]
+    found = {path.name: retired_names(path.read_text()) for path in files}
+    assert not {name: own for name, own in found.items() if own}
+    text = "class HandedIn:\n    def entering_owner(self, place, displaced): self.kind"
+    assert retired_names(text) == {"HandedIn", "entering_owner", "place"}
 
 
 def test_what_is_checked_is_prose():

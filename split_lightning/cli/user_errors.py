@@ -34,7 +34,7 @@ from split_lightning.cli.config_groups import options_with
 from split_lightning.cli.config_keys import as_typed, did_you_mean, keys_of
 from split_lightning.runs.keys import is_within
 from split_lightning.typed_words import key_value, shell_line
-from split_lightning.user_code import described, place_of
+from split_lightning.user_code import described, position_of
 
 _FULL = "HYDRA_FULL_ERROR"
 _OURS = "SPLIT_LIGHTNING_SET_HYDRA_FULL_ERROR"
@@ -231,7 +231,7 @@ def _reason(error: BaseException, typed: Sequence[str] = ()) -> str:
             f"{error}. Make room or get access there, or choose another folder "
             "for the run with hydra.run.dir=FOLDER."
         )
-    if place_of(error) is not None:
+    if position_of(error) is not None:
         return described(error)
     if isinstance(error, _SPOKEN) or _is(error, _MISCONFIGURATION):
         return str(error).split("\n    full_key:")[0]

@@ -142,13 +142,13 @@ class Clock:
             self._aside.pop(receiver, None)
             return
         if receiver == AGGREGATOR:
-            self._collect(message, arrival)
+            self._gather(message, arrival)
             return
         if sender == AGGREGATOR and is_weights:
             self._share(message, begin)
         self._set(receiver, max(self._ready(receiver), arrival))
 
-    def _collect(self, message: Message, arrival: float) -> None:
+    def _gather(self, message: Message, arrival: float) -> None:
         role = role_of(message.sender)
         key = f"{AGGREGATOR}/{role}"
         self.ready[key] = max(self.ready.get(key, 0.0), arrival)

@@ -82,10 +82,10 @@ class SystemSeconds:
             backward=times.get("backward", 0.0),
         )
 
-    def hand_in(self, client_id: int) -> float:
+    def upload(self, client_id: int) -> float:
         """Returns how long a client's weights take to the aggregator."""
         return self.system.client(client_id).sends(self.weight_bytes)
 
-    def take_over(self, client_id: int) -> float:
+    def download(self, client_id: int) -> float:
         """Returns how long a client takes to get the newest weights."""
         return self.system.client(client_id).receives(self.weight_bytes)

@@ -41,7 +41,7 @@ class Served(NamedTuple):
     time: float
 
 
-class HandedIn(NamedTuple):
+class Ended(NamedTuple):
     """A client's turn ends: its weights are mixed into the newest.
 
     Attributes:
@@ -67,13 +67,13 @@ class Began(NamedTuple):
     time: float
 
 
-Event = Served | HandedIn | Began
+Event = Served | Ended | Began
 
 
 class _Kind(IntEnum):
     """The order of events at the same time."""
 
-    HAND_IN = 0
+    END = 0
     ARRIVAL = 1
     SERVICE = 2
     BEGIN = 3
@@ -84,7 +84,7 @@ class _Running:
 
     Attributes:
         turn: The turn.
-        hand_ins: Number of turns that ended since it began.
+        age: Number of turns that ended since it began.
         ready: When the client's device is free.
         arrived: When the last batch is at the server.
         sent: Number of batches that were sent.
@@ -92,7 +92,7 @@ class _Running:
 
     def __init__(self, turn: Turn, ready: float) -> None:
         self.turn = turn
-        self.hand_ins = 0
+        self.age = 0
         self.ready = self.arrived = ready
         self.sent = 0
 
@@ -148,7 +148,7 @@ class AsynchronousRound:
         """Returns the events, in order."""
         self._push(0.0, _Kind.BEGIN, 0)
         happen: dict[_Kind, Callable[..., None]] = {
-            _Kind.HAND_IN: self._hand_in,
+            _Kind.END: self._end,
             _Kind.ARRIVAL: self._arrive,
             _Kind.SERVICE: self._serve,
             _Kind.BEGIN: self._begin,
@@ -168,7 +168,7 @@ class AsynchronousRound:
         """
         if self.max_staleness is None:
             return True
-        oldest = max((own.hand_ins for own in self._running.values()), default=0)
+        oldest = max((own.age for own in self._running.values()), default=0)
         return oldest + len(self._running) <= self.max_staleness
 
     def _begin(self, time: float) -> None:
@@ -176,7 +176,7 @@ class AsynchronousRound:
             _, client_id = heapq.heappop(self._waiting)
             turn = self._left[client_id].popleft()
             self._events.append(Began(client_id, time))
-            ready = time + self.seconds.take_over(client_id)
+            ready = time + self.seconds.download(client_id)
             self._running[client_id] = _Running(turn, ready)
             for _ in range(self.in_flight):
                 self._send(client_id)
@@ -209,16 +209,16 @@ class AsynchronousRound:
         back = time + taken.service + taken.down
         own.ready = max(own.ready, back) + taken.backward
         if is_last:
-            there = own.ready + self.seconds.hand_in(client_id)
-            self._push(there, _Kind.HAND_IN, turn.number, client_id)
+            there = own.ready + self.seconds.upload(client_id)
+            self._push(there, _Kind.END, turn.number, client_id)
         else:
             self._send(client_id)
 
-    def _hand_in(self, time: float, client_id: int) -> None:
+    def _end(self, time: float, client_id: int) -> None:
         own = self._running.pop(client_id)
-        self._events.append(HandedIn(client_id, own.hand_ins, time))
+        self._events.append(Ended(client_id, own.age, time))
         for other in self._running.values():
-            other.hand_ins += 1
+            other.age += 1
         if self._left[client_id]:
             following = self._left[client_id][0]
             heapq.heappush(self._waiting, (following.number, client_id))

@@ -99,8 +99,8 @@ class Availability:
             return {}
         draws = {k: _draws(seed, "dropout", round_index, k) for k in planned}
         made = {
-            k: int(place * planned[k])
-            for k, (luck, place) in draws.items()
+            k: int(share * planned[k])
+            for k, (luck, share) in draws.items()
             if luck < _of(self.dropout, k)
         }
         if made and made.keys() == planned.keys() and not any(made.values()):

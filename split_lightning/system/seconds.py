@@ -29,10 +29,10 @@ class Seconds(Protocol):
     def of_batch(self, client_id: int, num_samples: int) -> BatchSeconds:
         """Returns the parts of the way of a client's batch."""
 
-    def hand_in(self, client_id: int) -> float:
+    def upload(self, client_id: int) -> float:
         """Returns how long a client's weights take to the aggregator."""
 
-    def take_over(self, client_id: int) -> float:
+    def download(self, client_id: int) -> float:
         """Returns how long a client takes to get the newest weights."""
 
 
@@ -46,10 +46,10 @@ class EqualSeconds:
         """Returns one second for each sample."""
         return BatchSeconds(float(num_samples), 0.0, 0.0, 0.0, 0.0)
 
-    def hand_in(self, client_id: int) -> float:
+    def upload(self, client_id: int) -> float:
         """Returns 0."""
         return 0.0
 
-    def take_over(self, client_id: int) -> float:
+    def download(self, client_id: int) -> float:
         """Returns 0."""
         return 0.0

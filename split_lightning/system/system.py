@@ -100,8 +100,8 @@ class System:
 
     def _draw(self, client_id: int) -> Device:
         """Returns the device of a client."""
-        place = generator(self.seed, "system", client_id)
-        drawn = torch.rand(len(self.ranges), generator=place, dtype=torch.float64)
+        stream = generator(self.seed, "system", client_id)
+        drawn = torch.rand(len(self.ranges), generator=stream, dtype=torch.float64)
         flops, uplink, downlink, latency = (
             _between(*ends, share)
             for ends, share in zip(self.ranges.values(), drawn.tolist(), strict=True)

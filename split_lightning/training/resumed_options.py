@@ -34,10 +34,10 @@ def describe(
     for party, optimizer in optimizers.items():
         found[f"{party} optimizer"] = _plain(type(optimizer))
         for number, group in enumerate(optimizer.param_groups):
-            place = f" of group {number}" if number else ""
+            which = f" of group {number}" if number else ""
             options = {k: v for k, v in group.items() if k != "params"}
             options["lr"] = options.pop("initial_lr", options["lr"])
-            found |= {f"{party} {k}{place}": _plain(v) for k, v in options.items()}
+            found |= {f"{party} {k}{which}": _plain(v) for k, v in options.items()}
     for scheduler in schedulers:
         party = next((k for k, o in optimizers.items() if o is scheduler.optimizer), "")
         found[f"{party} scheduler"] = _plain(type(scheduler))

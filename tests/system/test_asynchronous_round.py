@@ -19,7 +19,7 @@ from split_lightning.system import Availability
 from split_lightning.system.asynchronous_round import (
     AsynchronousRound,
     Began,
-    HandedIn,
+    Ended,
     Served,
     Turn,
 )
@@ -37,10 +37,10 @@ class Given:
         one["forward"] = self.forward[client_id]
         return BatchSeconds(*(v * num_samples**self.by_sample for v in one.values()))
 
-    def hand_in(self, client_id):
+    def upload(self, client_id):
         return 1
 
-    def take_over(self, client_id):
+    def download(self, client_id):
         return 1
 
 
@@ -63,7 +63,7 @@ def trace(batches, seconds=None, local_steps=None, **options):
     found = []
     simulated = AsynchronousRound(turns, seconds or EqualSeconds(), **options)
     for event in simulated.run():
-        if isinstance(event, HandedIn):
+        if isinstance(event, Ended):
             found.append(("H", event.client_id, event.time, event.age))
         else:
             letter = {Began: "B", Served: "S"}[type(event)]
@@ -151,10 +151,10 @@ class Drawn:
     def of_batch(self, client_id, num_samples):
         return BatchSeconds(*(v * num_samples for v in self._draw(client_id, 5)))
 
-    def hand_in(self, client_id):
+    def upload(self, client_id):
         return self._draw(client_id, 6)[5]
 
-    def take_over(self, client_id):
+    def download(self, client_id):
         return self._draw(client_id, 7)[6]
 
 
@@ -211,7 +211,7 @@ def test_a_plan_carries_what_happens(in_flight):
     """In its order; forward passes ahead follow the begin, and each step taken."""
     protocol = AsynchronousWeightPassing(2.0, local_steps=3, in_flight=in_flight)
     plan, made = list(protocol.plan(round_of())), dict.fromkeys(range(5), 0)
-    kinds = {Began: Begin, Served: Train, HandedIn: Mix}
+    kinds = {Began: Begin, Served: Train, Ended: Mix}
     expected = [(kinds[type(e)], e.client_id) for e in protocol.events(round_of())]
     found, ahead = [], {}
     for action in plan:
@@ -233,7 +233,7 @@ def test_a_plan_carries_what_happens(in_flight):
             ahead[k] = []
         found.append((type(action), k))
     assert found == expected
-    ages = [e.age for e in protocol.events(round_of()) if isinstance(e, HandedIn)]
+    ages = [e.age for e in protocol.events(round_of()) if isinstance(e, Ended)]
     mixes = [action for action in plan if isinstance(action, Mix)]
     assert [(mix.age, mix.exponent) for mix in mixes] == [(age, 2.0) for age in ages]
 
