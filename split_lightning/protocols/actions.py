@@ -38,7 +38,10 @@ class Train(NamedTuple):
 
 
 class Action(ABC):
-    """What the protocol applies between training steps.
+    """What the protocol applies between training steps; it comes with a batch.
+
+    NOTE a dataclass that is frozen stops Lightning where it converts batches, such as
+    with Trainer(precision="64-true").
 
     Attributes:
         closes: Whether it ends a turn or a round, and so is applied even where the
@@ -61,7 +64,7 @@ class Action(ABC):
         return set()
 
 
-@dataclass(frozen=True)
+@dataclass
 class PassWeights(Action):
     """A client continues from the weights of the client before it.
 
@@ -112,8 +115,7 @@ class PassWeights(Action):
         }
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(NamedTuple):
     """What is averaged, and what happens to the rest.
 
     Attributes:
@@ -148,7 +150,10 @@ class Policy:
         return (*self.parts, "optimizer")
 
 
-@dataclass(frozen=True)
+_DEFAULT = Policy()
+
+
+@dataclass
 class Contribute(Action):
     """A client's parties add their weights to the next mean, and forget them.
 
@@ -157,7 +162,7 @@ class Contribute(Action):
 
     client: int
     roles: tuple[str, ...] = ("client",)
-    policy: Policy = Policy()
+    policy: Policy = _DEFAULT
     closes = True
 
     @override
@@ -169,7 +174,7 @@ class Contribute(Action):
         _send_to_mean(engine, sent)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Average(Action):
     """All parties of some roles continue from the mean of those that trained.
 
@@ -178,7 +183,7 @@ class Average(Action):
     """
 
     roles: tuple[str, ...] = ("client",)
-    policy: Policy = Policy()
+    policy: Policy = _DEFAULT
     pooled: bool = True
     closes = True
 
@@ -265,7 +270,7 @@ def _send_to_mean(engine: LocalEngine, sent: Mapping[str, Values]) -> None:
         engine.channel.send("weights", name, AGGREGATOR, values)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Synchronize(Action):
     """Clients that share a state send theirs to be averaged, and get the mean back.
 
@@ -294,7 +299,7 @@ class Synchronize(Action):
             engine.channel.send("weights", AGGREGATOR, name, payload)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Begin(Action):
     """A client begins its turn from the newest weights."""
 
@@ -318,7 +323,7 @@ class Begin(Action):
             engine.channel.send("weights", AGGREGATOR, name, values)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Send(Action):
     """A client computes the forward pass of a batch with the weights it has now.
 
@@ -340,7 +345,7 @@ class Send(Action):
         engine.stash[key] = kept
 
 
-@dataclass(frozen=True)
+@dataclass
 class Mix(Action):
     """The newest weights become a mixture with those of a client whose turn ends.
 

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
-from split_lightning.protocols.least_batch import Draw, LeastBatch, enlarged
+from split_lightning.protocols.least_batch import Draw, LeastBatch, enlarged, sizes_of
 from split_lightning.seeding import generator
 from split_lightning.system.availability import Availability
 from split_lightning.system.seconds import EqualSeconds, Seconds
@@ -194,8 +194,7 @@ class Round:
 
     def _batches(self, size: int) -> list[int]:
         """Returns the numbers of samples in a client's batches of the round."""
-        full, rest = divmod(size, self.batch_size)
-        return ([self.batch_size] * full + [rest] * (rest > 0)) * self.local_epochs
+        return sizes_of(size, self.batch_size) * self.local_epochs
 
     def _planned(self, steps: list[list[Draw]]) -> Iterator[tuple[Planned, ...]]:
         """Yields the batches of steps that take place."""
