@@ -172,7 +172,8 @@ class Own(Protocol):
 
 
 def test_a_protocol_that_leaks_states_is_reported(tmp_path):
-    with pytest.raises(RuntimeError, match=r"Own leaks states.*\['client/1'\].*take part"):
+    message = r"Own leaks states: after Leaking \['client/1'\].* take part in it"
+    with pytest.raises(RuntimeError, match=message):
         fit(tmp_path, make_split(), make_data(3, Own(Leaking())))
 
 
