@@ -6,7 +6,7 @@ from itertools import chain
 
 import pytest
 import torch
-from protocols import fit, make_data, make_split, make_unsplit
+from protocols import ROUNDS, fit, make_data, make_split, make_unsplit
 from test_protocols import SKEWED
 from test_resume_protocols import PROTOCOLS, UNSPLIT
 
@@ -19,6 +19,7 @@ from split_lightning import (
     SplitFedV2,
 )
 from split_lightning.protocols import (
+    Action,
     Average,
     Begin,
     Contribute,
@@ -147,16 +148,6 @@ def test_one_party_alone_has_what_goes_round(tmp_path, make, policy):
     assert all(names == {"server/0"} for names in server.values())
 
 
-class Forgetful(Protocol):
-    """Averages clients, and lets one train on after it gave its state."""
-
-    def plan(self, round):
-        for client, batches in round.turns(round.clients()):
-            for batch in batches:
-                yield Train((batch,))
-            yield Contribute(client)
-
-
 class Leaking(Average):
     """Leaves a client with weights of its own."""
 
@@ -166,11 +157,87 @@ class Leaking(Average):
             store.adopt(name, ("parameters",))
 
 
-def test_a_protocol_that_leaks_states_is_reported(tmp_path):
-    class Leaks(Forgetful):
-        def plan(self, round):
-            yield from super().plan(round)
-            yield Leaking()
+class Own(Protocol):
+    """Each client trains by itself, and then comes an action."""
 
-    with pytest.raises(RuntimeError, match=r"Leaks leaks states.*\['client/1'\]"):
-        fit(tmp_path, make_split(), make_data(3, Leaks()))
+    def __init__(self, action):
+        super().__init__()
+        self.action = action
+
+    def plan(self, round):
+        for _, batches in round.turns(round.clients()):
+            for batch in batches:
+                yield Train((batch,))
+        yield self.action
+
+
+def test_a_protocol_that_leaks_states_is_reported(tmp_path):
+    message = r"Own leaks states: after Leaking \['client/1'\].* take part in it"
+    with pytest.raises(RuntimeError, match=message):
+        fit(tmp_path, make_split(), make_data(3, Own(Leaking())))
+
+
+class Count(Action):
+    """Counts how often it is applied."""
+
+    closes, times = True, 0
+
+    def apply(self, engine):
+        self.times += 1
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_an_action_that_closes_is_applied_where_a_round_is_cut_short(tmp_path, closes):
+    action = Count()
+    action.closes = closes
+    fit(tmp_path, make_split(), make_data(3, Own(action)), limit_train_batches=2)
+    assert action.times == ROUNDS * closes
+
+
+def test_a_round_that_is_not_cut_short_is_not_planned_again_at_its_end(tmp_path):
+    planned = []
+
+    class Watched(RoundRobinWeightPassing):
+        def plan(self, round):
+            planned.append(round.number)
+            return super().plan(round)
+
+    fit(tmp_path, make_split(), make_data(3, Watched()))
+    assert planned.count(1) == 2  # for the number of steps, and for the steps
+
+
+class Alone(Own):
+    """An action in a round without a step."""
+
+    def plan(self, round):
+        yield self.action
+
+
+class Joint(Protocol):
+    """Clients train together, all at once."""
+
+    def plan(self, round):
+        for batches in round.together(round.clients()):
+            yield Train(batches)
+
+
+class JointOfTwo(Joint):
+    together = True
+
+    def __init__(self):
+        super().__init__(clients_per_round=2)
+
+
+REFUSED = {
+    "a word": (Own("pass"), r"yield Train\(...\), or.* of Action, but got 'pass'"),
+    "a class": (Own(Average), "of Action, but got <class .*Average"),
+    "no step": (Alone(Count()), r"yield Train\(...\) in each round.*Count.* without"),
+    "several clients": (Joint(), "3 clients.* step of Joint. Set `together = True`"),
+    "too many": (JointOfTwo(), r"3 clients.* Draw at most 2.*round.clients\(self"),
+}
+
+
+@pytest.mark.parametrize(("protocol", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_plan_that_cannot_be_carried_out_is_refused(protocol, message):
+    with pytest.raises(ValueError, match=message):
+        list(protocol.steps(Round(0, SIZES, 3)))

@@ -12,7 +12,7 @@ from split_lightning.cli.building import build
 from split_lightning.cli.config import check_classes, check_values
 from split_lightning.data import DigitsImages, Images
 from split_lightning.models import DigitsCNN
-from split_lightning.protocols import Begin, Mix
+from split_lightning.protocols import Begin, Mix, Protocol
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -90,6 +90,12 @@ def test_each_protocol_has_a_section(name):
     (algorithm,) = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
     assert len(algorithm.splitlines()) <= 6
     assert f"[`{name}`](#{name})" in DOCUMENT
+
+
+@pytest.mark.parametrize("name", sorted(Protocol.__annotations__))
+def test_each_attribute_of_a_protocol_is_described(name):
+    assert f"\n        {name}: " in Protocol.__doc__
+    assert f"\n| `{name}` | `{getattr(Protocol, name)!r}`" in DOCUMENT
 
 
 COMMANDS = [

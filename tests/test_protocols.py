@@ -721,3 +721,25 @@ def test_a_protocol_that_stops_passing_weights_is_told(tmp_path):
     data = make_data(protocol=OnlyOnce())
     with pytest.raises(RuntimeError, match="client/2 has no weights of its own"):
         fit(tmp_path, make_split(), data)
+
+
+@pytest.mark.parametrize("policy", ["keep", "travel", "reset"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_first_client_of_a_group_needs_no_hand_off(tmp_path, groups, policy):
+    class FromTheStart(Protocol):
+        num_servers = groups
+
+        def plan(self, round):
+            for client, batches in round.turns(round.clients()):
+                if round.number or client % (4 // groups):
+                    yield PassWeights(client, policy)
+                for batch in batches:
+                    yield Train((batch,))
+
+    one, other = make_split(), make_split()
+    trained(tmp_path, one, FromTheStart(), 4, **SKEWED)
+    usual = MultiServer(groups, None, None, optimizer_state=policy)
+    trained(tmp_path, other, usual, 4, **SKEWED)
+    for client_id in range(4):
+        assert_equal(state_of(one, client_id), state_of(other, client_id))
+    assert one.totals() == other.totals()

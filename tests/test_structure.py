@@ -1,4 +1,7 @@
-"""The package's modules import in one direction; only the command line knows Hydra."""
+"""The package's modules import in one direction; only the command line knows Hydra.
+
+A class that others inherit from is abstract, and inherits from no other of the package.
+"""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -170,3 +173,73 @@ def test_a_circle_is_found():
     graph = {"a": {"b"}, "b": {"c"}, "c": {"a"}}
     assert set(cycle_in(graph)) == {"a", "b", "c"}
     assert not cycle_in({"a": {"b", "c"}, "b": {"c"}})
+
+
+def classes_of(folder):
+    """Returns the classes of a package, by full names: definitions and base names."""
+    names, found = {}, {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder.parent).with_suffix("").parts
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    own = f"{module}.{alias.asname or alias.name}"
+                    names[own] = f"{node.module}.{alias.name}"
+            elif isinstance(node, ast.ClassDef):
+                bases = [ast.unparse(base).partition("[")[0] for base in node.bases]
+                found[f"{module}.{node.name}"] = node, [f"{module}.{b}" for b in bases]
+
+    def origin(name):
+        return origin(names[name]) if name in names else name
+
+    return {n: (node, [origin(b) for b in bases]) for n, (node, bases) in found.items()}
+
+
+def is_abstract(node, bases):
+    """Returns whether a class is a typing.Protocol, or an ABC with something to add."""
+    marks = (mark for part in node.body for mark in getattr(part, "decorator_list", ()))
+    is_abc = "abc.ABC" in bases and "abstractmethod" in map(ast.unparse, marks)
+    return is_abc or "typing.Protocol" in bases
+
+
+def heirs(classes):
+    """Returns the classes that inherit from one that is not abstract, or has a base."""
+    found = set()
+    for name, (_, bases) in classes.items():
+        for base in bases:
+            if base in classes:
+                above = classes[base][1]
+                if not is_abstract(*classes[base]) or any(a in classes for a in above):
+                    found.add(name)
+    return found
+
+
+def test_classes_inherit_from_abstract_ones_alone():
+    assert heirs(classes_of(ROOT / PACKAGE)) == set()
+
+
+def test_a_class_that_inherits_too_much_is_found(tmp_path):
+    """Renamed, from the package itself, or by way of an abstract one."""
+    splitfed = f"{PACKAGE}.protocols.splitfed"
+    files = {
+        "protocols/__init__": f"from {splitfed} import SplitFedV1",
+        "protocols/base": (
+            "from abc import ABC, abstractmethod\nclass Base(ABC):\n"
+            "    @abstractmethod\n    def f(self): ...\n"
+        ),
+        "protocols/splitfed": (
+            f"from {PACKAGE}.protocols.base import Base as B\n"
+            "from abc import ABC, abstractmethod\n"
+            "class SplitFedV1(B): ...\nclass Plain(ABC): ...\nclass A(Plain): ...\n"
+            "class Middle(B, ABC):\n    @abstractmethod\n    def g(self): ...\n"
+            "class C(Middle): ...\n"
+        ),
+        "mine": f"from {PACKAGE}.protocols import SplitFedV1\nclass D(SplitFedV1): ...",
+    }
+    for name, text in files.items():
+        path = tmp_path / PACKAGE / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    wrong = {f"{splitfed}.A", f"{splitfed}.C", f"{PACKAGE}.mine.D"}
+    assert heirs(classes_of(tmp_path / PACKAGE)) == wrong

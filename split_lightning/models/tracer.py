@@ -8,6 +8,7 @@ import linecache
 import operator
 import sys
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -26,11 +27,15 @@ from split_lightning.models.side_effects import Watch, drawn_anew
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
-class Leaf(nn.Module):
+class Leaf(nn.Module, ABC):
     """A layer that a trace takes as one operation.
 
     What it does may depend on values, and need not be traceable.
     """
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes the operation."""
 
 
 class LayerTracer(fx.Tracer):

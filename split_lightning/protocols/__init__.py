@@ -1,6 +1,7 @@
 """Protocols: which client trains when, and how weights flow. One file each."""
 
 from split_lightning.protocols.actions import (
+    Action,
     Average,
     Begin,
     Contribute,
@@ -23,6 +24,7 @@ from split_lightning.protocols.splitfed import SplitFedV1, SplitFedV2, SplitFedV
 
 __all__ = [
     "GPSL",
+    "Action",
     "AsynchronousWeightPassing",
     "Average",
     "Begin",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
+
+from typing_extensions import override
 
 from split_lightning.engines.local import LocalEngine
 from split_lightning.message import AGGREGATOR, Values, role_of
@@ -28,12 +32,40 @@ Buffers: TypeAlias = Literal["average", "keep"]
 
 
 class Train(NamedTuple):
-    """A training step of one client, or of several together."""
+    """A training step of one client, or of several together: a batch of the Trainer."""
 
     batches: tuple[Planned, ...]
 
 
-class PassWeights(NamedTuple):
+class Action(ABC):
+    """What the protocol applies between training steps; it comes with a batch.
+
+    NOTE a dataclass that is frozen stops Lightning where it converts batches, such as
+    with Trainer(precision="64-true").
+
+    Attributes:
+        closes: Whether it ends a turn or a round, and so is applied even where the
+            round is cut short before it, such as by `limit_train_batches`.
+        roles: The roles of the parties that it concerns; empty: those that it finds.
+    """
+
+    closes: bool = False
+    roles: tuple[str, ...] = ()
+
+    @abstractmethod
+    def apply(self, engine: LocalEngine) -> None:
+        """Applies the action."""
+
+    def leaked(self, engine: LocalEngine) -> set[str]:
+        """Returns the parties that still have states which the action takes away.
+
+        At the end of a round the last action of its class, with its roles, is asked.
+        """
+        return set()
+
+
+@dataclass
+class PassWeights(Action):
     """A client continues from the weights of the client before it.
 
     Each segment goes to the party that has it in this client's steps: the client's
@@ -44,13 +76,17 @@ class PassWeights(NamedTuple):
     to: int
     optimizer_state: OptimizerState = "keep"
 
+    @override
     def apply(self, engine: LocalEngine) -> None:
-        """Applies the action."""
-        group = engine.placement.group_of(self.to)
-        parts = PARTS if self.optimizer_state == "travel" else WEIGHTS
+        group, before = engine.placement.group_of(self.to), engine.last_client
+        is_near = engine.placement.group_of(before) == group
+        trained = dict(engine.homes(before)) if is_near else {}
+        parts = _moving(self.optimizer_state)
         sent: dict[tuple[str, str], Values] = {}
         for store, taker in engine.homes(self.to):
-            giver = store.last.get(group, taker)
+            giver = trained.get(store, "")  # also one that trained without a hand-off
+            if not store.has_own(giver, "parameters"):
+                giver = store.last.get(group, taker)
             store.last[group] = taker
             if giver == taker:
                 continue
@@ -67,8 +103,8 @@ class PassWeights(NamedTuple):
             if values:
                 engine.channel.send("weights", giver, taker, values)
 
+    @override
     def leaked(self, engine: LocalEngine) -> set[str]:
-        """Returns the parties that still have what they passed on."""
         parts = WEIGHTS if self.optimizer_state == "keep" else PARTS
         return {
             name
@@ -96,19 +132,29 @@ class Policy(NamedTuple):
     buffers: Buffers = "average"
     remote: tuple[str, ...] = ("client",)
 
-    def of(self, roles: Collection[str]) -> OptimizerState:
-        """Returns what happens to optimizer state of some roles."""
-        if "client" in roles:
-            return self.optimizer_state
-        return self.server_optimizer_state
-
     @property
     def parts(self) -> tuple[Part, ...]:
         """The parts of weights that are averaged."""
-        return WEIGHTS if self.buffers == "average" else WEIGHTS[:1]
+        return _moving("keep", self.buffers)
+
+    def of(self, store: StateStore, roles: Collection[str]) -> OptimizerState:
+        """Returns what happens to optimizer state of a segment in a mean of roles."""
+        if "client" in roles and "client" in store.roles:
+            return self.optimizer_state
+        return self.server_optimizer_state
+
+    def given_up(self, store: StateStore, roles: Collection[str]) -> tuple[Part, ...]:
+        """Returns the parts of a segment's state that no party has after the mean."""
+        if self.of(store, roles) == "keep":
+            return self.parts
+        return (*self.parts, "optimizer")
 
 
-class Contribute(NamedTuple):
+_DEFAULT = Policy()
+
+
+@dataclass
+class Contribute(Action):
     """A client's parties add their weights to the next mean, and forget them.
 
     They count as much as the samples that they trained on since the last mean.
@@ -116,20 +162,20 @@ class Contribute(NamedTuple):
 
     client: int
     roles: tuple[str, ...] = ("client",)
-    policy: Policy = Policy()
+    policy: Policy = _DEFAULT
+    closes = True
 
+    @override
     def apply(self, engine: LocalEngine) -> None:
-        """Applies the action."""
         sent: dict[str, Values] = {}
         for store, name in engine.homes(self.client):
             if role_of(name) in self.roles:
-                own = engine.state_name(name)
-                roles = _pool(store, self.roles)
-                _contribute(engine, store, own, self.policy, roles, sent)
+                _contribute(self, engine, store, engine.state_name(name), sent)
         _send_to_mean(engine, sent)
 
 
-class Average(NamedTuple):
+@dataclass
+class Average(Action):
     """All parties of some roles continue from the mean of those that trained.
 
     Layers that clients and servers both have are averaged with the clients' where
@@ -137,16 +183,17 @@ class Average(NamedTuple):
     """
 
     roles: tuple[str, ...] = ("client",)
-    policy: Policy = Policy()
+    policy: Policy = _DEFAULT
     pooled: bool = True
+    closes = True
 
+    @override
     def apply(self, engine: LocalEngine) -> None:
-        """Applies the action."""
         sent: dict[str, Values] = {}
         for store in engine.stores:
             roles = self._roles_in(store)
             for name in [k for k in store.samples if role_of(k) in roles]:
-                _contribute(engine, store, name, self.policy, roles, sent)
+                _contribute(self, engine, store, name, sent)
         _send_to_mean(engine, sent)
         received: dict[str, Values] = {}
         for number, store in enumerate(engine.stores):
@@ -161,14 +208,13 @@ class Average(NamedTuple):
             engine.channel.send("weights", AGGREGATOR, name, values)
         engine.changed()
 
+    @override
     def leaked(self, engine: LocalEngine) -> set[str]:
-        """Returns the parties that still have what was averaged."""
         found: set[str] = set()
         for store in engine.stores:
-            roles, parts = self._roles_in(store), self.policy.parts
-            if self.policy.of(roles) != "keep":
-                parts = (*parts, "optimizer")
-            found.update(*(store.parties_with(part, roles) for part in parts))
+            roles = self._roles_in(store)
+            for part in self.policy.given_up(store, self.roles):
+                found |= store.parties_with(part, roles)
         return found
 
     def _roles_in(self, store: StateStore) -> list[str]:
@@ -184,43 +230,35 @@ class Average(NamedTuple):
             names = store.peek(mean.members[0], part)
             store.share(part, {name: state[name] for name in names}, roles)
         optimizer = mean.optimizer.state()
-        if self.policy.of(roles) != "keep":
+        if self.policy.of(store, self.roles) != "keep":
             store.share("optimizer", nested(optimizer), roles)
         for name in [k for k in store.samples if role_of(k) in roles]:
             del store.samples[name]
         return (*state.values(), *optimizer.values())
 
 
-def _pool(store: StateStore, roles: tuple[str, ...]) -> Collection[str]:
-    """Returns the roles whose policy a segment follows."""
-    return store.roles if "client" in roles else roles
-
-
 def _contribute(
+    action: Contribute | Average,
     engine: LocalEngine,
     store: StateStore,
     name: str,
-    policy: Policy,
-    roles: Collection[str],
     sent: dict[str, Values],
 ) -> None:
     """Adds a party's state of one segment to the next mean, and to what is sent."""
+    roles, policy = action.roles, action.policy
     weight = store.samples.pop(name, 0)
     if weight == 0:  # it did not train, or none of its batches counted
         return
-    parts = policy.parts
-    state = {k: v for part in parts for k, v in store.peek(name, part).items()}
+    state = {k: v for part in policy.parts for k, v in store.peek(name, part).items()}
     mean = engine.means.setdefault(engine.stores.index(store), StateMean())
     mean.weights.add(state, weight)
     mean.members.append(name)
     payload: Values = tuple(state.values())
-    if policy.of(roles) == "travel":
+    if policy.of(store, roles) == "travel":
         optimizer = flat(store.peek(name, "optimizer"))
         mean.optimizer.add(optimizer, weight)
         payload += tuple(optimizer.values())
-    if policy.of(roles) != "keep":
-        parts = (*parts, "optimizer")
-    store.drop(name, parts)
+    store.drop(name, policy.given_up(store, roles))
     sent[name] = sent.get(name, ()) + (
         payload if role_of(name) in policy.remote else ()
     )
@@ -232,7 +270,8 @@ def _send_to_mean(engine: LocalEngine, sent: Mapping[str, Values]) -> None:
         engine.channel.send("weights", name, AGGREGATOR, values)
 
 
-class Synchronize(NamedTuple):
+@dataclass
+class Synchronize(Action):
     """Clients that share a state send theirs to be averaged, and get the mean back.
 
     In one process they have one state, so the action only sends the messages. Nothing
@@ -242,8 +281,8 @@ class Synchronize(NamedTuple):
     clients: tuple[int, ...]
     parts: tuple[Part, ...] = WEIGHTS
 
+    @override
     def apply(self, engine: LocalEngine) -> None:
-        """Applies the action."""
         if engine.accumulated:
             return
         payloads: dict[str, Values] = {}
@@ -260,24 +299,21 @@ class Synchronize(NamedTuple):
             engine.channel.send("weights", AGGREGATOR, name, payload)
 
 
-class Begin(NamedTuple):
+@dataclass
+class Begin(Action):
     """A client begins its turn from the newest weights."""
 
     client: int
     optimizer_state: OptimizerState = "keep"
     buffers: Buffers = "average"
 
+    @override
     def apply(self, engine: LocalEngine) -> None:
-        """Applies the action."""
         received: dict[str, Values] = {}
+        parts = _moving(self.optimizer_state, self.buffers)
         for store, name in engine.homes(self.client, "client"):
             store.remember_start()
-            parts: tuple[Part, ...] = WEIGHTS
-            if self.buffers == "keep":
-                parts = WEIGHTS[:1]
-            if self.optimizer_state == "travel":
-                parts = (*parts, "optimizer")
-            elif self.optimizer_state == "reset" and store.newest != name:
+            if self.optimizer_state == "reset" and store.newest != name:
                 store.drop(name, ("optimizer",))
             store.adopt(name, parts)
             payload = (t for part in parts for t in tensors_in(store.peek(name, part)))
@@ -287,7 +323,8 @@ class Begin(NamedTuple):
             engine.channel.send("weights", AGGREGATOR, name, values)
 
 
-class Send(NamedTuple):
+@dataclass
+class Send(Action):
     """A client computes the forward pass of a batch with the weights it has now.
 
     The server takes the batch later. The gradient is computed for these weights, and
@@ -298,8 +335,8 @@ class Send(NamedTuple):
 
     batch: Planned
 
+    @override
     def apply(self, engine: LocalEngine) -> None:
-        """Applies the action."""
         key = (self.batch.client_id, self.batch.number)
         kept: dict[str, dict[int, Any]] = {}
         for store, name in engine.homes(self.batch.client_id, "client"):
@@ -308,7 +345,8 @@ class Send(NamedTuple):
         engine.stash[key] = kept
 
 
-class Mix(NamedTuple):
+@dataclass
+class Mix(Action):
     """The newest weights become a mixture with those of a client whose turn ends.
 
     The client's share is `(1 + age) ** -exponent`; at age 0 it is 1: a hand-off.
@@ -319,14 +357,13 @@ class Mix(NamedTuple):
     exponent: float = 0.5
     optimizer_state: OptimizerState = "keep"
     buffers: Buffers = "average"
+    closes = True
 
+    @override
     def apply(self, engine: LocalEngine) -> None:
-        """Applies the action."""
         share = (1 + self.age) ** -self.exponent
         payloads: dict[str, Values] = {}
-        parts: tuple[Part, ...] = WEIGHTS if self.buffers == "average" else WEIGHTS[:1]
-        if self.optimizer_state == "travel":
-            parts = (*parts, "optimizer")
+        parts = _moving(self.optimizer_state, self.buffers)
         for store, name in engine.homes(self.client, "client"):
             if name not in store.names():
                 continue  # its turn did not begin
@@ -356,24 +393,19 @@ class Mix(NamedTuple):
         for name, values in payloads.items():
             engine.channel.send("weights", name, AGGREGATOR, values)
 
+    @override
     def leaked(self, engine: LocalEngine) -> set[str]:
-        """Returns the clients that still have what was mixed, once all turns ended."""
-        parts: tuple[Part, ...] = WEIGHTS if self.buffers == "average" else WEIGHTS[:1]
-        if self.optimizer_state == "travel":
-            parts = (*parts, "optimizer")
         return {
             name
             for store in engine.stores
-            for part in parts
+            for part in _moving(self.optimizer_state, self.buffers)
             for name in store.parties_with(part, ("client",))
         }
 
 
-Action: TypeAlias = (
-    PassWeights | Contribute | Average | Synchronize | Begin | Send | Mix
-)
-
-
-def closes(actions: Iterable[Any]) -> list[Any]:
-    """Returns the actions that are still due where a round is cut short."""
-    return [a for a in actions if isinstance(a, Contribute | Average | Mix)]
+def _moving(
+    optimizer_state: OptimizerState, buffers: Buffers = "average"
+) -> tuple[Part, ...]:
+    """Returns the parts of a state that move under these policies."""
+    parts = WEIGHTS if buffers == "average" else WEIGHTS[:1]
+    return (*parts, "optimizer") if optimizer_state == "travel" else parts

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from typing_extensions import override
 
 from split_lightning.protocols.actions import (
+    Action,
     Begin,
     Buffers,
     Mix,
@@ -72,7 +73,6 @@ class AsynchronousWeightPassing(Protocol):
 
     overlapping = True
     steps_each_batch = "the batches of clients alternate"
-    closes_cut_rounds = True
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class AsynchronousWeightPassing(Protocol):
         return list(turns.values())
 
     @override
-    def carry_out(self, actions: Iterable[Any], module: Any) -> None:
+    def carry_out(self, actions: Iterable[Action], module: Any) -> None:
         self._ages += [own.age for own in actions if isinstance(own, Mix)]
         super().carry_out(actions, module)
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch import Tensor
 from typing_extensions import override
 
 from split_lightning.engines.local import LocalEngine
-from split_lightning.finite import NotFinite, are_finite
-from split_lightning.message import Values
-from split_lightning.party import Key, Losses, Party, joined
+from split_lightning.engines.server_first import ServerFirst
+from split_lightning.party import Party
 from split_lightning.protocols.actions import (
     Average,
     Buffers,
@@ -21,7 +18,7 @@ from split_lightning.protocols.actions import (
     Policy,
     Train,
 )
-from split_lightning.protocols.least_batch import shared_out
+from split_lightning.protocols.least_batch import sizes_of
 from split_lightning.protocols.protocol import Protocol, check_count, check_policies
 from split_lightning.protocols.round import Round
 
@@ -88,80 +85,8 @@ class CycleSL(Protocol):
 
     @override
     def serve(self, party: Party, engine: LocalEngine) -> Any:
-        return ServerFirst(party, engine, self.server_passes, self.server_batch_size)
+        def sizes(num_samples: int) -> list[int]:
+            size = self.server_batch_size or num_samples
+            return sizes_of(num_samples, size, engine.least_samples)
 
-
-class ServerFirst:
-    """A server's party that trains on what arrived before it computes the loss.
-
-    It takes the same calls as the party.
-
-    Args:
-        party: The server.
-        engine: Steps its optimizer.
-        passes: Number of passes over what arrived.
-        batch_size: Number of samples in a batch; `None`: all at once.
-    """
-
-    def __init__(
-        self, party: Party, engine: LocalEngine, passes: int, batch_size: int | None
-    ) -> None:
-        self.party = party
-        self.name, self.role = party.name, party.role
-        self.parameters = party.parameters
-        self.engine = engine
-        self.passes = passes
-        self.batch_size = batch_size
-        self._arrived: tuple[Sequence[Values], Sequence[int]] = ((), ())
-
-    def forward(
-        self, key: Key, several: Sequence[Values], sizes: Sequence[int]
-    ) -> list[Values]:
-        """Keeps what arrived until the labels are there."""
-        self._arrived = several, sizes
-        return [() for _ in sizes]
-
-    def loss(
-        self,
-        key: Key,
-        targets: Sequence[Tensor],
-        weights: Sequence[Tensor] | None = None,
-        shares: Sequence[Tensor] | None = None,
-        scale: float = 1.0,
-    ) -> Losses:
-        """Trains the server, then runs stage 1 with its new weights.
-
-        Raises:
-            NotFinite: If a batch of the server's passes is not finite.
-        """
-        several, sizes = self._arrived
-        inputs, labels = joined(several), torch.cat(list(targets))
-        for chosen in self._batches(len(labels)):
-            own = tuple(value.detach()[chosen] for value in inputs)
-            self.party.forward(key, [own], [len(chosen)])
-            found = self.party.loss(key, [labels[chosen]])
-            gradients = [p.grad for p in self.party.parameters()]
-            for name, values in (
-                ("the server's loss", [found.total]),
-                ("the server's gradient", gradients),
-            ):
-                if not are_finite(values):
-                    raise NotFinite(name)
-            self.engine.step_one(self.party)
-        self.party.forward(key, several, sizes)
-        losses = self.party.loss(key, targets, weights, shares, scale)
-        for parameter in self.party.parameters():
-            parameter.grad = None
-        return losses
-
-    def _batches(self, num_samples: int) -> list[Tensor]:
-        """Returns the samples of each batch of the server's passes."""
-        size = self.batch_size or num_samples
-        passes = [torch.randperm(num_samples) for _ in range(self.passes)]
-        full, rest = divmod(num_samples, size)
-        counts = [size] * full + [rest] * (rest > 0)
-        least = self.engine.least_samples
-        if len(counts) > 1 and counts[-1] < least:
-            *others, first, second = counts
-            counts = others + [n for n in shared_out(first, second, least) if n]
-        return [batch for order in passes for batch in torch.split(order, counts)]
+        return ServerFirst(party, engine, self.server_passes, sizes)

@@ -85,30 +85,26 @@ class DryRun:
 
     def carry_out(self, round: Round) -> Iterator[tuple[Any, list[Event]]]:
         """Yields the actions of a round once they are applied, and their messages."""
-        steps = self.protocol.steps(round)
-        step = next(steps, None)
-        while step is not None:
-            following = next(steps, None)
+        for step in self.protocol.steps(round):
             for action in step.before:
                 self.protocol.carry_out([action], self.module)
                 yield action, self._take()
-            self._train(step, is_last=following is None)
+            self._train(step)
             yield Train(step.parts), self._take()
             for action in step.after:
                 self.protocol.carry_out([action], self.module)
                 yield action, self._take()
-            step = following
 
     def _take(self) -> list[Event]:
         events = list(self._events)
         self._events.clear()
         return events
 
-    def _train(self, step: Step, is_last: bool) -> None:
+    def _train(self, step: Step) -> None:
         """Does what the module's training step does."""
         self.engine.compute([_samples(batch) for batch in step.parts])
         full = self.engine.accumulated == self.module.accumulate_grad_batches
-        if full or step.ends_turn or is_last:
+        if full or step.ends_turn or step.is_last:
             self.engine.accumulated = 0
             for party in self.engine.parties():
                 self._step(party)

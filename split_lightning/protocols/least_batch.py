@@ -47,6 +47,20 @@ def shared_out(first: int, second: int, least: int) -> tuple[int, int]:
     return total - total // 2, total // 2
 
 
+def sizes_of(num_samples: int, batch_size: int, least: int = 1) -> list[int]:
+    """Returns the sizes of the batches of a pass over samples.
+
+    >>> sizes_of(65, 32), sizes_of(65, 32, least=2)
+    ([32, 32, 1], [32, 17, 16])
+    """
+    full, rest = divmod(num_samples, batch_size)
+    sizes = [batch_size] * full + [rest] * (rest > 0)
+    if len(sizes) > 1 and sizes[-1] < least:
+        *sizes, first, second = sizes
+        sizes += [n for n in shared_out(first, second, least) if n]
+    return sizes
+
+
 def enlarged(
     steps: list[list[Draw]], sizes: Mapping[int, int], least: LeastBatch
 ) -> list[list[Draw]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from split_lightning.protocols.actions import Train
+from split_lightning.protocols.actions import Action, Train
 
 
 class Step(NamedTuple):
@@ -16,11 +16,13 @@ class Step(NamedTuple):
             one before its samples are loaded.
         before: The actions since the last step.
         after: The actions behind the round's last step.
+        is_last: Whether it is the round's last step.
     """
 
     parts: tuple[Any, ...]
-    before: tuple[Any, ...] = ()
-    after: tuple[Any, ...] = ()
+    before: tuple[Action, ...] = ()
+    after: tuple[Action, ...] = ()
+    is_last: bool = False
 
     @property
     def client_ids(self) -> tuple[int, ...]:
@@ -53,15 +55,29 @@ class Step(NamedTuple):
 
 
 def steps_of(plan: Iterable[Any]) -> Iterator[Step]:
-    """Yields the training steps of a plan."""
-    before: list[Any] = []
+    """Yields the training steps of a plan.
+
+    Raises:
+        ValueError: If the plan has something that is no action, or actions alone.
+    """
+    before: list[Action] = []
     step: Step | None = None
     for action in plan:
-        if not isinstance(action, Train):
+        if isinstance(action, Action):
             before.append(action)
-            continue
-        if step is not None:
-            yield step
-        step, before = Step(action.batches, tuple(before)), []
+        elif isinstance(action, Train):
+            if step is not None:
+                yield step
+            step, before = Step(action.batches, tuple(before)), []
+        else:
+            raise ValueError(
+                "Expected the plan of a protocol to yield Train(...), or objects of "
+                f"subclasses of Action, but got {action!r}."
+            )
     if step is not None:
-        yield step._replace(after=tuple(before))
+        yield step._replace(after=tuple(before), is_last=True)
+    elif before:
+        raise ValueError(
+            "Expected the plan of a protocol to yield Train(...) in each round, around "
+            f"which its actions are applied, but got {before[0]!r} without any."
+        )

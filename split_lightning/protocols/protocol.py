@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from split_lightning.engines.local import Cohort, LocalEngine
 from split_lightning.party import Party
-from split_lightning.protocols.actions import Buffers, OptimizerState, closes
+from split_lightning.protocols.actions import Action, Buffers, OptimizerState
 from split_lightning.protocols.plan import Step, steps_of
 from split_lightning.protocols.round import Round
 
@@ -40,6 +40,7 @@ class Protocol(pl.Callback, ABC):
         joint_norm: Whether BatchNorm of a cohort sees all its samples as one batch.
         unsplit_at: Which role has the whole network; `None`: it is split.
         pools_samples: Whether one party has the samples of all clients.
+        draws_samples: Whether the numbers of samples in a step are random.
         overlapping: Whether turns run at the same time, in an order by their seconds.
         in_flight: Number of batches that a client may have on their way.
         server_work: How often a server computes a batch in a step.
@@ -67,7 +68,7 @@ class Protocol(pl.Callback, ABC):
     joint_norm: bool = False
     unsplit_at: Literal["client", "server"] | None = None
     pools_samples: bool = False
-    draws_samples: bool = False  # whether the numbers of samples in a step are random
+    draws_samples: bool = False
     overlapping: bool = False
     in_flight: int = 1
     server_work: int = 1
@@ -78,16 +79,33 @@ class Protocol(pl.Callback, ABC):
         check_count("clients_per_round", clients_per_round, "clients, or null for all")
         self.clients_per_round = clients_per_round
         self._closed = False  # whether the round's last actions were applied
-        # The last of each kind of action of the round by which states are given up.
-        self._moves: dict[tuple[str, tuple[str, ...]], Any] = {}
+        # The last action of each class, and with the same roles, of the round.
+        self._applied: dict[tuple[type, tuple[str, ...]], Action] = {}
 
     @abstractmethod
     def plan(self, round: Round) -> Iterator[Any]:
         """Yields the actions of a round."""
 
     def steps(self, round: Round) -> Iterator[Step]:
-        """Yields the training steps of a round."""
-        return steps_of(self.plan(round))
+        """Yields the training steps of a round.
+
+        Raises:
+            ValueError: If more clients train in one step than may.
+        """
+        room = self.num_together(len(round.sizes))
+        for step in steps_of(self.plan(round)):
+            if len(step.parts) > room:
+                remedy = (
+                    f"Draw at most {room} (`clients_per_round`) with "
+                    "round.clients(self.clients_per_round)."
+                    if self.together
+                    else "Set `together = True` on the protocol's class."
+                )
+                raise ValueError(
+                    f"{len(step.parts)} clients train in one step of "
+                    f"{type(self).__name__}. {remedy}"
+                )
+            yield step
 
     @property
     def trains_one_network(self) -> bool:
@@ -104,19 +122,18 @@ class Protocol(pl.Callback, ABC):
         """Returns what computes for a server: its party, or what wraps it."""
         return party
 
-    def carry_out(self, actions: Iterable[Any], module: SplitLightningModule) -> None:
+    def carry_out(
+        self, actions: Iterable[Action], module: SplitLightningModule
+    ) -> None:
         """Applies actions."""
         for action in actions:
             action.apply(module.engine)
-            if hasattr(action, "leaked"):
-                self._moves[type(action).__name__, getattr(action, "roles", ())] = (
-                    action
-                )
+            self._applied[type(action), action.roles] = action
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._closed = False
-        self._moves = {}
+        self._applied = {}
 
     @override
     def on_train_batch_start(
@@ -133,7 +150,7 @@ class Protocol(pl.Callback, ABC):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if batch.after:
+        if batch.is_last:
             self._closed = True
             self.carry_out(batch.after, pl_module)
         elif trainer.is_last_batch:
@@ -141,7 +158,7 @@ class Protocol(pl.Callback, ABC):
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self.closes_cut_rounds and not self._closed:
+        if self.overlapping and not self._closed:
             self._close(trainer, pl_module, trainer.fit_loop.batch_idx + 1)
         if not pl_module.skipped_batches:  # these were not averaged
             self.require_no_leak(pl_module.engine)
@@ -152,15 +169,15 @@ class Protocol(pl.Callback, ABC):
         Raises:
             RuntimeError: Names the parties.
         """
-        for (kind, _), action in self._moves.items():
+        for action in self._applied.values():
             leaked = sorted(action.leaked(engine))
             if leaked:
+                kind = type(action).__name__
                 raise RuntimeError(
                     f"{type(self).__name__} leaks states: after {kind} {leaked} still "
-                    "have some of their own."
+                    "have some of their own. Each party that trains has to take part "
+                    "in it."
                 )
-
-    closes_cut_rounds = False  # whether `max_steps` in mid-round ends turns, too
 
     def _close(self, trainer: pl.Trainer, module: Any, done: int) -> None:
         """Ends a round that is cut short, such as by `limit_train_batches`."""
@@ -168,7 +185,8 @@ class Protocol(pl.Callback, ABC):
         loader: Any = trainer.train_dataloader
         for number, step in enumerate(loader.planned()):
             if number >= done:
-                self.carry_out(closes((*step.before, *step.after)), module)
+                due = [own for own in (*step.before, *step.after) if own.closes]
+                self.carry_out(due, module)
 
 
 def check_count(name: str, count: Any, what: str) -> None:

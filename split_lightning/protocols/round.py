@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
-from split_lightning.protocols.least_batch import Draw, LeastBatch, enlarged
+from split_lightning.protocols.least_batch import Draw, LeastBatch, enlarged, sizes_of
 from split_lightning.seeding import generator
 from split_lightning.system.availability import Availability
 from split_lightning.system.seconds import EqualSeconds, Seconds
@@ -116,8 +116,8 @@ class Round:
                 f"Expected argument `clients_per_round` to be at most `num_clients` "
                 f"({total}), but got {count}."
             )
-        place = generator(self.seed, "turns", self.drawn_as)
-        drawn = torch.randperm(total, generator=place)[:count]
+        stream = generator(self.seed, "turns", self.drawn_as)
+        drawn = torch.randperm(total, generator=stream)[:count]
         listed: list[int] = (drawn if shuffle else drawn.sort()[0]).tolist()
         present = self.availability.present(listed, self.seed, self.drawn_as)
         self.absent = sorted(set(listed) - set(present))
@@ -148,8 +148,8 @@ class Round:
             turns = [[k] * -(-len(own) // length) for k, own in batches.items()]
             order = [k for rank in zip_longest(*turns) for k in rank if k is not None]
             if shuffle and local_steps is not None:
-                places = torch.randperm(len(order), generator=drawn).tolist()
-                order = [order[place] for place in places]
+                numbers = torch.randperm(len(order), generator=drawn).tolist()
+                order = [order[number] for number in numbers]
             for client in order:
                 own = batches[client]
                 turn, batches[client] = own[:length], own[length:]
@@ -194,8 +194,7 @@ class Round:
 
     def _batches(self, size: int) -> list[int]:
         """Returns the numbers of samples in a client's batches of the round."""
-        full, rest = divmod(size, self.batch_size)
-        return ([self.batch_size] * full + [rest] * (rest > 0)) * self.local_epochs
+        return sizes_of(size, self.batch_size) * self.local_epochs
 
     def _planned(self, steps: list[list[Draw]]) -> Iterator[tuple[Planned, ...]]:
         """Yields the batches of steps that take place."""
@@ -242,10 +241,10 @@ def _drawn_from_all(
 ) -> Iterator[list[Draw]]:
     """Yields how many of each client's samples a batch drawn from all of them has."""
     clients = torch.tensor(list(sizes))
-    places = torch.arange(len(sizes))
-    owners = places.repeat_interleave(torch.tensor(list(sizes.values())))
-    owners = owners[torch.randperm(len(owners), generator=drawn)]
-    for batch in torch.split(owners, batch_size):
+    numbers = torch.arange(len(sizes))
+    samples = numbers.repeat_interleave(torch.tensor(list(sizes.values())))
+    samples = samples[torch.randperm(len(samples), generator=drawn)]
+    for batch in torch.split(samples, batch_size):
         counts = torch.bincount(batch, minlength=len(sizes))
         there = counts.nonzero().flatten()
         pairs = zip(clients[there].tolist(), counts[there].tolist(), strict=True)

@@ -95,7 +95,7 @@ def _described(action: Any) -> tuple[tuple[int, ...], str, int]:
     if isinstance(action, Train):
         samples = sum(batch.num_samples for batch in action.batches)
         return tuple(batch.client_id for batch in action.batches), "", samples
-    fields: dict[str, Any] = getattr(action, "_asdict", dict)()
+    fields: dict[str, Any] = vars(action)
     clients = tuple(fields.get("clients", ()))
     clients += tuple(fields[name] for name in ("client", "to") if name in fields)
     if "batch" in fields:
