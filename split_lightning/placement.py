@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 
-class Home(NamedTuple):
+class PartyType(NamedTuple):
     """The type of party that has a segment.
 
     Attributes:
@@ -21,9 +21,9 @@ class Home(NamedTuple):
 
 
 # For each segment of the network the party that has it; `None`: none for these clients.
-Layout: TypeAlias = tuple[Home | None, ...]
+Layout: TypeAlias = tuple[PartyType | None, ...]
 
-CLIENT, SERVER = Home("client"), Home("server")
+CLIENT, SERVER = PartyType("client"), PartyType("server")
 
 
 class Placement:
@@ -76,10 +76,10 @@ class Placement:
         self.num_groups = num_groups
         self.label_member = label_member
         self.argument = argument
-        homes = {home for layout in self.layouts for home in layout if home is not None}
+        types = {own for layout in self.layouts for own in layout if own is not None}
         self._members = {
-            role: 1 + max(home.member for home in homes if home.role == role)
-            for role in {home.role for home in homes}
+            role: 1 + max(party.member for party in types if party.role == role)
+            for role in {party.role for party in types}
         }
         self.of = lru_cache(maxsize=4096)(self._of)
 
@@ -111,28 +111,28 @@ class Placement:
     def _of(self, client_id: int) -> tuple[str | None, ...]:
         """Returns the party of each segment for a client."""
         return tuple(
-            None if home is None else self.name(home, client_id)
-            for home in self.layout_of(client_id)
+            None if party is None else self.name(party, client_id)
+            for party in self.layout_of(client_id)
         )
 
-    def name(self, home: Home, client_id: int) -> str:
+    def name(self, party: PartyType, client_id: int) -> str:
         """Returns the name of a client's party."""
-        number = self.group_of(client_id) if home.role == "server" else client_id
-        members = self._members[home.role]
-        if home.role == "server":
-            return f"server/{number * members + home.member}"
-        member = f".{home.member}" if members > 1 else ""
-        return f"{home.role}/{number}{member}"
+        number = self.group_of(client_id) if party.role == "server" else client_id
+        members = self._members[party.role]
+        if party.role == "server":
+            return f"server/{number * members + party.member}"
+        member = f".{party.member}" if members > 1 else ""
+        return f"{party.role}/{number}{member}"
 
     def label_party(self, client_id: int) -> str:
         """Returns the party that has a client's labels."""
         role = "client" if "client" in self._members else "server"
-        return self.name(Home(role, self.label_member), client_id)
+        return self.name(PartyType(role, self.label_member), client_id)
 
     def roles_of(self, segment: int) -> tuple[str, ...]:
         """Returns the roles of the parties that may have a segment."""
-        homes = (layout[segment] for layout in self.layouts)
-        return tuple(sorted({home.role for home in homes if home is not None}))
+        types = (layout[segment] for layout in self.layouts)
+        return tuple(sorted({party.role for party in types if party is not None}))
 
     @property
     def differ(self) -> bool:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from split_lightning.placement import CLIENT, SERVER, Home, Placement, client_of
+from split_lightning.placement import CLIENT, SERVER, PartyType, Placement, client_of
 
-FIRST, SECOND = Home("client", 0), Home("client", 1)
+FIRST, SECOND = PartyType("client", 0), PartyType("client", 1)
 # The layouts, further arguments; for clients 0 and 2 of three: their parties.
 CASES = {
     "one cut": ([(CLIENT, SERVER)], {}, ["client/0 server/0", "client/2 server/0"]),
@@ -14,12 +14,12 @@ CASES = {
         ["client/0 server/0 client/0", "client/2 server/0 client/2"],
     ),
     "hops": (
-        [(CLIENT, SERVER, Home("server", 1))],
+        [(CLIENT, SERVER, PartyType("server", 1))],
         {},
         ["client/0 server/0 server/1", "client/2 server/0 server/1"],
     ),
     "hops in groups": (
-        [(CLIENT, SERVER, Home("server", 1))],
+        [(CLIENT, SERVER, PartyType("server", 1))],
         {"num_groups": 2},
         ["client/0 server/0 server/1", "client/2 server/2 server/3"],
     ),

@@ -153,7 +153,7 @@ class Leaking(Average):
 
     def apply(self, engine):
         super().apply(engine)
-        for store, name in engine.homes(1, "client"):
+        for store, name in engine.segments_of(1, "client"):
             store.adopt(name, ("parameters",))
 
 

@@ -155,7 +155,7 @@ def new_clock(
         )
     weights = [
         tensor
-        for store, name in engine.homes(0, "client")
+        for store, name in engine.segments_of(0, "client")
         for part in (WEIGHTS[:1] if keeps_buffers else WEIGHTS)
         for tensor in tensors_in(store.peek(name, part))
     ]

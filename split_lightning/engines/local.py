@@ -16,7 +16,7 @@ from split_lightning.batch_norm import Normalisation, is_only_mixer, statistics
 from split_lightning.channel import Channel
 from split_lightning.message import AGGREGATOR, Values, role_of
 from split_lightning.party import BackwardPass, Party, Stepping, step
-from split_lightning.placement import Home, Placement
+from split_lightning.placement import PartyType, Placement
 from split_lightning.running_mean import StateMean
 from split_lightning.spill import SpillFolder
 from split_lightning.step import (
@@ -139,7 +139,7 @@ class LocalEngine:
 
     def set_unsplit(self, role: str) -> None:
         """Sets the role that has the whole network, where it is not cut."""
-        self.placement = Placement([(Home(role),)])
+        self.placement = Placement([(PartyType(role),)])
         (store,) = self.stores
         store.seats = [seat._replace(role=role) for seat in store.seats]
         store.roles = [role]
@@ -151,12 +151,12 @@ class LocalEngine:
         Args:
             state: What `state_dict` returned.
         """
-        homes = state["homes"]
-        if homes["unsplit_at"] is not None:
-            self.set_unsplit(homes["unsplit_at"])
-        counts = homes["num_clients"], homes["num_groups"]
+        placed = state["placement"]
+        if placed["unsplit_at"] is not None:
+            self.set_unsplit(placed["unsplit_at"])
+        counts = placed["num_clients"], placed["num_groups"]
         self.placement = self.placement.with_clients(*counts)
-        self.cohort = homes["cohort"]
+        self.cohort = placed["cohort"]
 
     def forget(self) -> None:
         """Returns to the time before the first step; the live weights stay."""
@@ -259,7 +259,9 @@ class LocalEngine:
 
     # Which party has what
 
-    def homes(self, client_id: int, role: str = "") -> list[tuple[StateStore, str]]:
+    def segments_of(
+        self, client_id: int, role: str = ""
+    ) -> list[tuple[StateStore, str]]:
         """Returns the segments on a client's route, each with the party that has it."""
         names = self.placement.of(client_id)
         return [
@@ -348,7 +350,7 @@ class LocalEngine:
     def way_of_labels(self, client: int) -> Labels:
         """Returns the way of a client's labels: behind its first smashed data."""
         parties: list[set[str]] = [set() for _ in range(self.num_depths)]
-        for store, name in self.homes(client):
+        for store, name in self.segments_of(client):
             parties[store.depth].add(name)
         cuts = (n for n in range(1, len(parties)) if parties[n] != parties[n - 1])
         (last,) = parties[-1]
@@ -410,7 +412,7 @@ class LocalEngine:
         for _ in range(2):  # in the forward pass and in the backward pass
             own: dict[str, Values] = {}
             for client in clients:
-                for store, name in self.homes(client, "client"):
+                for store, name in self.segments_of(client, "client"):
                     payload = statistics(store.seats[0].module)
                     own[name] = own.get(name, ()) + payload
             for name, payload in own.items():
@@ -435,7 +437,7 @@ class LocalEngine:
             "seen": sorted(self.seen),
             "last_client": self.last_client,
             "num_live": self.num_live,
-            "homes": {
+            "placement": {
                 "num_clients": self.placement.num_clients,
                 "num_groups": self.placement.num_groups,
                 "unsplit_at": None if len(self.stores) > 1 else self.stores[0].roles[0],

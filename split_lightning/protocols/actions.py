@@ -80,10 +80,10 @@ class PassWeights(Action):
     def apply(self, engine: LocalEngine) -> None:
         group, before = engine.placement.group_of(self.to), engine.last_client
         is_near = engine.placement.group_of(before) == group
-        trained = dict(engine.homes(before)) if is_near else {}
+        trained = dict(engine.segments_of(before)) if is_near else {}
         parts = _moving(self.optimizer_state)
         sent: dict[tuple[str, str], Values] = {}
-        for store, taker in engine.homes(self.to):
+        for store, taker in engine.segments_of(self.to):
             giver = trained.get(store, "")  # also one that trained without a hand-off
             if not store.has_own(giver, "parameters"):
                 giver = store.last.get(group, taker)
@@ -168,7 +168,7 @@ class Contribute(Action):
     @override
     def apply(self, engine: LocalEngine) -> None:
         sent: dict[str, Values] = {}
-        for store, name in engine.homes(self.client):
+        for store, name in engine.segments_of(self.client):
             if role_of(name) in self.roles:
                 _contribute(self, engine, store, engine.state_name(name), sent)
         _send_to_mean(engine, sent)
@@ -287,7 +287,7 @@ class Synchronize(Action):
             return
         payloads: dict[str, Values] = {}
         for client in self.clients:
-            for store, name in engine.homes(client, "client"):
+            for store, name in engine.segments_of(client, "client"):
                 state = engine.state_name(name)
                 own = (
                     v for part in self.parts for v in store.peek(state, part).values()
@@ -311,7 +311,7 @@ class Begin(Action):
     def apply(self, engine: LocalEngine) -> None:
         received: dict[str, Values] = {}
         parts = _moving(self.optimizer_state, self.buffers)
-        for store, name in engine.homes(self.client, "client"):
+        for store, name in engine.segments_of(self.client, "client"):
             store.remember_start()
             if self.optimizer_state == "reset" and store.newest != name:
                 store.drop(name, ("optimizer",))
@@ -339,7 +339,7 @@ class Send(Action):
     def apply(self, engine: LocalEngine) -> None:
         key = (self.batch.client_id, self.batch.number)
         kept: dict[str, dict[int, Any]] = {}
-        for store, name in engine.homes(self.batch.client_id, "client"):
+        for store, name in engine.segments_of(self.batch.client_id, "client"):
             weights = clone(store.peek(name, "parameters"))
             kept.setdefault(name, {})[store.depth] = weights
         engine.stash[key] = kept
@@ -364,7 +364,7 @@ class Mix(Action):
         share = (1 + self.age) ** -self.exponent
         payloads: dict[str, Values] = {}
         parts = _moving(self.optimizer_state, self.buffers)
-        for store, name in engine.homes(self.client, "client"):
+        for store, name in engine.segments_of(self.client, "client"):
             if name not in store.names():
                 continue  # its turn did not begin
             common = store.common["client"]

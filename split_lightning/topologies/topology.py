@@ -12,7 +12,7 @@ from split_lightning.models.parts import Parts
 from split_lightning.models.segment import Layers
 from split_lightning.models.split import CutLayer, in_order, listed, path_of, split
 from split_lightning.models.vertical import parts_of
-from split_lightning.placement import CLIENT, Home, Layout, Placement
+from split_lightning.placement import CLIENT, Layout, PartyType, Placement
 from split_lightning.topologies.client_groups import grouped
 from split_lightning.topologies.client_network import ClientNetwork
 
@@ -163,7 +163,7 @@ def _unsplit(
             "Expected argument `cut_layer` to name a layer where `labels` or "
             "`client_networks` assign parts of the network, but got none."
         )
-    placement = Placement([(Home("server"),)])
+    placement = Placement([(PartyType("server"),)])
     return Topology([network], [0], ["network"], placement, is_split=False)
 
 
@@ -176,14 +176,14 @@ def _layout(
     label_holder: int,
 ) -> Layout:
     """Returns the party of each segment for clients with one entry of the first cut."""
-    lower = [Home("client", holder) for holder in range(num_holders)]
+    lower = [PartyType("client", holder) for holder in range(num_holders)]
     between = [
-        CLIENT if number <= entry else Home("server")
+        CLIENT if number <= entry else PartyType("server")
         for number in range(1, num_entries)
     ]
-    upper = [Home("server", hop) for hop in range(num_rest + 1)]
+    upper = [PartyType("server", hop) for hop in range(num_rest + 1)]
     if labels == "client":
-        upper[-1] = Home("client", label_holder)
+        upper[-1] = PartyType("client", label_holder)
     return (*lower, *between, *upper)
 
 
