@@ -230,3 +230,16 @@ def test_one_number_among_many_that_is_not_finite(number):
     values[1][3] = number
     assert not are_finite(values)
     assert not are_finite(values[1:])
+
+
+@pytest.mark.parametrize(("spoiled", "found"), [(2, 4), (5, 6)])
+def test_numbers_are_looked_at_now_and_then(tmp_path, spoiled, found):
+    """As on a GPU, so that no step waits for it: and at the end of a round of six."""
+
+    def look_rarely(trainer, module):
+        module.finite.every = 4
+
+    rarely = LambdaCallback(on_train_start=look_rarely)
+    data = make_data(3, SpoiledImages(spoiled))
+    with pytest.raises(NonFiniteError, match=f"batch {found} of the round: the"):
+        train(make_module(), data, tmp_path, rarely)
