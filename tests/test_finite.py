@@ -232,9 +232,9 @@ def test_one_number_among_many_that_is_not_finite(number):
     assert not are_finite(values[1:])
 
 
-@pytest.mark.parametrize(("spoiled", "found"), [(2, 5), (6, 8)])
+@pytest.mark.parametrize(("spoiled", "found"), [(2, 5), (6, 9)])
 def test_numbers_are_looked_at_now_and_then(tmp_path, spoiled, found):
-    """As on a GPU, so that no step waits for it: and at the end of a round of eight."""
+    """As on a GPU, so that no step waits for it: and at the end of a round of nine."""
 
     def look_rarely(trainer, module):
         module.finite.every = 5
