@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from split_lightning.data import DigitsImages as DigitsImages
     from split_lightning.data import SplitDataModule as SplitDataModule
     from split_lightning.data import TorchvisionImages as TorchvisionImages
-    from split_lightning.engines import LocalEngine as LocalEngine
+    from split_lightning.engines import Engine as Engine
     from split_lightning.message import Message as Message
     from split_lightning.models import cut_layers as cut_layers
     from split_lightning.models import load_weights as load_weights
@@ -54,7 +54,7 @@ _HOMES = {  # of each public name
     "FedAvg": "protocols",
     "GPSL": "protocols",
     "Local": "protocols",
-    "LocalEngine": "engines",
+    "Engine": "engines",
     "Message": "message",
     "MultiServer": "protocols",
     "ParallelSplitLearning": "protocols",

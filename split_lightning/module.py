@@ -19,7 +19,7 @@ from split_lightning.callbacks.segment_summary import SegmentSummary
 from split_lightning.channel import Channel
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import ClientBatch, TrainLoader
-from split_lightning.engines.local import LocalEngine
+from split_lightning.engines.engine import Engine
 from split_lightning.engines.networks import Networks
 from split_lightning.finite import NotFinite
 from split_lightning.observers.traffic import Traffic
@@ -164,7 +164,7 @@ class SplitLightningModule(pl.LightningModule):
         client_networks: Sequence[ClientNetwork | None] | None = None,
         image_shape: Sequence[int] | None = None,
         channel: Channel | None = None,
-        engine: LocalEngine | None = None,
+        engine: Engine | None = None,
     ) -> None:
         super().__init__()
         for name, value, choices in (
@@ -217,7 +217,7 @@ class SplitLightningModule(pl.LightningModule):
         self.channel = channel or Channel()
         self.traffic = Traffic()
         self.channel.observers.append(self.traffic)
-        self.engine = engine or LocalEngine()
+        self.engine = engine or Engine()
         self.engine.build(
             modules,
             self.topology.depths,

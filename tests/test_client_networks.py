@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from split_lightning import (
     ClientNetwork,
     CycleSL,
-    LocalEngine,
+    Engine,
     ParallelSplitLearning,
     RoundRobinWeightPassing,
     SplitFedV1,
@@ -264,7 +264,7 @@ def test_an_adapter_has_no_more_than_it_needs(sent, taken, keys):
 )
 def test_a_run_that_was_stopped_goes_on(tmp_path, protocol, kill):
     def make():
-        engine = LocalEngine(spill_to=tmp_path / "waiting")
+        engine = Engine(spill_to=tmp_path / "waiting")
         return made(ENTRIES["own"], engine=engine), make_data()
 
     check(tmp_path, make, (kill,), [protocol])

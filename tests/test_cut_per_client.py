@@ -35,7 +35,7 @@ from torch.nn.functional import cross_entropy
 
 from split_lightning import (
     Channel,
-    LocalEngine,
+    Engine,
     MultiServer,
     ParallelSplitLearning,
     RoundRobinWeightPassing,
@@ -372,7 +372,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, cut, name, spills):
     """In mid-round, with what the server has between clients."""
 
     def make():
-        engine = LocalEngine(spill_to=tmp_path / "waiting" if spills else None)
+        engine = Engine(spill_to=tmp_path / "waiting" if spills else None)
         return made(CUTS[cut], engine=engine), make_data()
 
     check(tmp_path, make, (3,), [STOPPED[name]])

@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, Trainer
 from test_resume import PASSING, Kill, Killed, make_data, make_module
 from test_resume_protocols import PROTOCOLS, UNSPLIT
 
-from split_lightning import LocalEngine, SplitFedV2, SplitLightningModule
+from split_lightning import Engine, SplitFedV2, SplitLightningModule
 from split_lightning.callbacks import ResumeCheckpoint
 
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
@@ -120,7 +120,7 @@ def test_momentum_that_is_gone_travels_no_more(tmp_path):
 
     def module(momentum):
         optimizer = partial(SGD, momentum=momentum)
-        return make_module(optimizer, engine=LocalEngine(spill_to=spill))
+        return make_module(optimizer, engine=Engine(spill_to=spill))
 
     train(tmp_path / "a", module(0.9), make_data(), KEEP, 1)
     end = train(tmp_path / "b", module(0.0), make_data(), KEEP, 2, ckpt=ckpt)

@@ -21,8 +21,8 @@ from test_resume import Kill, Killed, assert_same
 
 from split_lightning import (
     AsynchronousWeightPassing,
+    Engine,
     Local,
-    LocalEngine,
     ParallelSplitLearning,
     RoundRobinWeightPassing,
     SplitFedV1,
@@ -72,7 +72,7 @@ class Files(Callback):
 
 def trained(folder, case, spill_to=None, optimizer=ADAM, more=(), **options):
     make, protocol = CASES[case]
-    module = make(optimizer=optimizer, engine=LocalEngine(spill_to=spill_to))
+    module = make(optimizer=optimizer, engine=Engine(spill_to=spill_to))
     trainer = fit(folder, module, make_data(3, protocol()), more, **options)
     return module, trainer
 

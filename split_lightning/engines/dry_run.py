@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from split_lightning.channel import Channel
-from split_lightning.engines.local import LocalEngine
+from split_lightning.engines.engine import Engine
 from split_lightning.engines.meta import MetaParty
 from split_lightning.step import Batch, Member, Route, split_step
 from split_lightning.system.work import Measured, measure
 
 
-def measure_segments(engine: LocalEngine, example: Tensor) -> list[Measured]:
+def measure_segments(engine: Engine, example: Tensor) -> list[Measured]:
     """Measures each segment of an engine's network.
 
     Args:
@@ -40,7 +40,7 @@ def measure_segments(engine: LocalEngine, example: Tensor) -> list[Measured]:
 
 
 def dry_step(
-    engine: LocalEngine,
+    engine: Engine,
     measured: Sequence[Measured],
     samples: Mapping[int, int],
     channel: Channel,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from split_lightning.engines.local import LocalEngine
+from split_lightning.engines.engine import Engine
 from split_lightning.message import Values, role_of
 from split_lightning.models.stage import stage_of
 from split_lightning.store import StateStore
@@ -24,7 +24,7 @@ class Networks:
         topology: The segments.
     """
 
-    def __init__(self, engine: LocalEngine, topology: Topology) -> None:
+    def __init__(self, engine: Engine, topology: Topology) -> None:
         self.engine = engine
         self.topology = topology
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from split_lightning.engines.local import LocalEngine
+from split_lightning.engines.engine import Engine
 from split_lightning.finite import NotFinite, are_finite
 from split_lightning.message import Values
 from split_lightning.party import Key, Losses, Party, joined
@@ -28,7 +28,7 @@ class ServerFirst:
     def __init__(
         self,
         party: Party,
-        engine: LocalEngine,
+        engine: Engine,
         passes: int,
         sizes: Callable[[int], list[int]],
     ) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from typing_extensions import override
 
-from split_lightning.engines.local import LocalEngine
+from split_lightning.engines.engine import Engine
 from split_lightning.message import AGGREGATOR, Values, role_of
 from split_lightning.protocols.round import Planned
 from split_lightning.running_mean import StateMean, mixed
@@ -53,10 +53,10 @@ class Action(ABC):
     roles: tuple[str, ...] = ()
 
     @abstractmethod
-    def apply(self, engine: LocalEngine) -> None:
+    def apply(self, engine: Engine) -> None:
         """Applies the action."""
 
-    def leaked(self, engine: LocalEngine) -> set[str]:
+    def leaked(self, engine: Engine) -> set[str]:
         """Returns the parties that still have states which the action takes away.
 
         At the end of a round the last action of its class, with its roles, is asked.
@@ -77,7 +77,7 @@ class PassWeights(Action):
     optimizer_state: OptimizerState = "keep"
 
     @override
-    def apply(self, engine: LocalEngine) -> None:
+    def apply(self, engine: Engine) -> None:
         group, before = engine.placement.group_of(self.to), engine.last_client
         is_near = engine.placement.group_of(before) == group
         trained = dict(engine.segments_of(before)) if is_near else {}
@@ -104,7 +104,7 @@ class PassWeights(Action):
                 engine.channel.send("weights", giver, taker, values)
 
     @override
-    def leaked(self, engine: LocalEngine) -> set[str]:
+    def leaked(self, engine: Engine) -> set[str]:
         parts = WEIGHTS if self.optimizer_state == "keep" else PARTS
         return {
             name
@@ -166,7 +166,7 @@ class Contribute(Action):
     closes = True
 
     @override
-    def apply(self, engine: LocalEngine) -> None:
+    def apply(self, engine: Engine) -> None:
         sent: dict[str, Values] = {}
         for store, name in engine.segments_of(self.client):
             if role_of(name) in self.roles:
@@ -188,7 +188,7 @@ class Average(Action):
     closes = True
 
     @override
-    def apply(self, engine: LocalEngine) -> None:
+    def apply(self, engine: Engine) -> None:
         sent: dict[str, Values] = {}
         for store in engine.stores:
             roles = self._roles_in(store)
@@ -209,7 +209,7 @@ class Average(Action):
         engine.changed()
 
     @override
-    def leaked(self, engine: LocalEngine) -> set[str]:
+    def leaked(self, engine: Engine) -> set[str]:
         found: set[str] = set()
         for store in engine.stores:
             roles = self._roles_in(store)
@@ -239,7 +239,7 @@ class Average(Action):
 
 def _contribute(
     action: Contribute | Average,
-    engine: LocalEngine,
+    engine: Engine,
     store: StateStore,
     name: str,
     sent: dict[str, Values],
@@ -265,7 +265,7 @@ def _contribute(
     engine.changed()
 
 
-def _send_to_mean(engine: LocalEngine, sent: Mapping[str, Values]) -> None:
+def _send_to_mean(engine: Engine, sent: Mapping[str, Values]) -> None:
     for name, values in sent.items():
         engine.channel.send("weights", name, AGGREGATOR, values)
 
@@ -282,7 +282,7 @@ class Synchronize(Action):
     parts: tuple[Part, ...] = WEIGHTS
 
     @override
-    def apply(self, engine: LocalEngine) -> None:
+    def apply(self, engine: Engine) -> None:
         if engine.accumulated:
             return
         payloads: dict[str, Values] = {}
@@ -308,7 +308,7 @@ class Begin(Action):
     buffers: Buffers = "average"
 
     @override
-    def apply(self, engine: LocalEngine) -> None:
+    def apply(self, engine: Engine) -> None:
         received: dict[str, Values] = {}
         parts = _moving(self.optimizer_state, self.buffers)
         for store, name in engine.segments_of(self.client, "client"):
@@ -336,7 +336,7 @@ class Send(Action):
     batch: Planned
 
     @override
-    def apply(self, engine: LocalEngine) -> None:
+    def apply(self, engine: Engine) -> None:
         key = (self.batch.client_id, self.batch.number)
         kept: dict[str, dict[int, Any]] = {}
         for store, name in engine.segments_of(self.batch.client_id, "client"):
@@ -360,7 +360,7 @@ class Mix(Action):
     closes = True
 
     @override
-    def apply(self, engine: LocalEngine) -> None:
+    def apply(self, engine: Engine) -> None:
         share = (1 + self.age) ** -self.exponent
         payloads: dict[str, Values] = {}
         parts = _moving(self.optimizer_state, self.buffers)
@@ -394,7 +394,7 @@ class Mix(Action):
             engine.channel.send("weights", name, AGGREGATOR, values)
 
     @override
-    def leaked(self, engine: LocalEngine) -> set[str]:
+    def leaked(self, engine: Engine) -> set[str]:
         return {
             name
             for store in engine.stores

@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from split_lightning.engines.local import LocalEngine
+from split_lightning.engines.engine import Engine
 from split_lightning.engines.server_first import ServerFirst
 from split_lightning.party import Party
 from split_lightning.protocols.actions import (
@@ -84,7 +84,7 @@ class CycleSL(Protocol):
             yield Average(("client",), self.policy)
 
     @override
-    def serve(self, party: Party, engine: LocalEngine) -> Any:
+    def serve(self, party: Party, engine: Engine) -> Any:
         def sizes(num_samples: int) -> list[int]:
             size = self.server_batch_size or num_samples
             return sizes_of(num_samples, size, engine.least_samples)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import pytorch_lightning as pl
 from typing_extensions import override
 
-from split_lightning.engines.local import Cohort, LocalEngine
+from split_lightning.engines.engine import Cohort, Engine
 from split_lightning.party import Party
 from split_lightning.protocols.actions import Action, Buffers, OptimizerState
 from split_lightning.protocols.plan import Step, steps_of
@@ -118,7 +118,7 @@ class Protocol(pl.Callback, ABC):
             return 1
         return min(self.clients_per_round or num_clients, num_clients)
 
-    def serve(self, party: Party, engine: LocalEngine) -> Any:
+    def serve(self, party: Party, engine: Engine) -> Any:
         """Returns what computes for a server: its party, or what wraps it."""
         return party
 
@@ -163,7 +163,7 @@ class Protocol(pl.Callback, ABC):
         if not pl_module.skipped_batches:  # these were not averaged
             self.require_no_leak(pl_module.engine)
 
-    def require_no_leak(self, engine: LocalEngine) -> None:
+    def require_no_leak(self, engine: Engine) -> None:
         """Stops where parties remember what they gave up in the round.
 
         Raises:

@@ -1,4 +1,4 @@
-"""`LocalEngine`: all parties in this process, with few live copies of each segment."""
+"""`Engine`: all parties in this process, with few live copies of each segment."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Live(NamedTuple):
     counted: list[tuple[Counter[str], str, int]]
 
 
-class LocalEngine:
+class Engine:
     """Carries out plans in this process.
 
     Args:
@@ -101,7 +101,7 @@ class LocalEngine:
         self.backward_pass: BackwardPass = torch.autograd.backward
         self.party_type: Callable[..., Any] = Party
         self.clip: Callable[[list[nn.Parameter]], Any] | None = None
-        self.serve: Callable[[Party, LocalEngine], Any] = _itself
+        self.serve: Callable[[Party, Engine], Any] = _itself
         self.raw: Mapping[str, Optimizer] = {}
         self._parameters: list[nn.Parameter] = []
         self.least_samples = 1  # that BatchNorm of a server needs in a batch
@@ -193,7 +193,7 @@ class LocalEngine:
         unsplit_at: str | None,
         cohort: Cohort | None,
         joint_norm: bool,
-        serve: Callable[[Party, LocalEngine], Any],
+        serve: Callable[[Party, Engine], Any],
     ) -> None:
         """Prepares for a protocol.
 
@@ -474,5 +474,5 @@ class LocalEngine:
             self.spill.close()
 
 
-def _itself(party: Party, engine: LocalEngine) -> Any:
+def _itself(party: Party, engine: Engine) -> Any:
     return party
