@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TypeAlias
 
 from split_lightning.message import Computed, Kind, Message, Values
@@ -38,11 +39,16 @@ class Channel:
         kind: Kind,
         sender: str,
         receiver: str,
-        payload: Values,
+        payload: Values | Future[Values],
         step: int = 0,
         cut: int = 0,
     ) -> Values:
-        """Sends a payload from one party to another; returns it as it arrives."""
+        """Sends a payload from one party to another; returns it as it arrives.
+
+        A future is a payload that comes from another process.
+        """
+        if isinstance(payload, Future):
+            payload = payload.result()
         message = Message(kind, sender, receiver, payload, step, cut)
         self.recent.append(message)
         for observer in self.observers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,7 +21,9 @@ from split_lightning.channel import Channel
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import ClientBatch, TrainLoader
 from split_lightning.engines.engine import Engine
-from split_lightning.engines.networks import Networks
+from split_lightning.engines.networks import Networks, Score
+from split_lightning.engines.remote import NO_SITES, SampleRef
+from split_lightning.engines.site import Site
 from split_lightning.finite import NotFinite
 from split_lightning.observers.traffic import Traffic
 from split_lightning.processes import summed
@@ -409,6 +412,10 @@ class SplitLightningModule(pl.LightningModule):
                 "Expected batches of a SplitDataModule to validate on, which name a "
                 f"client, but got {type(batch).__name__}. Pass datamodule=data."
             )
+        if batch.ref is not None:
+            score = self._score("val", batch.client_id, batch.ref)
+            self.clients.add_right(batch, score.right)
+            return None
         logits = self._evaluate("val", batch.client_id, batch.inputs, batch.targets)
         self.clients.add_logits(batch, logits)
         return logits  # for callbacks
@@ -418,13 +425,20 @@ class SplitLightningModule(pl.LightningModule):
         self.clients.end_validation(self)
 
     @override
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
+    def test_step(
+        self, batch: tuple[Tensor, Tensor] | ClientBatch, batch_idx: int
+    ) -> Tensor | None:
         """Tests each distinct network; the metrics are means over them.
 
         Returns:
             The logits of each network in turn, `(networks * B, K)`.
         """
         clients = self.networks.representatives() or [self.engine.last_client]
+        if isinstance(batch, ClientBatch) and batch.ref is not None:
+            for client in clients:
+                planned = batch.ref.planned._replace(client_id=client)
+                self._score("test", client, replace(batch.ref, planned=planned))
+            return None
         found = [self._evaluate("test", client, *batch) for client in clients]
         logits = [own for own in found if own is not None]
         return torch.cat(logits) if logits else None
@@ -439,14 +453,28 @@ class SplitLightningModule(pl.LightningModule):
             logits = self.networks.predict(client_id, self.laid_out(inputs))
             metrics["accuracy"].update(logits, targets)
             metrics["loss"].update(self.task.loss(logits, targets), len(targets))
+        self._log_evaluation(part, len(targets))
+        return logits
+
+    def _score(self, part: str, client_id: int, ref: SampleRef) -> Score:
+        """Evaluates samples at a client's site."""
+        metrics: Any = self.task.metrics[part]
+        score = self.networks.score(client_id, ref)
+        metrics["loss"].update(score.loss, score.num_samples)
+        wrong = torch.arange(score.num_samples) >= score.right  # right ones first
+        metrics["accuracy"].update(wrong.long(), torch.zeros(score.num_samples).long())
+        self._log_evaluation(part, score.num_samples)
+        return score
+
+    def _log_evaluation(self, part: str, num_samples: int) -> None:
+        metrics: Any = self.task.metrics[part]
         for name, metric in metrics.items():
             self.log(
                 f"{part}/{name}",
                 metric,
-                batch_size=len(targets),
+                batch_size=num_samples,
                 prog_bar=part == "val" or name == "accuracy",
             )
-        return logits
 
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -484,6 +512,7 @@ class SplitLightningModule(pl.LightningModule):
         require_cut(self, protocol)  # before the engine is prepared for it
         self.follow(protocol, data.num_clients)
         data.protocol = protocol
+        data.at_sites = self.engine.sites is not NO_SITES
         require_fit(self, trainer, data, protocol)
 
     def follow(self, protocol: Protocol, num_clients: int) -> None:
@@ -498,6 +527,22 @@ class SplitLightningModule(pl.LightningModule):
         )
         together = protocol.num_together(num_clients)
         self.engine.make_room(1 if protocol.cohort else together)
+
+    def as_site(self, data: SplitDataModule, protocol: Protocol) -> Site:
+        """Returns a site: it computes for clients of a Trainer in another process.
+
+        Args:
+            data: The clients' samples, set up to fit.
+            protocol: The protocol of the run.
+        """
+        require_cut(self, protocol)
+        self.follow(protocol, data.num_clients)
+        data.protocol = protocol
+        optimizers, _ = self.configure_optimizers()
+        by_role = dict(zip(self.optimizer_names, optimizers, strict=True))
+        self.engine.use(by_role, by_role)
+        self.train()
+        return Site(self.engine, data.load)
 
     @override
     def setup(self, stage: str) -> None:

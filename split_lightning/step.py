@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from concurrent.futures import Future
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,14 +72,15 @@ class Batch(NamedTuple):
     """The batch of one client in a step.
 
     Attributes:
-        inputs: Its samples, of shape `(B, ...)`.
-        targets: Their labels, of shape `(B,)`.
+        inputs: Its samples, of shape `(B, ...)`; or what stands for them, for a party
+            at another site.
+        targets: Their labels, of shape `(B,)`; or what stands for them.
         share: The weight of its gradient in a mean over clients that share a state;
             `None`: there is no mean.
     """
 
-    inputs: Tensor
-    targets: Tensor
+    inputs: Any
+    targets: Any
     share: Tensor | None = None
 
 
@@ -154,16 +156,18 @@ class _Flow:
                 for sender, own in arriving[client]:
                     if sender and sender != name:
                         own = send("smashed", sender, name, own, self.number, depth - 1)
-                    values += own
+                    values += _here(own)
                 several.append(values)
                 sizes.append(self.sizes[client])
                 way = self.route.labels[client]
                 if way.depth == depth and way.sender != way.receiver:
+                    own = self.targets[client]
+                    labels = (own,) if isinstance(own, Tensor) else own.labels
                     (self.targets[client],) = send(
                         "labels",
                         way.sender,
                         way.receiver,
-                        (self.targets[client],),
+                        labels,
                         self.number,
                         depth - 1,
                     )
@@ -179,10 +183,14 @@ class _Flow:
         losses = [torch.empty(0)] * len(self.batches)
         gradients: list[dict[str, Values]] = [{} for _ in self.batches]
         total: Tensor | None = None
+        begun = list[tuple[list[Member], list[Tensor] | None, Any]]()
         for party, members, is_client in self.route.visits[depth]:
             targets = [self.targets[member.client] for member in members]
             weights, shares = self._weights(members, is_client)
             found = party.loss((self.number, depth), targets, weights, shares, scale)
+            begun.append((members, weights, found))
+        for members, weights, found in begun:
+            found = _here(found)
             total = found.total if weights is None else None
             returned = zip(members, found.own, found.gradients, strict=True)
             for (client, name, _), own, values in returned:
@@ -218,8 +226,9 @@ class _Flow:
         self.returned = [{} for _ in self.batches]
         for client, by_name in enumerate(gradients):
             for name, values in by_name.items():
-                start = 0
-                for sender, own in self.sent[depth][client]:
+                values, start = _here(values), 0
+                for sender, sent in self.sent[depth][client]:
+                    own = _here(sent)
                     part = values[start : start + len(own)]
                     start += len(own)
                     if sender != name:
@@ -253,3 +262,8 @@ class _Flow:
         for observer in self.channel.computations:
             for client, name, segment in members:
                 observer(Computed(name, segment, direction, self.sizes[client]))
+
+
+def _here(value: Any) -> Any:
+    """Returns a value, once it is there: a party at another site returns a future."""
+    return value.result() if isinstance(value, Future) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import (
     Callable,
@@ -28,6 +29,14 @@ Fit: TypeAlias = Callable[[nn.Parameter, dict[str, Any]], dict[str, Any]]
 
 WEIGHTS: tuple[Part, ...] = ("parameters", "buffers")
 PARTS: tuple[Part, ...] = (*WEIGHTS, "optimizer")
+
+
+class StateAway(ABC):
+    """A state at rest that is not in this process."""
+
+    @abstractmethod
+    def fetch(self) -> State:
+        """Returns the state, once it is here."""
 
 
 class Seat(NamedTuple):
@@ -59,9 +68,12 @@ class StateStore:
     Attributes:
         seats: The live copies.
         roles: The roles of the parties that may have the segment.
-        own: The states at rest: by part, of each party that has one of its own. The
+        own: The states at rest: by part, of each party that has one of its own, or
+            what fetches it from elsewhere (`StateAway`). The
             momentum of a client that waits is in `own["optimizer"]`.
         common: The common state of each role, by part; empty where no party needs it.
+        start: The state from which every party begins, by part; empty before it is
+            needed.
         newest: The party whose state alone is the common one; `None`: there is none.
         last: The party that had the weights last, for each group of clients that pass
             them on.
@@ -81,7 +93,7 @@ class StateStore:
         self.optimizers: Mapping[str, Optimizer] = {}
         self._persistent = set(self.seats[0].module.state_dict())
         self._weights = [p for p in WEIGHTS if self._view(0, p)]  # what it has of them
-        self.own: dict[Part, MutableMapping[str, State]] = {p: at_rest() for p in PARTS}
+        self.own: dict[Part, MutableMapping[str, Any]] = {p: at_rest() for p in PARTS}
         self.forget()
 
     def forget(self) -> None:
@@ -89,6 +101,7 @@ class StateStore:
         self._names: list[dict[Part, str | None]] = [
             dict.fromkeys(PARTS) for _ in self.seats
         ]
+        self.start: dict[Part, State] = {}
         self.common: dict[str, dict[Part, State]] = {role: {} for role in self.roles}
         self.last: dict[int, str] = {}
         self.samples: Counter[str] = Counter()
@@ -165,8 +178,8 @@ class StateStore:
     def remember_start(self) -> None:
         """Keeps the state of the start, from which every party begins."""
         if not any(self.common.values()):
-            start = {part: clone(self._view(0, part)) for part in WEIGHTS}
-            self.common = {role: dict(start) for role in self.roles}
+            self.start = {part: clone(self._view(0, part)) for part in WEIGHTS}
+            self.common = {role: dict(self.start) for role in self.roles}
 
     # How states move
 
@@ -178,7 +191,7 @@ class StateStore:
             if seat is not None:
                 self._names[seat][part] = taker
             elif at_rest is not None:
-                self.own[part][taker] = at_rest
+                self.own[part][taker] = _here(at_rest)
         self.samples[taker] += self.samples.pop(giver, 0)
 
     def adopt(self, name: str, parts: Iterable[Part]) -> None:
@@ -229,7 +242,7 @@ class StateStore:
             return self._view(seat, part)
         own = self.own[part].get(name)
         if own is not None:
-            return own
+            return _here(own)
         common = self.common[role_of(name)].get(part)
         if common is not None:
             return common
@@ -349,6 +362,11 @@ class StateStore:
         for part, states in self.own.items():
             states.clear()
             states.update(state["own"][part])
+
+
+def _here(state: State | StateAway) -> State:
+    """Returns a state at rest; it comes from where it is."""
+    return state.fetch() if isinstance(state, StateAway) else state
 
 
 def clone(value: Any) -> Any:

@@ -25,6 +25,7 @@ from split_lightning.data.partitioners import new_partitioner
 from split_lightning.data.samples import check_alike, classes_of, load, read_samples
 from split_lightning.data.scaling import check_statistics, is_measured, normalized
 from split_lightning.data.sources import Images, ImageSource
+from split_lightning.engines.remote import SampleRef
 from split_lightning.processes import processes_of
 from split_lightning.protocols.least_batch import LeastBatch
 from split_lightning.protocols.plan import Step
@@ -79,6 +80,8 @@ class SplitDataModule(pl.LightningDataModule):
         parts: For each client the positions in the training set of the samples that
             it trains on; from `setup` on.
         val_parts: For each client the positions of those that it validates on.
+        at_sites: Whether the samples are at the clients' sites; the loaders then yield
+            their shapes, and what names them.
         least: How small a training batch may be; a `SplitLightningModule` sets it for
             its network before training.
 
@@ -147,7 +150,9 @@ class SplitDataModule(pl.LightningDataModule):
         self.parts: list[Tensor] = []
         self.val_parts: list[Tensor] = []
         self.least = LeastBatch()
+        self.at_sites = False
         self._counted: tuple[bool, list[int]] | None = None
+        self._loaders: dict[str, Any] = {}  # of what is loaded by name
         self._train: Images | None = None
         self._test: Images | None = None
 
@@ -196,7 +201,13 @@ class SplitDataModule(pl.LightningDataModule):
         return self.normalize(torch.cat([first, largest[None]]))
 
     def _on_device(self, images: Images) -> Images:
-        """Returns samples on the Trainer's GPU, if there is one and they fit well."""
+        """Returns samples on the Trainer's GPU, if there is one and they fit well.
+
+        Where they are at sites, only their shapes.
+        """
+        if self.at_sites:
+            inputs, targets = images.inputs.to("meta"), images.targets.to("meta")
+            return images._replace(inputs=inputs, targets=targets)
         if self.trainer is None or self.augmentation is not None:
             return images
         device = self.trainer.strategy.root_device
@@ -242,7 +253,7 @@ class SplitDataModule(pl.LightningDataModule):
             self.new_round,
             self.normalize,
             self.seed,
-            self.augmentation,
+            None if self.at_sites else self.augmentation,
             processes_of(self.trainer),
             self._lacking(train=True),
         )
@@ -262,6 +273,7 @@ class SplitDataModule(pl.LightningDataModule):
     @override
     def val_dataloader(self) -> ValidationLoader | list[ValidationLoader]:
         train = self._need(self._train)
+        train = self._on_device(train) if self.at_sites else train
         if not any(map(len, self.val_parts)):
             return []
         return ValidationLoader(
@@ -276,6 +288,7 @@ class SplitDataModule(pl.LightningDataModule):
     @override
     def test_dataloader(self) -> EvaluationLoader:
         test = self._need(self._test)
+        test = self._on_device(test) if self.at_sites else test
         processes = processes_of(self.trainer)
         return EvaluationLoader(
             test, self.batch_size, self.normalize, processes, self._lacking(train=False)
@@ -284,6 +297,17 @@ class SplitDataModule(pl.LightningDataModule):
     @override
     def predict_dataloader(self) -> EvaluationLoader:
         return self.test_dataloader()
+
+    def load(self, ref: SampleRef) -> tuple[Tensor, Tensor]:
+        """Returns the inputs and the labels that the process with the Trainer names."""
+        if not self._loaders:
+            self._loaders = {
+                "train": self.train_dataloader(),
+                "val": self.val_dataloader(),
+                "test": self.test_dataloader(),
+            }
+        found: tuple[Tensor, Tensor] = self._loaders[ref.part].load(ref)
+        return found
 
     def _lacking(self, train: bool) -> Lacking | None:
         """Returns which holders lack which samples of a set."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from split_lightning.data.missing_parts import Lacking
 from split_lightning.data.sources import Images
+from split_lightning.engines.remote import SampleRef
 from split_lightning.processes import ONE_PROCESS, Processes
 from split_lightning.protocols.plan import Step
 from split_lightning.protocols.protocol import Protocol
@@ -31,6 +32,7 @@ class ClientBatch(NamedTuple):
             another process, and do not count.
         size: Number of samples of the client's whole batch; `None`: those that are
             here.
+        ref: Names the samples, where they are at the client's site.
     """
 
     client_id: int
@@ -39,6 +41,7 @@ class ClientBatch(NamedTuple):
     ends_turn: bool
     share: float = 1.0
     size: int | None = None
+    ref: SampleRef | None = None
 
     @property
     def num_samples(self) -> int:
@@ -111,6 +114,7 @@ class TrainLoader:
         if epoch != self.epoch:
             self.epoch, self._done, self._resumes = epoch, 0, False
             self._is_over = False
+            self._orders.clear()
 
     @property
     def sampler(self) -> TrainLoader:
@@ -187,10 +191,24 @@ class TrainLoader:
             if self.processes.world_size > 1:
                 mine, share = self.processes.share_of(size)
                 own, labels = own[mine], labels[mine]
+            ref = self._ref(batch)
             batches.append(
-                ClientBatch(batch.client_id, own, labels, batch.ends_turn, share, size)
+                ClientBatch(
+                    batch.client_id, own, labels, batch.ends_turn, share, size, ref
+                )
             )
         return batches
+
+    def _ref(self, batch: Planned) -> SampleRef | None:
+        """Names the samples of a batch, where they are not here."""
+        is_here = not self.images.inputs.is_meta
+        return None if is_here else SampleRef("train", self.epoch, batch)
+
+    def load(self, ref: SampleRef) -> tuple[Tensor, Tensor]:
+        """Returns the inputs and the labels that another process names."""
+        self.set_epoch(ref.round)
+        (batch,) = self._load([ref.planned])
+        return batch.inputs, batch.targets
 
     def _positions(self, batch: Planned) -> Tensor:
         """Returns where the samples of a batch are in the data set."""
@@ -277,7 +295,19 @@ class ValidationLoader:
                 inputs = _inputs_of(self.images, own, self.normalize, self.lacking)
                 targets, ends = self.images.targets[own], number == len(batches)
                 share = len(own) / len(chosen)
-                yield ClientBatch(client_id, inputs, targets, ends, share)
+                ref = None
+                if inputs.is_meta:
+                    start = (number - 1) * self.batch_size
+                    last = Planned(client_id, number, 0, start, len(own), ends, ends)
+                    ref = SampleRef("val", 0, last)
+                yield ClientBatch(client_id, inputs, targets, ends, share, ref=ref)
+
+    def load(self, ref: SampleRef) -> tuple[Tensor, Tensor]:
+        """Returns the inputs and the labels that another process names."""
+        batch = ref.planned
+        own = self.parts[batch.client_id][batch.start :][: batch.num_samples]
+        inputs = _inputs_of(self.images, own, self.normalize, self.lacking)
+        return inputs, self.images.targets[own]
 
 
 class EvaluationLoader:
@@ -309,13 +339,27 @@ class EvaluationLoader:
         """Returns the number of batches."""
         return -(-len(self.images.targets) // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         """Yields normalised samples `(B, C, H, W)` and labels `(B,)`."""
         every = torch.arange(len(self.images.targets))
-        for chosen in torch.split(every, self.batch_size):
+        for number, chosen in enumerate(torch.split(every, self.batch_size)):
             own = chosen[self.processes.own]
             inputs = _inputs_of(self.images, own, self.normalize, self.lacking)
-            yield inputs, self.images.targets[own]
+            targets = self.images.targets[own]
+            if inputs.is_meta:  # each client has them
+                start = number * self.batch_size
+                named = Planned(0, number, 0, start, len(own), False, False)
+                ref = SampleRef("test", 0, named)
+                yield ClientBatch(0, inputs, targets, False, ref=ref)
+            else:
+                yield inputs, targets
+
+    def load(self, ref: SampleRef) -> tuple[Tensor, Tensor]:
+        """Returns the inputs and the labels that another process names."""
+        start = ref.planned.start
+        own = torch.arange(start, start + ref.planned.num_samples)
+        inputs = _inputs_of(self.images, own, self.normalize, self.lacking)
+        return inputs, self.images.targets[own]
 
 
 def _inputs_of(

@@ -1,4 +1,4 @@
-"""`Engine`: all parties in this process, with few live copies of each segment."""
+"""`Engine`: carries out plans, in this process or with parties at other sites."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ from torch.optim import Optimizer
 
 from split_lightning.batch_norm import Normalisation, is_only_mixer, statistics
 from split_lightning.channel import Channel
+from split_lightning.engines.remote import (
+    NO_SITES,
+    RemoteParty,
+    RemoteSite,
+    SampleRef,
+    Sites,
+    options_of,
+)
 from split_lightning.message import AGGREGATOR, Values, role_of
 from split_lightning.party import BackwardPass, Party, Stepping, step
 from split_lightning.placement import PartyType, Placement
@@ -54,6 +62,10 @@ class Samples(Protocol):
     def targets(self) -> Tensor:
         """Their labels, of shape `(B,)`."""
 
+    @property
+    def ref(self) -> SampleRef | None:
+        """Names them, where they are at the client's site."""
+
 
 class Live(NamedTuple):
     """What is live for the clients of a step, until states move.
@@ -73,9 +85,10 @@ class Live(NamedTuple):
 
 
 class Engine:
-    """Carries out plans in this process.
+    """Carries out plans, with few live copies of each segment.
 
     Args:
+        sites: The parties at other sites; `None`: all are in this process.
         spill_to: A folder for files of states at rest; they are removed in the end.
             `None`: in memory. A checkpoint has all of them, and is made in memory.
 
@@ -93,7 +106,10 @@ class Engine:
         last_client: The client that trained last; 0 before training.
     """
 
-    def __init__(self, spill_to: str | Path | None = None) -> None:
+    def __init__(
+        self, spill_to: str | Path | None = None, sites: Sites | None = None
+    ) -> None:
+        self.sites = sites or NO_SITES
         self.spill = None if spill_to is None else SpillFolder(spill_to)
         self.cohort: Cohort | None = None
         self.joint_norm = False
@@ -166,6 +182,7 @@ class Engine:
         # Of clients' batches on their way: by party and depth older parameters.
         self.stash: dict[tuple[int, int], dict[str, dict[int, State]]] = {}
         self.accumulated, self.number, self.last_client = 0, 0, 0
+        self._changes = 0
         self.seen: set[int] = set()
         self._live: Live | None = None
 
@@ -286,7 +303,9 @@ class Engine:
             scale: What the loss is multiplied by before the backward pass.
         """
         clients = tuple([own.client_id for own in several])
-        batches = [Batch(own.inputs, own.targets) for own in several]
+        batches = [
+            Batch(own.ref or own.inputs, own.ref or own.targets) for own in several
+        ]
         if self.cohort == "mean" and len(batches) > 1:
             sizes = [len(own.targets) for own in several]
             shares = [torch.tensor(size) / sum(sizes) for size in sizes]
@@ -310,7 +329,7 @@ class Engine:
                 "Expected the clients of a step to share a server, but those of "
                 f"{list(clients)} do not."
             )
-        segments: dict[str, dict[int, Seat]] = {}
+        segments: dict[str, dict[int, Any]] = {}
         members: list[list[Member]] = [[] for _ in range(self.num_depths)]
         counted = list[tuple[Counter[str], str, int]]()
         for number, store in enumerate(self.stores):
@@ -324,7 +343,13 @@ class Engine:
             is_passed_on = bool(store.last) and self.placement.num_groups == 1
             if self.placement.num_clients > 1 and not is_passed_on:
                 store.remember_start()
-            for name, seat in store.check_out(wanted).items():
+            sites = {name: self.sites.of(name) for name in wanted}
+            for name, site in sites.items():
+                if site is not None:
+                    site.place(store, number, name)
+                    segments.setdefault(name, {})[store.depth] = None
+            here = [name for name, site in sites.items() if site is None]
+            for name, seat in store.check_out(here).items():
                 segments.setdefault(name, {})[store.depth] = seat
         parties = {
             name: self._party(name, own, clients) for name, own in segments.items()
@@ -358,8 +383,13 @@ class Engine:
         return Labels(self.placement.label_party(client), last, depth)
 
     def _party(
-        self, name: str, segments: Mapping[int, Seat], clients: tuple[int, ...]
+        self, name: str, segments: Mapping[int, Any], clients: tuple[int, ...]
     ) -> Any:
+        site = self.sites.of(name)
+        if site is not None:
+            ways = [self.way_of_labels(client) for client in clients]
+            sends = any(own.sender == name != own.receiver for own in ways)
+            return RemoteParty(name, site, list(segments), sends)
         normalisation: Normalisation = "joint"
         if self.cohort and not self.joint_norm and role_of(name) == "client":
             mixes = all(is_only_mixer(seat.module) for seat in segments.values())
@@ -378,6 +408,13 @@ class Engine:
     def step(self) -> None:
         """Steps the optimizers of the parties of the last step."""
         self.accumulated = 0
+        away: dict[RemoteSite, list[str]] = {}
+        for party in self.parties():
+            if isinstance(party, RemoteParty):
+                away.setdefault(party.site, []).append(party.name)
+        for site, names in away.items():
+            roles = dict.fromkeys(map(role_of, names))
+            site.step(names, {role: options_of(self.raw[role]) for role in roles})
         step(self.parties(), self.optimizers, self.clip)
 
     def step_one(self, party: Party) -> None:
@@ -423,6 +460,12 @@ class Engine:
     def changed(self) -> None:
         """Notes that states moved: the next step looks them up."""
         self._live = None
+        self._changes += 1
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Is the same as long as no state changes."""
+        return self.number, self._changes
 
     # Checkpoints
 

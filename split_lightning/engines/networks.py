@@ -4,16 +4,39 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from split_lightning.engines.engine import Engine
-from split_lightning.message import Values, role_of
+from split_lightning.engines.remote import RemoteSite, SampleRef
+from split_lightning.message import Values, as_values, role_of
 from split_lightning.models.stage import stage_of
 from split_lightning.store import StateStore
+from split_lightning.task import Task
 from split_lightning.topologies.topology import Topology
+
+
+class Score(NamedTuple):
+    """How good a network is on some samples.
+
+    Attributes:
+        loss: Their mean loss.
+        right: The number of samples that are classified right.
+        num_samples: The number of samples.
+    """
+
+    loss: Tensor
+    right: int
+    num_samples: int
+
+
+def score_of(task: Task, outputs: Values, labels: Tensor) -> Score:
+    """Returns how good a network's outputs are."""
+    logits = task.logits(outputs)
+    right = int((logits.argmax(dim=1) == labels).sum())
+    return Score(task.loss(logits, labels), right, len(labels))
 
 
 class Networks:
@@ -36,10 +59,47 @@ class Networks:
             for number, name in self._states(client_id):
                 store = self.engine.stores[number]
                 if store.depth == depth:
-                    outputs = _evaluate(store, name, flow)
+                    outputs = evaluated(store, name, flow)
                     sent += outputs if isinstance(outputs, tuple) else (outputs,)
             flow = sent
         return self.engine.task.logits(flow)
+
+    def score(self, client_id: int, ref: SampleRef) -> Score:
+        """Returns how good a client's network is on samples at the client's site."""
+        placement, sites = self.engine.placement, self.engine.sites
+        names = placement.of(client_id)
+        flow: Values = (ref,)
+        for depth in range(self.engine.num_depths):
+            sent: Values = ()
+            for number, name in self._states(client_id):
+                store = self.engine.stores[number]
+                if store.depth != depth:
+                    continue
+                site = sites.of(names[number] or "")
+                if site is None:
+                    sent += as_values(evaluated(store, name, flow))
+                    continue
+                site.lend(store, number, name, self.engine.version)
+                if depth == self.engine.num_depths - 1:
+                    found = site.call("score", number, name, flow, ref).result()
+                    return Score(*found)
+                stays = self._stays(client_id, depth, site)
+                sent += site.call("evaluate", number, name, flow, stays).result()
+            flow = sent
+        site = sites.of(placement.label_party(client_id))
+        assert site is not None
+        (labels,) = site.call("labels", ref).result()
+        return score_of(self.engine.task, flow, labels)
+
+    def _stays(self, client_id: int, depth: int, site: RemoteSite) -> bool:
+        """Returns whether what is behind a depth is computed at the same site."""
+        names = self.engine.placement.of(client_id)
+        following = {
+            self.engine.sites.of(name)
+            for store, name in zip(self.engine.stores, names, strict=True)
+            if name is not None and store.depth == depth + 1
+        }
+        return following == {site}
 
     def segments(self, client_id: int) -> Iterator[tuple[int, str, nn.Module]]:
         """Yields the segments of a client's network: number, party and module.
@@ -152,7 +212,7 @@ class Networks:
             yield number, self.engine.stores[number].origin(name)
 
 
-def _evaluate(store: StateStore, name: str, inputs: Values) -> Any:
+def evaluated(store: StateStore, name: str, inputs: Values) -> Any:
     """Returns what a segment returns with the weights of a party."""
     module = store.live(name)
     if module is not None:

@@ -31,6 +31,7 @@ class Samples(NamedTuple):
     client_id: int
     inputs: Tensor
     targets: Tensor
+    ref: None = None
 
 
 class DryRun:

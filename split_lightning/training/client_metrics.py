@@ -58,10 +58,15 @@ class ClientMetrics:
 
     def add_logits(self, batch: ClientBatch, logits: Tensor | None) -> None:
         """Counts a client's right predictions on its own samples."""
-        right, count = self._right.get(batch.client_id, (0, 0))
+        right: Tensor | int = 0
         if logits is not None:
-            right = right + (logits.argmax(dim=1) == batch.targets).sum()
-        self._right[batch.client_id] = (right, count + len(batch.targets))
+            right = (logits.argmax(dim=1) == batch.targets).sum()
+        self.add_right(batch, right)
+
+    def add_right(self, batch: ClientBatch, right: Tensor | int) -> None:
+        """Adds the number of a client's right predictions on its own samples."""
+        before, count = self._right.get(batch.client_id, (0, 0))
+        self._right[batch.client_id] = (before + right, count + len(batch.targets))
 
     def end_validation(self, module: SplitLightningModule) -> None:
         """Logs each client's accuracy."""

@@ -1,0 +1,248 @@
+"""Parties at other sites: what stands for them, their states and their samples here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from split_lightning.message import Values, role_of
+from split_lightning.party import Key, Losses
+from split_lightning.store import PARTS, WEIGHTS, Part, State, StateAway, StateStore
+
+
+class Call(NamedTuple):
+    """What a site is asked to do: the name of a method of `Site`, and its arguments."""
+
+    method: str
+    arguments: tuple[Any, ...]
+
+
+class RemoteSite:
+    """A site with parties, as the process with the Trainer sees it.
+
+    Args:
+        name: Such as `client-3`.
+        deliver: Takes a call to the site, in order; the future gets the reply.
+    """
+
+    def __init__(self, name: str, deliver: Callable[[Call], Future[Any]]) -> None:
+        self.name = name
+        self.deliver = deliver
+        self._options: dict[str, Any] = {}  # of optimizers, as the site knows them
+        # The common states that the site has, by segment, role and part. A state at
+        # rest is never modified, so it is known by its identity.
+        self._common: dict[tuple[int, str, Part], State | None] = {}
+        self._lent: dict[tuple[int, str], Any] = {}
+
+    def call(self, method: str, *arguments: Any) -> Future[Any]:
+        """Asks the site to do something; calls are carried out in order."""
+        return self.deliver(Call(method, arguments))
+
+    def place(self, store: StateStore, segment: int, party: str) -> None:
+        """Sees to it that a party has its state of a segment at the site."""
+        for part in PARTS:
+            own = store.own[part].get(party)
+            if isinstance(own, StateAway):
+                continue
+            if own is None:
+                self._adopt(store, segment, party, part)
+            else:
+                self.call("write", party, segment, part, own)
+            store.own[part][party] = _AtSite(self, party, segment, part)
+
+    def _adopt(self, store: StateStore, segment: int, party: str, part: Part) -> None:
+        """Lets a party continue from the common state; sends it where it is new."""
+        role = role_of(party)
+        common = store.common[role].get(part)
+        if part == "optimizer":
+            self.call("write", party, segment, part, common or {})
+            return
+        if common is store.start.get(part):
+            common = None  # which the site has from the beginning
+        key = segment, role, part
+        if self._common.get(key) is not common:
+            self.call("share", segment, role, part, common)
+            self._common[key] = common
+        self.call("adopt", party, segment, part)
+
+    def lend(self, store: StateStore, segment: int, party: str, token: Any) -> None:
+        """Sees to it that the site can evaluate a segment with a party's weights.
+
+        Args:
+            store: The states of the segment.
+            segment: Its number.
+            party: The party, which may be at another site.
+            token: Is the same as long as no state changes.
+        """
+        if self._lent.get((segment, party)) == token:
+            return
+        self._lent[segment, party] = token
+        for part in WEIGHTS:
+            own = store.own[part].get(party)
+            if own is None:
+                self._adopt(store, segment, party, part)
+            elif not isinstance(own, _AtSite):
+                self.call("write", party, segment, part, own)
+            elif own.site is not self:
+                self.call("write", party, segment, part, own.fetch())
+
+    def step(self, parties: Sequence[str], options: Mapping[str, Any]) -> Future[Any]:
+        """Lets parties step, with the options that their optimizers have now."""
+        new = {k: v for k, v in options.items() if self._options.get(k) != v}
+        self._options |= new
+        return self.call("step", list(parties), new)
+
+    def forget(self) -> None:
+        """Forgets what the site knows: it began anew."""
+        self._options, self._common, self._lent = {}, {}, {}
+
+
+class Sites(ABC):
+    """The sites of a run."""
+
+    @abstractmethod
+    def of(self, party: str) -> RemoteSite | None:
+        """Returns the site of a party; `None`: it is in this process."""
+
+
+class _NoSites(Sites):
+    @override
+    def of(self, party: str) -> RemoteSite | None:
+        return None
+
+
+NO_SITES = _NoSites()  # all parties are in this process
+
+
+def options_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Returns the plain options of an optimizer's groups, such as the learning rate."""
+    plain = (bool, int, float, str, tuple, list, type(None))
+    return [
+        {k: v for k, v in group.items() if k != "params" and isinstance(v, plain)}
+        for group in optimizer.param_groups
+    ]
+
+
+class _AtSite(StateAway):
+    """A part of a party's state that is at its site."""
+
+    def __init__(self, site: RemoteSite, party: str, segment: int, part: Part) -> None:
+        self.site = site
+        self.name = party, segment, part
+
+    def fetch(self) -> State:
+        state: State = self.site.call("read", *self.name).result()
+        return state
+
+
+class Kept(NamedTuple):
+    """Stands for a value that stays at a site.
+
+    Attributes:
+        number: Its number there.
+        requires_grad: Whether it needs a gradient.
+    """
+
+    number: int
+    requires_grad: bool
+
+
+@dataclass
+class SampleRef:
+    """Names samples that are at a client's site.
+
+    Attributes:
+        part: `train`, `val` or `test`.
+        round: The round that the batch is drawn as.
+        planned: The batch.
+        labels: The labels, once they are on their way.
+    """
+
+    part: str
+    round: int
+    planned: Any
+    labels: Future[Values] | None = None
+
+    def __len__(self) -> int:
+        return int(self.planned.num_samples)
+
+
+class RemoteParty:
+    """A party at another site. It takes the same calls as `Party`, for one client.
+
+    What it returns are futures; the channel waits for them.
+
+    Args:
+        name: Such as `client/3`.
+        site: Its site.
+        depths: The depths of its segments in the network.
+        sends_labels: Whether the party that computes the loss needs its labels.
+    """
+
+    def __init__(
+        self, name: str, site: RemoteSite, depths: Sequence[int], sends_labels: bool
+    ) -> None:
+        self.name, self.role = name, role_of(name)
+        self.site = site
+        self.depths = set(depths)
+        self.sends_labels = sends_labels
+
+    def forward(
+        self, key: Key, several: Sequence[Values], sizes: Sequence[int]
+    ) -> list[Any]:
+        """Has the site run a segment; returns the smashed data as a future."""
+        (values,) = several
+        stays = key[1] + 1 in self.depths
+        reply = self.site.call("forward", self.name, key, values, stays)
+        for value in values:
+            if isinstance(value, SampleRef) and self.sends_labels:
+                value.labels = self.site.call("labels", value)
+        return [reply]
+
+    def loss(
+        self,
+        key: Key,
+        targets: Sequence[Any],
+        weights: Sequence[Tensor] | None = None,
+        shares: Sequence[Tensor] | None = None,
+        scale: float = 1.0,
+    ) -> Future[Losses]:
+        """Has the site run stage 1 of the backward pass."""
+        weight = None if weights is None else weights[0]
+        reply = self.site.call("loss", self.name, key, targets[0], weight, scale)
+        return _then(reply, lambda found: Losses(found[0], [found[1]], [found[2]]))
+
+    def backward(
+        self,
+        key: Key,
+        gradients: Sequence[Values],
+        shares: Sequence[Tensor] | None = None,
+    ) -> list[Any]:
+        """Has the site run stage 2 of the backward pass."""
+        return [self.site.call("backward", self.name, key, gradients[0])]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Returns no parameters: they are at the site."""
+        return []
+
+
+def _then(future: Future[Any], change: Callable[[Any], Any]) -> Future[Any]:
+    """Returns a future of what a function makes of another's result."""
+    changed: Future[Any] = Future()
+
+    def finish(done: Future[Any]) -> None:
+        error = done.exception()
+        if error is None:
+            changed.set_result(change(done.result()))
+        else:
+            changed.set_exception(error)
+
+    future.add_done_callback(finish)
+    return changed

@@ -1,0 +1,208 @@
+"""`Site`: parties of a process without a Trainer; it carries out calls, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from split_lightning.engines.engine import Engine
+from split_lightning.engines.networks import evaluated, score_of
+from split_lightning.engines.remote import Kept, SampleRef
+from split_lightning.finite import NotFinite, are_finite
+from split_lightning.message import Values, as_values
+from split_lightning.party import Key, Party, step
+from split_lightning.placement import client_of
+from split_lightning.store import Part, State, StateStore, clone
+
+# Returns the inputs and labels of samples.
+Samples = Callable[[SampleRef], tuple[Tensor, Tensor]]
+
+
+class Site:
+    """Computes for some clients, with their segments, optimizers and samples.
+
+    What it does is a function of the calls, in order.
+
+    Args:
+        engine: Has the segments, with seats for all parties that train at once.
+        samples: Returns inputs and labels.
+    """
+
+    def __init__(self, engine: Engine, samples: Samples) -> None:
+        self.engine = engine
+        self.samples = samples
+        self.parties: dict[str, Party] = {}  # that compute until the next step
+        self._batch: tuple[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
+        self._kept: dict[int, Any] = {}
+        for store in engine.stores:
+            store.remember_start()
+
+    # Training
+
+    def forward(self, name: str, key: Key, values: Values, stays: bool) -> Values:
+        """Runs a segment of a party.
+
+        Args:
+            name: The party.
+            key: Names the call.
+            values: The inputs: tensors, or what stands for them.
+            stays: Whether the party itself needs the outputs next.
+
+        Returns:
+            The smashed data.
+        """
+        own = tuple(self._here(value) for value in values)
+        sizes = [len(own[0])]
+        (outputs,) = self._party(name).forward(key, [own], sizes)
+        return self._keep(outputs) if stays else outputs
+
+    def labels(self, samples: SampleRef) -> Values:
+        """Returns the labels of samples."""
+        return (self._load(samples)[1],)
+
+    def loss(
+        self, name: str, key: Key, targets: Any, weight: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor, Values]:
+        """Runs stage 1 of a party's backward pass.
+
+        Returns:
+            What it began from, the client's mean loss, and the gradients of what came.
+        """
+        if isinstance(targets, SampleRef):
+            targets = self._load(targets)[1]
+        weights = None if weight is None else [weight]
+        party = self.parties[name]
+        found = party.loss(key, [targets], weights, scale=scale)
+        if not are_finite([found.total]):
+            raise NotFinite("the loss")
+        (values,) = found.gradients
+        stays = key[1] - 1 in party.segments
+        return found.total, found.own[0], self._keep(values) if stays else values
+
+    def backward(self, name: str, key: Key, gradients: Values) -> Values:
+        """Runs stage 2 of a party's backward pass.
+
+        Returns:
+            The gradients of what came; nothing at depth 0.
+        """
+        own = tuple(map(self._here, gradients))
+        (values,) = self.parties[name].backward(key, [own])
+        if key[1] == 0:
+            return ()
+        stays = key[1] - 1 in self.parties[name].segments
+        return self._keep(values) if stays else values
+
+    def step(self, names: Sequence[str], options: Mapping[str, Any]) -> None:
+        """Steps parties.
+
+        Args:
+            names: The parties.
+            options: By role those options of its optimizer's groups that are new.
+
+        Raises:
+            NotFinite: If a gradient is not finite; nothing is stepped then.
+        """
+        for role, groups in options.items():
+            own = self.engine.raw[role].param_groups
+            for group, new in zip(own, groups, strict=True):
+                group.update(new)
+        parties = [self.parties[name] for name in names]
+        gradients = [p.grad for party in parties for p in party.parameters()]
+        if not are_finite(gradients):
+            raise NotFinite(f"a gradient of {', '.join(names)}")
+        step(parties, self.engine.optimizers, self.engine.clip)
+        self.parties = {}
+
+    # States
+
+    def read(self, party: str, segment: int, part: Part) -> State:
+        """Returns a part of a party's state."""
+        state: State = clone(self.engine.stores[segment].peek(party, part))
+        return state
+
+    def write(self, party: str, segment: int, part: Part, state: State) -> None:
+        """Gives a party a part of a state."""
+        store = self.engine.stores[segment]
+        store.drop(party, [part])
+        store.own[part][party] = state
+
+    def share(self, segment: int, role: str, part: Part, state: State | None) -> None:
+        """Sets the common state of a role; `None`: that of the start."""
+        store = self.engine.stores[segment]
+        store.common[role][part] = store.start[part] if state is None else state
+
+    def adopt(self, party: str, segment: int, part: Part) -> None:
+        """Lets a party continue from the common state."""
+        self.engine.stores[segment].adopt(party, [part])
+
+    # Evaluation
+
+    def evaluate(self, segment: int, party: str, values: Values, stays: bool) -> Values:
+        """Returns what a segment returns in evaluation, with a party's weights."""
+        outputs = self._evaluated(segment, party, values)
+        return self._keep(outputs) if stays else outputs
+
+    def score(
+        self, segment: int, party: str, values: Values, samples: SampleRef
+    ) -> tuple[Tensor, int, int]:
+        """Returns the mean loss, the number of samples that are right, and of all."""
+        outputs = self._evaluated(segment, party, values)
+        score = score_of(self.engine.task, outputs, self._load(samples)[1])
+        return score.loss, score.right, score.num_samples
+
+    def _evaluated(self, segment: int, party: str, values: Values) -> Values:
+        """Returns what a segment returns with a party's weights."""
+        own = tuple(map(self._here, values))
+        modules = [seat.module for seat in self.engine.stores[segment].seats]
+        for module in modules:
+            module.eval()
+        with torch.no_grad():
+            outputs = as_values(evaluated(self.engine.stores[segment], party, own))
+        for module in modules:
+            module.train()
+        return outputs
+
+    def _has(self, name: str, store: StateStore) -> bool:
+        """Returns whether a party has a segment."""
+        return (store, name) in self.engine.segments_of(client_of(name))
+
+    def _party(self, name: str) -> Party:
+        """Returns a party with its live segments, which it has until it steps."""
+        if name not in self.parties:
+            names = [*self.parties, name]
+            segments = {}
+            for store, own in self.engine.segments_of(client_of(name)):
+                if own == name:
+                    held = [n for n in names if self._has(n, store)]
+                    segments[store.depth] = store.check_out(held)[name]
+            self.parties[name] = Party(name, segments, self.engine.task)
+        return self.parties[name]
+
+    # Values that stand for others
+
+    def _here(self, value: Any) -> Any:
+        """Returns the tensor that something stands for."""
+        if isinstance(value, SampleRef):
+            return self._load(value)[0]
+        if isinstance(value, Kept):
+            return self._kept.pop(value.number)
+        return value
+
+    def _keep(self, values: Values) -> Values:
+        """Keeps values that stay at this site; returns what stands for them."""
+        found = []
+        for value in values:
+            number = len(self._kept)
+            self._kept[number] = value
+            found.append(Kept(number, getattr(value, "requires_grad", False)))
+        return tuple(found)
+
+    def _load(self, samples: SampleRef) -> tuple[Tensor, Tensor]:
+        """Returns inputs and labels; the last ones are at hand."""
+        key = samples.part, samples.round, *samples.planned
+        if self._batch is None or self._batch[0] != key:
+            self._batch = key, self.samples(samples)
+        return self._batch[1]
