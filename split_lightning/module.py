@@ -436,8 +436,7 @@ class SplitLightningModule(pl.LightningModule):
         clients = self.networks.representatives() or [self.engine.last_client]
         if isinstance(batch, ClientBatch) and batch.ref is not None:
             for client in clients:
-                planned = batch.ref.planned._replace(client_id=client)
-                self._score("test", client, replace(batch.ref, planned=planned))
+                self._score("test", client, replace(batch.ref, client_id=client))
             return None
         found = [self._evaluate("test", client, *batch) for client in clients]
         logits = [own for own in found if own is not None]

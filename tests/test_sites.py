@@ -1,6 +1,7 @@
 """Parties at other sites train to the same weights as in one process, bit for bit."""
 
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def on_the_wire(value):
     if isinstance(value, dict):
         return {key: on_the_wire(own) for key, own in value.items()}
     if isinstance(value, SampleRef):
-        return SampleRef(value.part, value.round, value.planned)
+        return replace(value, labels=None)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*map(on_the_wire, value))
     if isinstance(value, (tuple, list)):

@@ -202,12 +202,13 @@ class TrainLoader:
     def _ref(self, batch: Planned) -> SampleRef | None:
         """Names the samples of a batch, where they are not here."""
         is_here = not self.images.inputs.is_meta
-        return None if is_here else SampleRef("train", self.epoch, batch)
+        return None if is_here else SampleRef("train", self.epoch, *batch[:5])
 
     def load(self, ref: SampleRef) -> tuple[Tensor, Tensor]:
         """Returns the inputs and the labels that another process names."""
         self.set_epoch(ref.round)
-        (batch,) = self._load([ref.planned])
+        named = ref.client_id, ref.number, ref.pass_number, ref.start, ref.num_samples
+        (batch,) = self._load([Planned(*named, False, False)])
         return batch.inputs, batch.targets
 
     def _positions(self, batch: Planned) -> Tensor:
@@ -298,14 +299,12 @@ class ValidationLoader:
                 ref = None
                 if inputs.is_meta:
                     start = (number - 1) * self.batch_size
-                    last = Planned(client_id, number, 0, start, len(own), ends, ends)
-                    ref = SampleRef("val", 0, last)
+                    ref = SampleRef("val", 0, client_id, number, 0, start, len(own))
                 yield ClientBatch(client_id, inputs, targets, ends, share, ref=ref)
 
     def load(self, ref: SampleRef) -> tuple[Tensor, Tensor]:
         """Returns the inputs and the labels that another process names."""
-        batch = ref.planned
-        own = self.parts[batch.client_id][batch.start :][: batch.num_samples]
+        own = self.parts[ref.client_id][ref.start :][: ref.num_samples]
         inputs = _inputs_of(self.images, own, self.normalize, self.lacking)
         return inputs, self.images.targets[own]
 
@@ -348,16 +347,14 @@ class EvaluationLoader:
             targets = self.images.targets[own]
             if inputs.is_meta:  # each client has them
                 start = number * self.batch_size
-                named = Planned(0, number, 0, start, len(own), False, False)
-                ref = SampleRef("test", 0, named)
+                ref = SampleRef("test", 0, 0, number, 0, start, len(own))
                 yield ClientBatch(0, inputs, targets, False, ref=ref)
             else:
                 yield inputs, targets
 
     def load(self, ref: SampleRef) -> tuple[Tensor, Tensor]:
         """Returns the inputs and the labels that another process names."""
-        start = ref.planned.start
-        own = torch.arange(start, start + ref.planned.num_samples)
+        own = torch.arange(ref.start, ref.start + ref.num_samples)
         inputs = _inputs_of(self.images, own, self.normalize, self.lacking)
         return inputs, self.images.targets[own]
 

@@ -346,7 +346,7 @@ class Engine:
             sites = {name: self.sites.of(name) for name in wanted}
             for name, site in sites.items():
                 if site is not None:
-                    site.place(store, number, name)
+                    site.provide(store, number, name)
                     segments.setdefault(name, {})[store.depth] = None
             here = [name for name, site in sites.items() if site is None]
             for name, seat in store.check_out(here).items():

@@ -45,7 +45,7 @@ class RemoteSite:
         """Asks the site to do something; calls are carried out in order."""
         return self.deliver(Call(method, arguments))
 
-    def place(self, store: StateStore, segment: int, party: str) -> None:
+    def provide(self, store: StateStore, segment: int, party: str) -> None:
         """Sees to it that a party has its state of a segment at the site."""
         for part in PARTS:
             own = store.own[part].get(party)
@@ -156,22 +156,30 @@ class Kept(NamedTuple):
 
 @dataclass
 class SampleRef:
-    """Names samples that are at a client's site.
+    """Names samples at a client's site: a batch of a plan, or of an evaluation.
 
     Attributes:
         part: `train`, `val` or `test`.
-        round: The round that the batch is drawn as.
-        planned: The batch.
+        round: The round.
+        client_id: The client.
+        number: The number of the batch among the client's.
+        pass_number: The client's pass over its samples.
+        start: The position of the first sample in the order of the pass.
+        num_samples: Number of samples.
         labels: The labels, once they are on their way.
     """
 
     part: str
     round: int
-    planned: Any
+    client_id: int
+    number: int
+    pass_number: int
+    start: int
+    num_samples: int
     labels: Future[Values] | None = None
 
     def __len__(self) -> int:
-        return int(self.planned.num_samples)
+        return self.num_samples
 
 
 class RemoteParty:

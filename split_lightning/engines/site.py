@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class Site:
         self.engine = engine
         self.samples = samples
         self.parties: dict[str, Party] = {}  # that compute until the next step
-        self._batch: tuple[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
+        self._batch: tuple[SampleRef, tuple[Tensor, Tensor]] | None = None
         self._kept: dict[int, Any] = {}
         for store in engine.stores:
             store.remember_start()
@@ -138,6 +139,49 @@ class Site:
         """Lets a party continue from the common state."""
         self.engine.stores[segment].adopt(party, [part])
 
+    # What is saved
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what the site remembers between steps, in plain containers."""
+        optimizers = self.engine.raw.items()
+        return {
+            "stores": [self._saved(store) for store in self._stores()],
+            "optimizers": {role: own.state_dict() for role, own in optimizers},
+            "gradients": [p.grad for p in self.engine.parameters("client")],
+            "random": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from what `state_dict` returned."""
+        self.parties, self._kept, self._batch = {}, {}, None
+        for store, saved in zip(self._stores(), state["stores"], strict=True):
+            for seat, own in zip(store.seats, saved["live"], strict=True):
+                seat.module.load_state_dict(own)
+            for common in saved["states"]["common"].values():
+                for part in [part for part in common if common[part] is None]:
+                    common[part] = store.start[part]
+            store.load_state_dict(saved["states"])
+        for role, optimizer in self.engine.raw.items():
+            optimizer.load_state_dict(state["optimizers"][role])
+        pairs = zip(self.engine.parameters("client"), state["gradients"], strict=True)
+        for parameter, gradient in pairs:
+            parameter.grad = gradient
+        torch.set_rng_state(state["random"])
+
+    def _stores(self) -> list[StateStore]:
+        """Returns the states of the segments that clients may have."""
+        return [store for store in self.engine.stores if "client" in store.roles]
+
+    def _saved(self, store: StateStore) -> dict[str, Any]:
+        states = store.state_dict()
+        for common in states["common"].values():
+            for part in [p for p in common if common[p] is store.start.get(p)]:
+                common[part] = None  # that of the start
+        return {
+            "states": states,
+            "live": [seat.module.state_dict() for seat in store.seats],
+        }
+
     # Evaluation
 
     def evaluate(self, segment: int, party: str, values: Values, stays: bool) -> Values:
@@ -202,7 +246,6 @@ class Site:
 
     def _load(self, samples: SampleRef) -> tuple[Tensor, Tensor]:
         """Returns inputs and labels; the last ones are at hand."""
-        key = samples.part, samples.round, *samples.planned
-        if self._batch is None or self._batch[0] != key:
-            self._batch = key, self.samples(samples)
+        if self._batch is None or self._batch[0] != samples:
+            self._batch = replace(samples, labels=None), self.samples(samples)
         return self._batch[1]

@@ -1,0 +1,136 @@
+"""A site's end of gRPC: connects to the server, and answers its calls."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from split_lightning.engines.answers import Answers
+from split_lightning.engines.grpc_sites import METHOD, OPTIONS, SERVICE
+from split_lightning.engines.wire import Frame, decoded, encoded
+
+_logger = logging.getLogger(__name__)
+_REFUSED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAUTHENTICATED)
+
+
+class GrpcClient:
+    """Connects a site to the server, again where the connection breaks.
+
+    Args:
+        name: The site, such as `client-3`.
+        server: The server's address, such as `server.example:8443`.
+        certificates: The folder with `NAME.crt`, `NAME.key` and `authority.crt`.
+        agreed: Digests of what all have to agree on.
+        patience: For how many seconds to wait for a server that does not answer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        server: str,
+        certificates: str | Path,
+        agreed: Mapping[str, str],
+        patience: float = 600.0,
+    ) -> None:
+        self.name = name
+        self.server = server
+        self.certificates = Path(certificates)
+        self.agreed = dict(agreed)
+        self.patience = patience
+
+    def serve(self, answers: Answers, session: str | None = None) -> None:
+        """Answers calls until the server ends the run.
+
+        Raises:
+            RuntimeError: If the server refuses the site, or does not answer.
+        """
+        since = time.monotonic()
+        told = False
+        while True:
+            try:
+                with grpc.secure_channel(
+                    self.server, self._credentials(), OPTIONS
+                ) as channel:
+                    session, ended = self._answer(channel, answers, session)
+                if ended:
+                    return
+                since, told = time.monotonic(), False
+            except grpc.RpcError as error:
+                code: Any = error.code()  # type: ignore[attr-defined]
+                if code in _REFUSED:
+                    text = error.details()  # type: ignore[attr-defined]
+                    raise RuntimeError(
+                        f"The server refuses {self.name}: {text}."
+                    ) from error
+                if time.monotonic() - since > self.patience:
+                    raise RuntimeError(
+                        f"The server at {self.server} has not answered for "
+                        f"{self.patience:.0f} s."
+                    ) from error
+                if not told:
+                    _logger.warning(
+                        "%s waits for the server at %s, for %.0f s at most.",
+                        self.name,
+                        self.server,
+                        self.patience,
+                    )
+                    told = True
+                time.sleep(0.2)
+
+    def _answer(
+        self, channel: Any, answers: Answers, session: str | None
+    ) -> tuple[str, bool]:
+        """Answers calls over one connection; returns the session, and whether it ended."""
+        replies: queue.Queue[bytes | None] = queue.Queue()
+        hello = {
+            "site": self.name,
+            "agreed": self.agreed,
+            "session": session or "",
+            "saved": answers.saved,
+        }
+        replies.put(encoded(Frame("hello", 0, hello)))
+        connect = channel.stream_stream(f"/{SERVICE}/{METHOD}")
+        stream = connect(_until_none(replies))
+        try:
+            for data in stream:
+                frame = decoded(data)
+                if frame.kind == "welcome":
+                    session = self._begin(answers, session, frame.value)
+                elif frame.kind == "end":
+                    return session or "", True
+                else:
+                    reply = answers.answer(data)
+                    if reply is not None:
+                        replies.put(reply)
+        finally:
+            replies.put(None)
+        return session or "", False
+
+    def _begin(
+        self, answers: Answers, session: str | None, welcome: Mapping[str, Any]
+    ) -> str:
+        """Returns to what was saved, or begins anew where the server did."""
+        new: str = welcome["session"]
+        if session == new:
+            answers.resume()
+        elif session is not None:
+            answers.restart()
+        return new
+
+    def _credentials(self) -> Any:
+        read = [
+            (self.certificates / name).read_bytes()
+            for name in ("authority.crt", f"{self.name}.key", f"{self.name}.crt")
+        ]
+        return grpc.ssl_channel_credentials(*read)
+
+
+def _until_none(items: queue.Queue[bytes | None]) -> Iterator[bytes]:
+    while (item := items.get()) is not None:
+        yield item
