@@ -235,6 +235,7 @@ class SplitLightningModule(pl.LightningModule):
         self.clients = ClientMetrics()
         self.resumption = Resumption()
         self.skipped_batches = 0
+        self._agreed: dict[str, str] = {}
 
     @property
     def num_classes(self) -> int:
@@ -513,6 +514,16 @@ class SplitLightningModule(pl.LightningModule):
         data.protocol = protocol
         data.at_sites = self.engine.sites is not NO_SITES
         require_fit(self, trainer, data, protocol)
+        self._agreed = self.agreed(data) if data.at_sites else {}
+
+    def agreed(self, data: SplitDataModule) -> dict[str, str]:
+        """Returns what all sites of a run have to agree on before training, by key."""
+        keys = ("cut_layer", "labels", "label_holder", "num_classes", "channels_last")
+        found = {key: repr(self.hparams[key]) for key in keys}
+        found |= {key: str(value) for key, value in data.state_dict().items()}
+        del found["partition"]  # sites may have samples of their own
+        found["network"] = self.engine.digest()
+        return found
 
     def follow(self, protocol: Protocol, num_clients: int) -> None:
         """Prepares the engine for a protocol and a number of clients."""
@@ -560,6 +571,8 @@ class SplitLightningModule(pl.LightningModule):
             self.traffic.forget()
             self.clients = ClientMetrics()
             self.skipped_batches = 0
+        away = self.engine.parties_away()
+        self.engine.sites.open(away, self._agreed, self.engine.barrier)
         wrapped = self.optimizers()
         counted = wrapped[-1] if isinstance(wrapped, list) else wrapped
         raw = dict(zip(self.optimizer_names, self.trainer.optimizers, strict=True))

@@ -342,11 +342,20 @@ class StateStore:
         return {key: fitted(parameters[key], own) for key, own in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that is remembered but what is live, in plain containers."""
+        """Returns all that is remembered but what is live, in plain containers.
+
+        `None` stands for a state that is elsewhere.
+        """
         return {
             "names": [dict(names) for names in self._names],
             "common": {role: dict(own) for role, own in self.common.items()},
-            "own": {part: dict(states) for part, states in self.own.items()},
+            "own": {
+                part: {
+                    name: None if isinstance(state, StateAway) else state
+                    for name, state in states.items()
+                }
+                for part, states in self.own.items()
+            },
             "last": dict(self.last),
             "samples": dict(self.samples),
             "newest": self.newest,

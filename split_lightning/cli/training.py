@@ -26,6 +26,7 @@ from split_lightning.cli.choices import summary
 from split_lightning.cli.config import typed_overrides
 from split_lightning.cli.data_shape import fill_in
 from split_lightning.cli.loggers import close_loggers, end_logs, log_choices
+from split_lightning.cli.sites import clients_here
 from split_lightning.cli.user_errors import Refused, is_in_sweep, one_message
 from split_lightning.runs.artifacts import save_results
 from split_lightning.runs.config_file import ConfigFile
@@ -47,7 +48,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             end = SystemExit
             with one_message(lambda: run.speed.has_begun, lambda: _remedy(folder)):
                 try:
-                    return _fit_and_test(cfg, run)
+                    with clients_here(cfg, run.module):
+                        results = _fit_and_test(cfg, run)
+                        run.module.engine.sites.end()
+                    return results
                 finally:
                     run.module.engine.close()
                     close_loggers(run.trainer.loggers)

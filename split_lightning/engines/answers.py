@@ -8,10 +8,7 @@ from split_lightning.engines.journal import Journal
 from split_lightning.engines.site import Site
 from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
 
-# The calls that change what a site remembers between steps are part of its journal
-# from the next step on; at the latest after so many.
-_SAVE_AFTER = 100
-METHODS = (
+_METHODS = (
     "forward",
     "labels",
     "loss",
@@ -24,24 +21,66 @@ METHODS = (
     "evaluate",
     "score",
 )
+_SAVE_AFTER = 100  # calls, at the latest
+_BARRIERS = 3  # that are kept
 
 
 class Answers:
     """Answers the calls to a site.
 
+    The journal has the state after some call, and the number of this call: a process
+    that begins anew, or has a new connection, continues from there. A barrier is a
+    state that the server's checkpoint names.
+
     Args:
-        site: The site.
-        journal: Where it saves its state; `None`: nowhere.
+        site: The site, before any training.
+        journal: Where states are saved.
 
     Attributes:
+        session: The server's run, as the server names it; empty: none yet.
         number: The number of the last call that was carried out.
-        saved: The number of the last one that need not be carried out again.
+        saved: The number of the last call that need not be carried out again.
     """
 
-    def __init__(self, site: Site, journal: Journal | None = None) -> None:
+    def __init__(self, site: Site, journal: Journal) -> None:
         self.site = site
         self.journal = journal
-        self.number = self.saved = 0
+        self.session, self.number, self.saved = "", 0, 0
+        journal.save("start", {"site": site.state_dict()})
+        if journal.has("journal"):
+            state = journal.load("journal")
+            self.session, self.saved = state["session"], state["number"]
+
+    def begin(self, session: str, barrier: str | None) -> None:
+        """Begins a session of the server, or continues one.
+
+        Args:
+            session: The session.
+            barrier: Where a new session begins; `None`: at the start of training.
+
+        Raises:
+            ValueError: If the site has no state of this barrier.
+        """
+        if session == self.session:
+            self.rewind()
+            return
+        name = "start" if barrier is None else f"barrier-{barrier}"
+        if not self.journal.has(name):
+            raise ValueError(
+                f"Expected the site to have its state of barrier {barrier!r}, at which "
+                f"the server resumes, but {self.journal.folder} has none. Begin the "
+                "run anew, or resume it from a later checkpoint."
+            )
+        self.site.load_state_dict(self.journal.load(name)["site"])
+        self.session, self.number = session, 0
+        self._save()
+
+    def rewind(self) -> None:
+        """Returns to the state in the journal."""
+        state = self.journal.load("journal")
+        self.site.load_state_dict(state["site"])
+        self.session = state["session"]
+        self.number = self.saved = state["number"]
 
     def answer(self, data: bytes) -> bytes | None:
         """Carries out a call; returns the reply, or `None` to a call that came before.
@@ -56,39 +95,41 @@ class Answers:
             return None
         if number != self.number + 1:
             raise FrameError(f"expected call {self.number + 1}, but got {number}")
-        try:
-            method, arguments = value
-        except (TypeError, ValueError) as error:
-            raise FrameError("a call is a method and its arguments") from error
-        if method not in METHODS:
-            raise FrameError(f"there is no call {method!r}")
+        if not isinstance(value, tuple) or len(value) != 2:
+            raise FrameError("a call is a method and its arguments")
+        method, arguments = value
         result: Any
         try:
-            kind, result = "reply", getattr(self.site, method)(*arguments)
+            kind, result = "reply", self._carry_out(method, arguments)
         except Exception as error:
             kind, result = "error", f"{type(error).__name__}: {error}"
         self.number = number
-        if self.journal is None:
-            self.saved = number
-        elif self._is_due(method):
-            self.save()
+        if self._is_due(method):
+            self._save()
         return encoded(Frame(kind, number, (self.saved, result)))
 
-    def save(self) -> None:
-        """Saves the state of the site."""
-        assert self.journal is not None
-        state = {"number": self.number, "site": self.site.state_dict()}
-        self.journal.save("journal", state)
-        self.saved = self.number
+    def _carry_out(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        if method == "keep":
+            return self._keep(*arguments)
+        if method not in _METHODS:
+            raise FrameError(f"there is no call {method!r}")
+        return getattr(self.site, method)(*arguments)
+
+    def _keep(self, barrier: str) -> None:
+        """Saves the state under the name of a barrier; forgets that of old ones."""
+        self.journal.save(f"barrier-{barrier}", {"site": self.site.state_dict()})
+        self.journal.keep_newest("barrier-*", _BARRIERS)
 
     def _is_due(self, method: str) -> bool:
         if self.site.parties:  # that wait for their gradient
             return False
-        return method == "step" or self.number - self.saved >= _SAVE_AFTER
+        return method in ("step", "keep") or self.number - self.saved >= _SAVE_AFTER
 
-    def resume(self, name: str = "journal") -> None:
-        """Returns to a state that was saved."""
-        assert self.journal is not None
-        state = self.journal.load(name)
-        self.site.load_state_dict(state["site"])
-        self.number = self.saved = state["number"]
+    def _save(self) -> None:
+        state = {
+            "session": self.session,
+            "number": self.number,
+            "site": self.site.state_dict(),
+        }
+        self.journal.save("journal", state)
+        self.saved = self.number

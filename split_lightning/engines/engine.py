@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -104,6 +105,7 @@ class Engine:
         means: The means in progress, by segment.
         seen: The clients that ever trained.
         last_client: The client that trained last; 0 before training.
+        barrier: What sites call the state from which they resume; `None`: the start.
     """
 
     def __init__(
@@ -184,6 +186,7 @@ class Engine:
         self.accumulated, self.number, self.last_client = 0, 0, 0
         self._changes = 0
         self.seen: set[int] = set()
+        self.barrier: str | None = None
         self._live: Live | None = None
 
     @property
@@ -479,6 +482,7 @@ class Engine:
             "number": self.number,
             "seen": sorted(self.seen),
             "last_client": self.last_client,
+            "barrier": self.sites.keep(),
             "num_live": self.num_live,
             "placement": {
                 "num_clients": self.placement.num_clients,
@@ -491,8 +495,19 @@ class Engine:
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Continues from what `state_dict` returned."""
         self.changed()
-        for store, own in zip(self.stores, state["stores"], strict=True):
-            store.load_state_dict(own)
+        self.barrier = state["barrier"] or None
+        for number, store in enumerate(self.stores):
+            store.load_state_dict(state["stores"][number])
+            for part, states in store.own.items():
+                for name in [name for name in states if states[name] is None]:
+                    site = self.sites.of(name)
+                    if site is None:
+                        raise ValueError(
+                            "Expected `ckpt_path` to be a checkpoint of a run in one "
+                            f"process, but {name} was at another site. Resume it with "
+                            "the engine that it began with."
+                        )
+                    states[name] = site.state_of(name, number, part)
         self.means = {}
         for number, mean in state["means"].items():
             self.means[number] = StateMean()
@@ -510,8 +525,25 @@ class Engine:
         if self.spill is not None:
             self.spill.open()
 
+    def digest(self) -> str:
+        """Returns a digest of the live weights of segments that clients may have."""
+        digest = sha256()
+        for store in self.stores:
+            if "client" in store.roles:
+                for name, tensor in store.seats[0].module.state_dict().items():
+                    digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                    digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def parties_away(self) -> list[str]:
+        """Returns the parties at other sites."""
+        clients = range(self.placement.num_clients)
+        names = dict.fromkeys(n for k in clients for n in self.placement.of(k) if n)
+        return [name for name in names if self.sites.of(name) is not None]
+
     def close(self) -> None:
         """Forgets all states but the live ones, and removes the folder."""
+        self.sites.close()
         self.forget()
         if self.spill is not None:
             self.spill.close()

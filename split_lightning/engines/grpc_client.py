@@ -16,6 +16,7 @@ from split_lightning.engines.grpc_sites import METHOD, OPTIONS, SERVICE
 from split_lightning.engines.wire import Frame, decoded, encoded
 
 _logger = logging.getLogger(__name__)
+_PAUSE = 0.2  # seconds between two tries to connect
 _REFUSED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAUTHENTICATED)
 
 
@@ -44,54 +45,53 @@ class GrpcClient:
         self.agreed = dict(agreed)
         self.patience = patience
 
-    def serve(self, answers: Answers, session: str | None = None) -> None:
+    def serve(self, answers: Answers) -> None:
         """Answers calls until the server ends the run.
 
         Raises:
             RuntimeError: If the server refuses the site, or does not answer.
         """
-        since = time.monotonic()
-        told = False
-        while True:
-            try:
-                with grpc.secure_channel(
-                    self.server, self._credentials(), OPTIONS
-                ) as channel:
-                    session, ended = self._answer(channel, answers, session)
-                if ended:
-                    return
-                since, told = time.monotonic(), False
-            except grpc.RpcError as error:
-                code: Any = error.code()  # type: ignore[attr-defined]
-                if code in _REFUSED:
-                    text = error.details()  # type: ignore[attr-defined]
-                    raise RuntimeError(
-                        f"The server refuses {self.name}: {text}."
-                    ) from error
-                if time.monotonic() - since > self.patience:
-                    raise RuntimeError(
-                        f"The server at {self.server} has not answered for "
-                        f"{self.patience:.0f} s."
-                    ) from error
-                if not told:
-                    _logger.warning(
-                        "%s waits for the server at %s, for %.0f s at most.",
-                        self.name,
-                        self.server,
-                        self.patience,
-                    )
-                    told = True
-                time.sleep(0.2)
+        self._since, self._told = time.monotonic(), False
+        while not self._connect(answers):
+            time.sleep(_PAUSE)
 
-    def _answer(
-        self, channel: Any, answers: Answers, session: str | None
-    ) -> tuple[str, bool]:
-        """Answers calls over one connection; returns the session, and whether it ended."""
+    def _connect(self, answers: Answers) -> bool:
+        """Answers calls over one connection; returns whether the run has ended."""
+        credentials = self._credentials()
+        try:
+            with grpc.secure_channel(self.server, credentials, OPTIONS) as channel:
+                return self._answer(channel, answers)
+        except grpc.RpcError as error:
+            self._wait_after(error)
+            return False
+
+    def _wait_after(self, error: Any) -> None:
+        """Decides what follows a broken connection."""
+        if error.code() in _REFUSED:
+            raise RuntimeError(
+                f"The server refuses {self.name}: {error.details()}."
+            ) from error
+        if time.monotonic() - self._since > self.patience:
+            raise RuntimeError(
+                f"The server at {self.server} has not answered for "
+                f"{self.patience:.0f} s."
+            ) from error
+        if not self._told:
+            _logger.warning(
+                "%s waits for the server at %s, for %.0f s at most.",
+                self.name,
+                self.server,
+                self.patience,
+            )
+            self._told = True
+
+    def _answer(self, channel: Any, answers: Answers) -> bool:
+        """Answers calls over one connection; returns whether the run has ended."""
         replies: queue.Queue[bytes | None] = queue.Queue()
         hello = {
             "site": self.name,
             "agreed": self.agreed,
-            "session": session or "",
+            "session": answers.session,
             "saved": answers.saved,
         }
         replies.put(encoded(Frame("hello", 0, hello)))
@@ -99,29 +99,19 @@ class GrpcClient:
         stream = connect(_until_none(replies))
         try:
             for data in stream:
+                self._since, self._told = time.monotonic(), False
                 frame = decoded(data)
                 if frame.kind == "welcome":
-                    session = self._begin(answers, session, frame.value)
+                    answers.begin(frame.value["session"], frame.value["barrier"])
                 elif frame.kind == "end":
-                    return session or "", True
+                    return True
                 else:
                     reply = answers.answer(data)
                     if reply is not None:
                         replies.put(reply)
         finally:
             replies.put(None)
-        return session or "", False
-
-    def _begin(
-        self, answers: Answers, session: str | None, welcome: Mapping[str, Any]
-    ) -> str:
-        """Returns to what was saved, or begins anew where the server did."""
-        new: str = welcome["session"]
-        if session == new:
-            answers.resume()
-        elif session is not None:
-            answers.restart()
-        return new
+        return False
 
     def _credentials(self) -> Any:
         read = [

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import grpc
 from typing_extensions import override
 
 from split_lightning.engines.link import Link
-from split_lightning.engines.remote import RemoteSite, Sites
+from split_lightning.engines.remote import RemoteSite, Sites, site_of
 from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
 from split_lightning.message import role_of
 
@@ -50,38 +50,61 @@ class GrpcSites(Sites):
         self.certificates = Path(certificates)
         self.port = 0
         self.session = uuid.uuid4().hex
+        self.barrier: str | None = None
         self.agreed: dict[str, str] = {}
         self.links: dict[str, Link] = {}
         self._sites: dict[str, RemoteSite] = {}
         self._connected: dict[str, threading.Event] = {}
+        self._queues: dict[str, asyncio.Queue[bytes | None]] = {}
         self._loop = asyncio.new_event_loop()
         self._server: Any = None
+        self._barriers = 0
+        # Is called with the port once the server listens.
+        self.begin: Callable[[int], Any] = lambda port: None
 
     @override
     def of(self, party: str) -> RemoteSite | None:
-        return self._sites.get(site_of(party)) if role_of(party) == "client" else None
-
-    def open(self, parties: Sequence[str], agreed: Mapping[str, str]) -> None:
-        """Listens, and waits until all sites are connected.
-
-        Args:
-            parties: The parties at sites.
-            agreed: Digests of what all have to agree on.
-        """
-        self.agreed = dict(agreed)
-        for name in map(site_of, parties):
+        if role_of(party) != "client":
+            return None
+        name = site_of(party)
+        if name not in self._sites:
             link = Link(name)
             self.links[name] = link
             self._sites[name] = RemoteSite(name, link.deliver)
             self._connected[name] = threading.Event()
+        return self._sites[name]
+
+    @override
+    def open(
+        self, parties: Sequence[str], agreed: Mapping[str, str], barrier: str | None
+    ) -> None:
+        for party in parties:
+            self.of(party)
+        self.agreed, self.barrier = dict(agreed), barrier
         ready = threading.Event()
         threading.Thread(target=self._run, args=(ready,), daemon=True).start()
         ready.wait()
+        _logger.info("Listening on port %d for %d sites.", self.port, len(self.links))
+        self.begin(self.port)
         for connected in self._connected.values():
             connected.wait()
 
+    @override
+    def keep(self) -> str:
+        self._barriers += 1
+        barrier = f"{self.session[:8]}-{self._barriers}"
+        kept = [site.call("keep", barrier) for site in self._sites.values()]
+        for future in kept:
+            future.result()
+        return barrier
+
+    @override
+    def end(self) -> None:
+        for link in self.links.values():
+            link.write(Frame("end", 0, None))
+
+    @override
     def close(self) -> None:
-        """Lets the sites end, and stops listening."""
         if self._server is not None:
             end = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
             end.result()
@@ -95,7 +118,7 @@ class GrpcSites(Sites):
         self._loop.run_forever()
 
     async def _start(self) -> None:
-        handler = grpc.stream_stream_rpc_method_handler(self._connect)
+        handler: Any = grpc.stream_stream_rpc_method_handler(self._connect)
         service = grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})
         self._server = grpc.aio.server(options=OPTIONS)
         self._server.add_generic_rpc_handlers([service])
@@ -105,12 +128,10 @@ class GrpcSites(Sites):
             require_client_auth=True,
         )
         self.port = self._server.add_secure_port(self.listen, credentials)
-        self._queues: dict[str, asyncio.Queue[bytes | None]] = {}
         await self._server.start()
 
     async def _end(self) -> None:
         for queue in self._queues.values():
-            queue.put_nowait(encoded(Frame("end", 0, None)))
             queue.put_nowait(None)
         await self._server.stop(grace=5)
 
@@ -135,7 +156,8 @@ class GrpcSites(Sites):
             self._loop.call_soon_threadsafe(queue.put_nowait, data)
 
         same = hello["session"] == self.session
-        send(encoded(Frame("welcome", 0, {"session": self.session})))
+        welcome = {"session": self.session, "barrier": self.barrier}
+        send(encoded(Frame("welcome", 0, welcome)))
         link.attach(hello["saved"] if same else 0, send)
         self._connected[name].set()
         taking = asyncio.ensure_future(self._take(link, frames, queue))
@@ -188,15 +210,6 @@ class GrpcSites(Sites):
         except Exception as error:  # the stream broke
             _logger.debug("%s: %s", link.name, error)
         queue.put_nowait(None)
-
-
-def site_of(party: str) -> str:
-    """Returns the name of a party's site.
-
-    >>> site_of("client/3")
-    'client-3'
-    """
-    return party.replace("/", "-")
 
 
 def _name_in_certificate(context: Any) -> str:

@@ -36,5 +36,15 @@ class Journal:
         state: dict[str, Any] = torch.load(self._path(name), weights_only=True)
         return state
 
+    def keep_newest(self, pattern: str, count: int) -> None:
+        """Removes the oldest states whose names are like a pattern."""
+        paths = sorted(self.folder.glob(f"{pattern}.pt"), key=_age, reverse=True)
+        for path in paths[count:]:
+            path.unlink()
+
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.pt"
+
+
+def _age(path: Path) -> int:
+    return path.stat().st_mtime_ns

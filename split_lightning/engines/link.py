@@ -55,6 +55,12 @@ class Link:
                 self._write(data)
         return future
 
+    def write(self, frame: Frame) -> None:
+        """Sends a frame that is no call, if the site is connected."""
+        with self._lock:
+            if self._send is not None:
+                self._write(encoded(frame))
+
     def attach(self, saved: int, send: Send) -> None:
         """Goes on over a new connection.
 

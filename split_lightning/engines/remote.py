@@ -55,7 +55,7 @@ class RemoteSite:
                 self._adopt(store, segment, party, part)
             else:
                 self.call("write", party, segment, part, own)
-            store.own[part][party] = _AtSite(self, party, segment, part)
+            store.own[part][party] = self.state_of(party, segment, part)
 
     def _adopt(self, store: StateStore, segment: int, party: str, part: Part) -> None:
         """Lets a party continue from the common state; sends it where it is new."""
@@ -99,9 +99,9 @@ class RemoteSite:
         self._options |= new
         return self.call("step", list(parties), new)
 
-    def forget(self) -> None:
-        """Forgets what the site knows: it began anew."""
-        self._options, self._common, self._lent = {}, {}, {}
+    def state_of(self, party: str, segment: int, part: Part) -> StateAway:
+        """Returns what stands for a part of a party's state that is at the site."""
+        return _AtSite(self, party, segment, part)
 
 
 class Sites(ABC):
@@ -111,11 +111,51 @@ class Sites(ABC):
     def of(self, party: str) -> RemoteSite | None:
         """Returns the site of a party; `None`: it is in this process."""
 
+    @abstractmethod
+    def open(
+        self, parties: Sequence[str], agreed: Mapping[str, str], barrier: str | None
+    ) -> None:
+        """Waits until all sites are there.
+
+        Args:
+            parties: The parties at sites.
+            agreed: Digests of what all have to agree on, by key.
+            barrier: Where sites begin; `None`: at the start of training.
+        """
+
+    @abstractmethod
+    def keep(self) -> str:
+        """Has all sites save their states; returns the name of this barrier."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Tells the sites that the run is complete."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends all connections; sites wait for the run to be resumed."""
+
 
 class _NoSites(Sites):
     @override
     def of(self, party: str) -> RemoteSite | None:
         return None
+
+    @override
+    def open(self, *unused: Any) -> None:
+        pass
+
+    @override
+    def keep(self) -> str:
+        return ""
+
+    @override
+    def end(self) -> None:
+        pass
+
+    @override
+    def close(self) -> None:
+        pass
 
 
 NO_SITES = _NoSites()  # all parties are in this process
@@ -239,6 +279,15 @@ class RemoteParty:
     def parameters(self) -> list[nn.Parameter]:
         """Returns no parameters: they are at the site."""
         return []
+
+
+def site_of(party: str) -> str:
+    """Returns the name of a party's site.
+
+    >>> site_of("client/3")
+    'client-3'
+    """
+    return party.replace("/", "-")
 
 
 def _then(future: Future[Any], change: Callable[[Any], Any]) -> Future[Any]:

@@ -119,6 +119,15 @@ class Site:
 
     # States
 
+    def weights_of(self, party: str) -> State:
+        """Returns all weights that a party has, by the names of the network."""
+        return {
+            key: value
+            for store, name in self.engine.segments_of(client_of(party))
+            if name == party
+            for key, value in store.weights_of(name).items()
+        }
+
     def read(self, party: str, segment: int, part: Part) -> State:
         """Returns a part of a party's state."""
         state: State = clone(self.engine.stores[segment].peek(party, part))

@@ -99,7 +99,7 @@ def _tree(value: Any, tensors: dict[str, Tensor]) -> Any:
 def _tensor_tree(value: Tensor, tensors: dict[str, Tensor]) -> Any:
     """Files the numbers of a tensor; the format does not keep its strides."""
     own = value.detach().cpu()
-    order = sorted(range(own.ndim), key=lambda n: (-own.stride(n), n))
+    order = sorted(range(own.ndim), key=lambda n: (-own.stride()[n], n))
     if not own.permute(order).is_contiguous():
         own, order = own.contiguous(), list(range(own.ndim))
     number = len(tensors)

@@ -1,0 +1,95 @@
+"""Client processes on this machine, for a run that needs no others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from split_lightning.engines.remote import site_of
+from split_lightning.module import SplitLightningModule
+
+_SECONDS_TO_END = 20
+_STARTS = 10  # of a client's process, before the run gives it up
+
+
+@contextmanager
+def clients_here(cfg: DictConfig, module: SplitLightningModule) -> Iterator[None]:
+    """Runs the clients of a run on this machine, where it names no address.
+
+    Certificates are made for this run alone. A client that ends too early is started
+    again.
+    """
+    if cfg.engine.get("listen", "") is not None:
+        yield
+        return
+    from split_lightning.engines.certificates import write_certificates
+
+    sites: Any = module.engine.sites
+    folder = Path(cfg.output_dir, "clients")
+    names = [site_of(party) for party in module.engine.parties_away()]
+    write_certificates(folder / "certificates", names, ["127.0.0.1"], days=30)
+    sites.listen, sites.certificates = "127.0.0.1:0", folder / "certificates" / "server"
+    config = folder / "config.yaml"
+    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), config)
+    started: list[_Client] = []
+
+    def begin(port: int) -> None:
+        for name in names:
+            words = [
+                *("--id", name.partition("-")[2], "--config", str(config)),
+                f"engine.server=127.0.0.1:{port}",
+                f"engine.certificates={folder / 'certificates' / name}",
+                f"engine.folder={folder / name}",
+            ]
+            started.append(_Client(words, folder / f"{name}.log"))
+
+    sites.begin = begin
+    try:
+        yield
+    except BaseException:
+        for client in started:
+            client.kill()
+        raise
+    for client in started:
+        client.wait()
+
+
+class _Client:
+    """A client's process, which is started again when it dies."""
+
+    def __init__(self, words: Sequence[str], log: Path) -> None:
+        self.words, self.log = list(words), log
+        self._is_over = False
+        self._process = self._start()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            command = [sys.executable, "-m", "split_lightning.client", *self.words]
+            return subprocess.Popen(command, stdout=log, stderr=log)
+
+    def _watch(self) -> None:
+        for _ in range(_STARTS):
+            if self._process.wait() == 0 or self._is_over:
+                return
+            self._process = self._start()
+
+    def wait(self) -> None:
+        """Waits for the process to end, which the server has told it to."""
+        try:
+            self._process.wait(timeout=_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """Ends the process."""
+        self._is_over = True
+        self._process.kill()
+        self._process.wait()
