@@ -70,7 +70,14 @@ def decoded(data: bytes) -> Frame:
         kind, number, tree = json.loads(bytes(rest[:header_size]))
         tensors = load(bytes(rest[header_size:])) if body_size else {}
         value = _value(tree, tensors, 0)
-    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise FrameError(f"a frame cannot be read: {error}") from error
     if not isinstance(kind, str) or type(number) is not int:
         raise FrameError("a frame has no kind or no number")
@@ -102,8 +109,11 @@ def _tensor_tree(value: Tensor, tensors: dict[str, Tensor]) -> Any:
     order = sorted(range(own.ndim), key=lambda n: (-own.stride()[n], n))
     if not own.permute(order).is_contiguous():
         own, order = own.contiguous(), list(range(own.ndim))
-    number = len(tensors)
-    tensors[str(number)] = own.permute(order).flatten()
+    number, numbers = len(tensors), own.permute(order).flatten()
+    memory = numbers.untyped_storage().data_ptr()
+    if any(memory == t.untyped_storage().data_ptr() for t in tensors.values()):
+        numbers = numbers.clone()  # the format has no two tensors of one memory
+    tensors[str(number)] = numbers
     layout = [list(own.shape), list(own.stride())]
     return {"tensor": [number, *layout, value.requires_grad]}
 
