@@ -307,7 +307,7 @@ class SplitLightningModule(pl.LightningModule):
         if self.memory_format == torch.channels_last:
             parts = tuple(p._replace(inputs=self.laid_out(p.inputs)) for p in parts)
         self.finite.begin(self)
-        losses = self._compute(parts, scale)
+        losses = self._compute(parts, scale, step.upcoming)
         if not self.finite.accepts(self, step, batch_idx, losses):
             self.skipped_batches += 1
             self._mark_trained(batch_idx)
@@ -326,10 +326,13 @@ class SplitLightningModule(pl.LightningModule):
         return losses.total
 
     def _compute(
-        self, parts: Sequence[ClientBatch], scale: float
+        self,
+        parts: Sequence[ClientBatch],
+        scale: float,
+        upcoming: Sequence[ClientBatch],
     ) -> StepLosses | NotFinite:
         try:
-            return self.engine.compute(parts, scale)
+            return self.engine.compute(parts, scale, upcoming)
         except NotFinite as found:
             return found
 

@@ -166,10 +166,15 @@ class TrainLoader:
         self._resumes = self._is_over = False
         self._orders.clear()
         first = self._done
-        for number, step in enumerate(islice(self.planned(), first, None), first + 1):
-            loaded = step._replace(parts=tuple(self._load(step.parts)))
+        steps = islice(self.planned(), first, None)
+        loaded: Iterator[Step] = (
+            step._replace(parts=tuple(self._load(step.parts))) for step in steps
+        )
+        if self.images.inputs.is_meta:
+            loaded = _with_upcoming(loaded)
+        for number, step in enumerate(loaded, first + 1):
             self._done = number
-            yield loaded
+            yield step
 
     def _load(self, planned: Sequence[Planned]) -> list[ClientBatch]:
         """Returns the batches of a step; samples are fetched and normalised at once."""
@@ -357,6 +362,17 @@ class EvaluationLoader:
         own = torch.arange(ref.start, ref.start + ref.num_samples)
         inputs = _inputs_of(self.images, own, self.normalize, self.lacking)
         return inputs, self.images.targets[own]
+
+
+def _with_upcoming(steps: Iterator[Step]) -> Iterator[Step]:
+    """Yields steps, each with the batches of the next where nothing is between."""
+    step = next(steps, None)
+    while step is not None:
+        following = next(steps, None)
+        if following is not None and not following.before:
+            step = step._replace(upcoming=following.parts)
+        yield step
+        step = following
 
 
 def _inputs_of(

@@ -24,7 +24,7 @@ from split_lightning.engines.remote import (
     options_of,
 )
 from split_lightning.message import AGGREGATOR, Values, role_of
-from split_lightning.party import BackwardPass, Party, Stepping, step
+from split_lightning.party import BackwardPass, Key, Party, Stepping, step
 from split_lightning.placement import PartyType, Placement
 from split_lightning.running_mean import StateMean
 from split_lightning.spill import SpillFolder
@@ -188,6 +188,8 @@ class Engine:
         self.seen: set[int] = set()
         self.barrier: str | None = None
         self._live: Live | None = None
+        # What parties at other sites have begun to compute, by party and key.
+        self._begun: dict[tuple[str, Key], list[Any]] = {}
 
     @property
     def num_live(self) -> int:
@@ -298,12 +300,19 @@ class Engine:
 
     # Training
 
-    def compute(self, several: Sequence[Samples], scale: float = 1.0) -> StepLosses:
+    def compute(
+        self,
+        several: Sequence[Samples],
+        scale: float = 1.0,
+        upcoming: Sequence[Samples] = (),
+    ) -> StepLosses:
         """Runs a step's forward pass, and both stages of its backward pass.
 
         Args:
             several: The batch of each client of the step.
             scale: What the loss is multiplied by before the backward pass.
+            upcoming: The batches of the next step. Clients at other sites begin it
+                while this step is computed, where they do not take part in this one.
         """
         clients = tuple([own.client_id for own in several])
         batches = [
@@ -319,11 +328,27 @@ class Engine:
         if self.cohort and self.joint_norm:
             self._exchange_statistics(clients)
         self.channel.recent.clear()
+        if upcoming and clients[0] not in {own.client_id for own in upcoming}:
+            self._begin(several, self.number)
+            self._begin(upcoming, self.number + 1)
         route = self._live.route
         losses = split_step(self.number, batches, route, self.channel, scale)
         self.number += 1
         self.accumulated += 1
         return losses
+
+    def _begin(self, several: Sequence[Samples], number: int) -> None:
+        """Has clients at other sites run their first segment."""
+        for own in several:
+            for store, name in self.segments_of(own.client_id):
+                site = self.sites.of(name)
+                if site is None or store.depth > 0 or own.ref is None:
+                    continue
+                key = name, (number, 0)
+                if key not in self._begun:
+                    party = self._provided(name, own.client_id, site)
+                    inputs: Values = (own.ref,)
+                    self._begun[key] = party.forward(key[1], [inputs], [len(own.ref)])
 
     def _bring(self, clients: tuple[int, ...]) -> Live:
         """Makes live what a step of some clients needs."""
@@ -363,6 +388,15 @@ class Engine:
         self.last_client = clients[0]
         return Live(clients, Route(visits, labels), list(parties.values()), counted)
 
+    def _provided(self, name: str, client_id: int, site: RemoteSite) -> Any:
+        """Returns a party at another site, which has its states there."""
+        depths = list[int]()
+        for number, store in enumerate(self.stores):
+            if self.placement.of(client_id)[number] == name:
+                site.provide(store, number, name)
+                depths.append(store.depth)
+        return self._party(name, dict.fromkeys(depths), (client_id,))
+
     def visits(
         self, members: Sequence[Member], parties: Mapping[str, Any]
     ) -> list[Visit]:
@@ -392,7 +426,7 @@ class Engine:
         if site is not None:
             ways = [self.way_of_labels(client) for client in clients]
             sends = any(own.sender == name != own.receiver for own in ways)
-            return RemoteParty(name, site, list(segments), sends)
+            return RemoteParty(name, site, list(segments), sends, self._begun)
         normalisation: Normalisation = "joint"
         if self.cohort and not self.joint_norm and role_of(name) == "client":
             mixes = all(is_only_mixer(seat.module) for seat in segments.values())

@@ -17,12 +17,14 @@ class Step(NamedTuple):
         before: The actions since the last step.
         after: The actions behind the round's last step.
         is_last: Whether it is the round's last step.
+        upcoming: The batches of the next step, where no action comes before it.
     """
 
     parts: tuple[Any, ...]
     before: tuple[Action, ...] = ()
     after: tuple[Action, ...] = ()
     is_last: bool = False
+    upcoming: tuple[Any, ...] = ()
 
     @property
     def client_ids(self) -> tuple[int, ...]:

@@ -1,0 +1,240 @@
+"""Sites over gRPC: equal weights, also where parties die; strangers are refused."""
+
+import threading
+
+import pytest
+import torch
+from protocols import assert_equal, fit, make_data, make_split, make_unsplit
+
+from split_lightning import (
+    Engine,
+    FedAvg,
+    ParallelSplitLearning,
+    RoundRobinWeightPassing,
+    SplitFedV1,
+)
+from split_lightning.engines.answers import Answers
+from split_lightning.engines.certificates import write_certificates
+from split_lightning.engines.grpc_client import GrpcClient
+from split_lightning.engines.grpc_sites import GrpcSites
+from split_lightning.engines.journal import Journal
+
+U_SHAPED = {"cut_layer": [2, 5], "labels": "client"}
+RUNS = {
+    "round robin": (RoundRobinWeightPassing, {}),
+    "splitfed v1": (SplitFedV1, {}),
+    "parallel": (ParallelSplitLearning, {}),
+    "u-shaped": (RoundRobinWeightPassing, U_SHAPED),
+    "u-shaped in parallel": (ParallelSplitLearning, U_SHAPED),
+    "fedavg": (FedAvg, {}),
+}
+NUM_CLIENTS = 3
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing runs any more."""
+
+
+class Run:
+    """What the processes of a run have in common."""
+
+    def __init__(self, folder, name):
+        self.folder = folder
+        self.make_protocol, self.options = RUNS[name]
+        names = [f"client-{client}" for client in range(NUM_CLIENTS)]
+        write_certificates(folder / "certs", names, ["127.0.0.1"])
+
+    def make(self, engine=None):
+        protocol = self.make_protocol()
+        if protocol.unsplit_at:
+            module = make_unsplit(engine=engine)
+        else:
+            module = make_split(**{"cut_layer": 2, **self.options}, engine=engine)
+        return protocol, module, make_data(NUM_CLIENTS, protocol)
+
+    def client(self, number, port):
+        """Returns the client's end of the stream, and a function that begins it."""
+        protocol, module, data = self.make()
+        data.prepare_data()
+        data.setup("fit")
+        site = module.as_site(data, protocol)
+        name = f"client-{number}"
+        answers = Answers(site, Journal(self.folder / name))
+        certificates = self.folder / "certs" / name
+        server = f"127.0.0.1:{port}"
+        return GrpcClient(name, server, certificates, module.agreed(data), 30), answers
+
+    def serve(self, number, port, failing=()):
+        """Serves as a client; a process that is killed begins again."""
+        for fail in [*failing, None]:
+            client, answers = self.client(number, port)
+            if fail is not None:
+                fail(client, answers)
+            try:
+                client.serve(answers)
+            except Killed:
+                continue
+            return
+
+    def fit(self, port=0, failing=None, **options):
+        """Trains with a server here and clients in threads."""
+        sites = GrpcSites(f"127.0.0.1:{port}", self.folder / "certs" / "server")
+        threads = []
+
+        def begin(port):
+            for number in range(NUM_CLIENTS):
+                own = (failing or {}).get(number, ())
+                thread = threading.Thread(target=self.serve, args=(number, port, own))
+                thread.start()
+                threads.append(thread)
+
+        sites.begin = begin
+        _, module, data = self.make(Engine(sites=sites))
+        trainer = fit(self.folder, module, data, **options)
+        states = states_of(module)
+        sites.end()
+        for thread in threads:
+            thread.join(30)
+            assert not thread.is_alive()
+        module.engine.close()
+        return trainer, states
+
+
+def states_of(module):
+    """Returns the weights of all parties that have some, and the common ones."""
+    return [
+        {
+            own: store.weights_of(own)
+            for own in {*store.names(), *(f"{role}/0" for role in store.roles)}
+            if own in store.names() or any(store.common.values())
+        }
+        for store in module.engine.stores
+    ]
+
+
+def assert_equal_states(states, expected):
+    for own, other in zip(states, expected, strict=True):
+        assert own.keys() == other.keys()
+        for name in own:
+            assert_equal(own[name], other[name])
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """The final weights of each run in one process, computed once."""
+    found = {}
+
+    def states(name):
+        if name not in found:
+            folder = tmp_path_factory.mktemp("local")
+            _, module, data = Run(folder, name).make()
+            trainer = fit(folder, module, data)
+            found[name] = states_of(module), trainer.callback_metrics, module.totals()
+        return found[name]
+
+    return states
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_weights_are_those_of_one_process(tmp_path, local, name):
+    expected, metrics, totals = local(name)
+    trainer, states = Run(tmp_path, name).fit()
+    assert_equal_states(states, expected)
+    assert trainer.lightning_module.totals() == totals
+    for key, value in metrics.items():
+        torch.testing.assert_close(trainer.callback_metrics[key], value, msg=key)
+
+
+def before(method, count):
+    """Kills a client as it begins a call for the n-th time."""
+
+    def fail(client, answers):
+        whole, left = answers._carry_out, [count]
+
+        def carry_out(called, arguments):
+            left[0] -= called == method
+            if left[0] == 0:
+                raise Killed
+            return whole(called, arguments)
+
+        answers._carry_out = carry_out
+
+    return fail
+
+
+def after(method, count):
+    """Kills a client when it has carried a call out, and saved nothing of it."""
+
+    def fail(client, answers):
+        whole, left = answers._carry_out, [count]
+
+        def carry_out(called, arguments):
+            result = whole(called, arguments)
+            left[0] -= called == method
+            if left[0] == 0:
+                raise Killed
+            return result
+
+        answers._carry_out = carry_out
+
+    return fail
+
+
+def journal(count, saves):
+    """Kills a client as it saves its journal, or as soon as that is saved."""
+
+    def fail(client, answers):
+        whole, left = answers.journal.save, [count]
+
+        def save(name, state):
+            left[0] -= name == "journal"
+            if left[0] == 0 and not saves:
+                raise Killed
+            whole(name, state)
+            if left[0] == 0:
+                raise Killed
+
+        answers.journal.save = save
+
+    return fail
+
+
+def sent(count):
+    """Kills a client when it has sent the n-th reply."""
+
+    def fail(client, answers):
+        whole, left = answers.answer, [count]
+
+        def answer(data):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return whole(data)
+
+        answers.answer = answer
+
+    return fail
+
+
+POINTS = {
+    "before a forward pass": before("forward", 3),
+    "after a forward pass": after("forward", 4),
+    "before a step": before("step", 2),
+    "after a step, before it is saved": after("step", 3),
+    "as the journal is written": journal(4, saves=False),
+    "after it is written": journal(4, saves=True),
+    "after a reply": sent(9),
+    "at once": sent(0),
+    "as weights are asked for": before("read", 1),
+}
+SOME = ["round robin", "splitfed v1", "parallel", "u-shaped"]
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("name", SOME)
+def test_a_client_dies_and_comes_back(tmp_path, local, name, point):
+    expected, _, totals = local(name)
+    failing = {1: [POINTS[point]], 2: [POINTS[point], sent(20)]}
+    trainer, states = Run(tmp_path, name).fit(failing=failing)
+    assert_equal_states(states, expected)
+    assert trainer.lightning_module.totals() == totals
