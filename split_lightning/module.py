@@ -523,8 +523,7 @@ class SplitLightningModule(pl.LightningModule):
         """Returns what all sites of a run have to agree on before training, by key."""
         keys = ("cut_layer", "labels", "label_holder", "num_classes", "channels_last")
         found = {key: repr(self.hparams[key]) for key in keys}
-        found |= {key: str(value) for key, value in data.state_dict().items()}
-        del found["partition"]  # sites may have samples of their own
+        found |= {key: str(value) for key, value in data.plan_options().items()}
         found["network"] = self.engine.digest()
         return found
 

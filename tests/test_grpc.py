@@ -29,6 +29,7 @@ RUNS = {
     "fedavg": (FedAvg, {}),
 }
 NUM_CLIENTS = 3
+BUILDING = threading.Lock()  # torch has one seed for all threads
 
 
 class Killed(BaseException):
@@ -67,7 +68,8 @@ class Run:
     def serve(self, number, port, failing=()):
         """Serves as a client; a process that is killed begins again."""
         for fail in [*failing, None]:
-            client, answers = self.client(number, port)
+            with BUILDING:
+                client, answers = self.client(number, port)
             if fail is not None:
                 fail(client, answers)
             try:

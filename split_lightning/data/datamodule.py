@@ -362,12 +362,15 @@ class SplitDataModule(pl.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Returns the options that the order of the data depends on."""
         dealt_out = torch.cat([*self.parts, *self.val_parts]).numpy().tobytes()
+        return {**self.plan_options(), "partition": zlib.crc32(dealt_out)}
+
+    def plan_options(self) -> dict[str, Any]:
+        """Returns the options that plans depend on, beside the sizes of parts."""
         return {
             "seed": self.seed,
             "num_clients": self.num_clients,
             "batch_size": self.batch_size,
             "local_epochs": self.local_epochs,
-            "partition": zlib.crc32(dealt_out),
             "protocol": _described(self.protocol),
             "availability": repr(self.availability),
             "missing_parts": repr(self.missing_parts),
