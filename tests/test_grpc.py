@@ -1,10 +1,12 @@
 """Sites over gRPC: equal weights, also where parties die; strangers are refused."""
 
+import socket
 import threading
 
 import pytest
 import torch
 from protocols import assert_equal, fit, make_data, make_split, make_unsplit
+from pytorch_lightning import Callback
 
 from split_lightning import (
     Engine,
@@ -13,6 +15,7 @@ from split_lightning import (
     RoundRobinWeightPassing,
     SplitFedV1,
 )
+from split_lightning.callbacks import ResumeCheckpoint
 from split_lightning.engines.answers import Answers
 from split_lightning.engines.certificates import write_certificates
 from split_lightning.engines.grpc_client import GrpcClient
@@ -78,27 +81,30 @@ class Run:
                 continue
             return
 
+    def begin(self, port, failing=None):
+        """Begins the clients, in threads."""
+        self.threads = []
+        for number in range(NUM_CLIENTS):
+            own = (failing or {}).get(number, ())
+            thread = threading.Thread(target=self.serve, args=(number, port, own))
+            thread.start()
+            self.threads.append(thread)
+
     def fit(self, port=0, failing=None, **options):
-        """Trains with a server here and clients in threads."""
+        """Trains with a server here, until the clients have ended."""
         sites = GrpcSites(f"127.0.0.1:{port}", self.folder / "certs" / "server")
-        threads = []
-
-        def begin(port):
-            for number in range(NUM_CLIENTS):
-                own = (failing or {}).get(number, ())
-                thread = threading.Thread(target=self.serve, args=(number, port, own))
-                thread.start()
-                threads.append(thread)
-
-        sites.begin = begin
+        if port == 0:
+            sites.begin = lambda port: self.begin(port, failing)
         _, module, data = self.make(Engine(sites=sites))
-        trainer = fit(self.folder, module, data, **options)
-        states = states_of(module)
-        sites.end()
-        for thread in threads:
-            thread.join(30)
-            assert not thread.is_alive()
-        module.engine.close()
+        try:
+            trainer = fit(self.folder, module, data, **options)
+            states = states_of(module)
+            sites.end()
+            for thread in self.threads:
+                thread.join(30)
+                assert not thread.is_alive()
+        finally:
+            module.engine.close()
         return trainer, states
 
 
@@ -240,3 +246,40 @@ def test_a_client_dies_and_comes_back(tmp_path, local, name, point):
     trainer, states = Run(tmp_path, name).fit(failing=failing)
     assert_equal_states(states, expected)
     assert trainer.lightning_module.totals() == totals
+
+
+class Kill(Callback):
+    """Kills the server before a batch, counted from its start."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+
+
+@pytest.mark.parametrize("batches", [0, 1, 4, 7])
+@pytest.mark.parametrize("name", SOME)
+def test_the_server_dies_and_resumes(tmp_path, local, name, batches):
+    """All return to the barrier of its last checkpoint; here one in mid-round."""
+    expected, _, totals = local(name)
+    run, port = Run(tmp_path, name), free_port()
+    run.begin(port, failing={1: [before("forward", 5)]})
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    resume = ResumeCheckpoint(last.parent, every_n_batches=2)
+    with pytest.raises(Killed):
+        run.fit(port, callbacks=[resume, Kill(batches)])
+    assert last.exists() == (batches >= 2)
+    resume = ResumeCheckpoint(last.parent, every_n_batches=2)
+    ckpt_path = last if last.exists() else None
+    trainer, states = run.fit(port, callbacks=[resume], ckpt_path=ckpt_path)
+    assert_equal_states(states, expected)
+    assert trainer.lightning_module.totals() == totals
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]

@@ -47,6 +47,7 @@ def clients_here(cfg: DictConfig, module: SplitLightningModule) -> Iterator[None
                 f"engine.server=127.0.0.1:{port}",
                 f"engine.certificates={folder / 'certificates' / name}",
                 f"engine.folder={folder / name}",
+                "engine.patience=5",  # they end with the process that started them
             ]
             started.append(_Client(words, folder / f"{name}.log"))
 
