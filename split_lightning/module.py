@@ -519,6 +519,11 @@ class SplitLightningModule(pl.LightningModule):
         require_fit(self, trainer, data, protocol)
         self._agreed = self.agreed(data) if data.at_sites else {}
 
+    def _open_sites(self) -> None:
+        """Waits for the sites of the parties that are not in this process."""
+        away = self.engine.parties_away()
+        self.engine.sites.open(away, self._agreed, self.engine.barrier)
+
     def agreed(self, data: SplitDataModule) -> dict[str, str]:
         """Returns what all sites of a run have to agree on before training, by key."""
         keys = ("cut_layer", "labels", "label_holder", "num_classes", "channels_last")
@@ -573,8 +578,7 @@ class SplitLightningModule(pl.LightningModule):
             self.traffic.forget()
             self.clients = ClientMetrics()
             self.skipped_batches = 0
-        away = self.engine.parties_away()
-        self.engine.sites.open(away, self._agreed, self.engine.barrier)
+        self._open_sites()
         wrapped = self.optimizers()
         counted = wrapped[-1] if isinstance(wrapped, list) else wrapped
         raw = dict(zip(self.optimizer_names, self.trainer.optimizers, strict=True))
@@ -642,3 +646,5 @@ class SplitLightningModule(pl.LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.resumption.load(self, checkpoint)
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._open_sites()  # now: other callbacks may look at their states

@@ -78,6 +78,8 @@ class GrpcSites(Sites):
     def open(
         self, parties: Sequence[str], agreed: Mapping[str, str], barrier: str | None
     ) -> None:
+        if self._server is not None:
+            return
         for party in parties:
             self.of(party)
         self.agreed, self.barrier = dict(agreed), barrier

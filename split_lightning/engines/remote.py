@@ -115,7 +115,7 @@ class Sites(ABC):
     def open(
         self, parties: Sequence[str], agreed: Mapping[str, str], barrier: str | None
     ) -> None:
-        """Waits until all sites are there.
+        """Waits until all sites are there, unless they are.
 
         Args:
             parties: The parties at sites.
