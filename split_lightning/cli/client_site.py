@@ -53,19 +53,40 @@ def serve(cfg: DictConfig, number: str) -> None:
     for key in ("server", "certificates"):
         if not cfg.engine.get(key):
             raise ValueError(f"Expected `engine.{key}` to be set for a client.")
-    name = f"client-{number}"
-    engine = cfg.engine
-    cfg.module.engine = None
+    name, engine = f"client-{number}", cfg.engine
     folder = Path(engine.folder or Path("runs", cfg.name, name))
+    answers, agreed = new_answers(cfg, folder)
+    client = GrpcClient(
+        name, engine.server, engine.certificates, agreed, engine.patience
+    )
+    client.serve(answers)
+    weights = answers.site.weights_of(f"client/{number}")
+    save_file(weights, folder / "client.safetensors")
+
+
+def new_answers(cfg: DictConfig, folder: Path) -> tuple[Answers, dict[str, str]]:
+    """Builds a site; returns what answers for it, and what it has to agree on.
+
+    Args:
+        cfg: The configuration of the run.
+        folder: Where it saves its state.
+    """
+    cfg.module.engine = None
     data = build_data(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module = build_module(cfg)
     protocol = instantiate(cfg.protocol, _convert_="all")
     site = module.as_site(data, protocol)
     choose_threads(cfg, module, data)
-    answers = Answers(site, Journal(folder))
-    client = GrpcClient(
-        name, engine.server, engine.certificates, module.agreed(data), engine.patience
-    )
-    client.serve(answers)
-    save_file(site.weights_of(f"client/{number}"), folder / "client.safetensors")
+    return Answers(site, Journal(folder)), module.agreed(data)
+
+
+def worker_answers(folder: str, name: str) -> tuple[Answers, dict[str, str]]:
+    """Builds the site of a worker, from the folder of the run's sites.
+
+    Args:
+        folder: The folder, with the configuration.
+        name: The worker.
+    """
+    cfg = compose_client(str(Path(folder, "config.yaml")), [])
+    return new_answers(cfg, Path(folder, name))

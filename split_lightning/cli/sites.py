@@ -7,12 +7,14 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from split_lightning.engines.remote import site_of
+from split_lightning.cli.client_site import worker_answers
+from split_lightning.engines.remote import NO_SITES, site_of
 from split_lightning.module import SplitLightningModule
 
 _SECONDS_TO_END = 20
@@ -26,18 +28,23 @@ def clients_here(cfg: DictConfig, module: SplitLightningModule) -> Iterator[None
     Certificates are made for this run alone. A client that ends too early is started
     again.
     """
-    if cfg.engine.get("listen", "") is not None:
+    sites: Any = module.engine.sites
+    if sites is NO_SITES or cfg.engine.get("listen") is not None:
+        yield
+        return
+    folder = Path(cfg.output_dir, "clients").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "config.yaml"
+    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), config)
+    if hasattr(sites, "workers"):
+        sites.new_answers = partial(worker_answers, str(folder))
         yield
         return
     from split_lightning.engines.certificates import write_certificates
 
-    sites: Any = module.engine.sites
-    folder = Path(cfg.output_dir, "clients")
     names = [site_of(party) for party in module.engine.parties_away()]
     write_certificates(folder / "certificates", names, ["127.0.0.1"], days=30)
     sites.listen, sites.certificates = "127.0.0.1:0", folder / "certificates" / "server"
-    config = folder / "config.yaml"
-    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), config)
     started: list[_Client] = []
 
     def begin(port: int) -> None:

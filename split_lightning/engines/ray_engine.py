@@ -1,0 +1,23 @@
+"""`ray_engine`: the engine of a run whose clients are on a Ray cluster."""
+
+from __future__ import annotations
+
+from split_lightning.engines.engine import Engine
+from split_lightning.engines.ray_sites import RaySites
+
+
+def ray_engine(
+    address: str | None = None,
+    workers: int = 2,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+) -> Engine:
+    """Returns an engine whose clients are computed by the workers of a Ray cluster.
+
+    Args:
+        address: The cluster, such as `auto`; `None`: a new one on this machine.
+        workers: Number of workers.
+        num_cpus: Number of CPUs of each worker.
+        num_gpus: Number of GPUs of each worker.
+    """
+    return Engine(sites=RaySites(address, workers, num_cpus, num_gpus))
