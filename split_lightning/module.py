@@ -343,6 +343,7 @@ class SplitLightningModule(pl.LightningModule):
 
     @override
     def on_train_epoch_end(self) -> None:
+        self.finite.settle(self)
         self.log("train/loss", self.round_loss())
         loader = self.trainer.train_dataloader
         if isinstance(loader, TrainLoader):
@@ -555,6 +556,7 @@ class SplitLightningModule(pl.LightningModule):
         require_cut(self, protocol)
         self.follow(protocol, data.num_clients)
         data.protocol = protocol
+        self.engine.make_room(self.engine.num_live + 1)  # for what is begun ahead
         optimizers, _ = self.configure_optimizers()
         by_role = dict(zip(self.optimizer_names, optimizers, strict=True))
         self.engine.use(by_role, by_role)

@@ -1,11 +1,13 @@
 """Parties at other sites train to the same weights as in one process, bit for bit."""
 
 from concurrent.futures import Future
-from dataclasses import replace
+from itertools import product
 
 import pytest
+import test_vertical as vertical
 import torch
-from protocols import assert_equal, fit, make_data, make_split, make_unsplit
+from conftest import tiny_network
+from protocols import assert_equal, fit, make_data, make_split, make_unsplit, network
 
 from split_lightning import (
     AsynchronousWeightPassing,
@@ -19,38 +21,32 @@ from split_lightning import (
     SplitFedV2,
     SplitFedV3,
 )
-from split_lightning.engines.remote import RemoteSite, SampleRef, Sites
+from split_lightning.engines.remote import RemoteSite, Sites
+from split_lightning.engines.wire import Frame, decoded, encoded
+from split_lightning.finite import NotFinite
 from split_lightning.message import role_of
-from split_lightning.placement import client_of
-
-
-def on_the_wire(value):
-    """A copy, of which nothing but what it says is left."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone().requires_grad_(value.requires_grad)
-    if isinstance(value, dict):
-        return {key: on_the_wire(own) for key, own in value.items()}
-    if isinstance(value, SampleRef):
-        return replace(value, labels=None)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(on_the_wire, value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(on_the_wire, value))
-    return value
 
 
 class SitesHere(Sites):
-    """Sites in this process, each with a module and data of its own."""
+    """Sites in this process, each with a module and data of its own.
+
+    What passes is bytes, as on a network.
+    """
 
     def __init__(self, make, num_sites):
         self.made = [make() for _ in range(num_sites)]
         self.sites = [RemoteSite(f"site {n}", self.taker(n)) for n in range(num_sites)]
+        self.parties = {}
 
     def taker(self, number):
         def deliver(call):
-            future, arguments = Future(), on_the_wire(call.arguments)
-            reply = getattr(self.made[number], call.method)(*arguments)
-            future.set_result(on_the_wire(reply))
+            future = Future()
+            method, arguments = on_the_wire(tuple(call))
+            try:
+                reply = getattr(self.made[number], method)(*arguments)
+                future.set_result(on_the_wire(reply))
+            except NotFinite as found:
+                future.set_exception(found)
             return future
 
         return deliver
@@ -58,7 +54,24 @@ class SitesHere(Sites):
     def of(self, party):
         if role_of(party) != "client":
             return None
-        return self.sites[client_of(party) % len(self.sites)]
+        number = self.parties.setdefault(party, len(self.parties))
+        return self.sites[number % len(self.sites)]
+
+    def open(self, parties, agreed, barrier):
+        pass
+
+    def keep(self):
+        return ""
+
+    def end(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def on_the_wire(value):
+    return decoded(encoded(Frame("call", 1, value))).value
 
 
 RUNS = {
@@ -86,20 +99,50 @@ RUNS = {
 SHAPES = {
     "vanilla": {"cut_layer": 2},
     "u-shaped": {"cut_layer": [2, 5], "labels": "client"},
+    "several servers in a row": {"cut_layer": [2, 5]},
+    "a cut per client": {"cut_layer": [[2, 5, 6]]},
+    "a cut per client, u-shaped": {"cut_layer": [[0, 1], 6], "labels": "client"},
+    "dropout at the clients": {"net": tiny_network, "cut_layer": 5},
+    "dropout at the server": {"net": tiny_network, "cut_layer": 3},
 }
+# The rest of the product shows nothing new.
+CASES = [
+    *product(RUNS, ["vanilla", "u-shaped"]),
+    *product(["round robin", "splitfed v1", "parallel"], list(SHAPES)[2:]),
+]
 
 
-@pytest.mark.parametrize("num_sites", [3, 1])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("num_sites", [3, 2])
+@pytest.mark.parametrize(("name", "shape"), CASES)
 def test_weights_are_those_of_one_process(tmp_path, name, shape, num_sites):
     make_protocol, options = RUNS[name]
 
     def make(engine=None):
+        torch.manual_seed(2)
+        shaped = {**SHAPES[shape], "engine": engine}
+        net = shaped.pop("net", network)()
         protocol = make_protocol(**options)
         if protocol.unsplit_at:
-            return protocol, make_unsplit(engine=engine)
-        return protocol, make_split(**SHAPES[shape], engine=engine)
+            return protocol, make_unsplit(net, engine=engine)
+        return protocol, make_split(net=net, **shaped)
+
+    check(tmp_path, make, make_data, num_sites)
+
+
+@pytest.mark.parametrize("route", ["server", "U"])
+@pytest.mark.parametrize("name", ["round robin", "splitfed v1", "parallel"])
+def test_holders_at_sites_of_their_own(tmp_path, name, route):
+    make_protocol, options = RUNS[name]
+
+    def make(engine=None):
+        torch.manual_seed(2)
+        return make_protocol(**options), vertical.made(route=route, engine=engine)
+
+    check(tmp_path, make, vertical.make_data, 6)
+
+
+def check(tmp_path, make, make_data, num_sites):
+    """Compares a run with parties at sites to one in this process."""
 
     def make_site():
         protocol, module = make()
@@ -113,6 +156,7 @@ def test_weights_are_those_of_one_process(tmp_path, name, shape, num_sites):
     sites = SitesHere(make_site, num_sites)
     protocol, remote = make(Engine(sites=sites))
     away = fit(tmp_path, remote, make_data(protocol=protocol))
+    assert len(sites.parties) >= 3
     assert remote.totals() == module.totals()
     for store, other in zip(module.engine.stores, remote.engine.stores, strict=True):
         assert set(other.names()) == set(store.names())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -190,6 +191,7 @@ class Engine:
         self._live: Live | None = None
         # What parties at other sites have begun to compute, by party and key.
         self._begun: dict[tuple[str, Key], list[Any]] = {}
+        self._unsettled: list[Future[Any]] = []
 
     @property
     def num_live(self) -> int:
@@ -328,6 +330,7 @@ class Engine:
         if self.cohort and self.joint_norm:
             self._exchange_statistics(clients)
         self.channel.recent.clear()
+        self._settle(wait=False)
         if upcoming and clients[0] not in {own.client_id for own in upcoming}:
             self._begin(several, self.number)
             self._begin(upcoming, self.number + 1)
@@ -343,6 +346,8 @@ class Engine:
             for store, name in self.segments_of(own.client_id):
                 site = self.sites.of(name)
                 if site is None or store.depth > 0 or own.ref is None:
+                    continue
+                if site.draws(name, 0):  # in the order of the steps
                     continue
                 key = name, (number, 0)
                 if key not in self._begun:
@@ -451,8 +456,25 @@ class Engine:
                 away.setdefault(party.site, []).append(party.name)
         for site, names in away.items():
             roles = dict.fromkeys(map(role_of, names))
-            site.step(names, {role: options_of(self.raw[role]) for role in roles})
+            options = {role: options_of(self.raw[role]) for role in roles}
+            self._unsettled.append(site.step(names, options))
         step(self.parties(), self.optimizers, self.clip)
+
+    def settle(self) -> None:
+        """Waits until parties at other sites have stepped.
+
+        Raises:
+            NotFinite: If one has not, because of a number that is not finite.
+        """
+        self._settle(wait=True)
+
+    def _settle(self, wait: bool) -> None:
+        left, self._unsettled = self._unsettled, []
+        for stepped in left:
+            if wait or stepped.done():
+                stepped.result()
+            else:
+                self._unsettled.append(stepped)
 
     def step_one(self, party: Party) -> None:
         """Steps one party, apart from the step that Lightning counts."""

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -40,6 +41,15 @@ class RemoteSite:
         # rest is never modified, so it is known by its identity.
         self._common: dict[tuple[int, str, Part], State | None] = {}
         self._lent: dict[tuple[int, str], Any] = {}
+        self._draws: dict[tuple[str, int], bool] = {}
+
+    def draws(self, party: str, depth: int) -> bool:
+        """Returns whether a party's segment draws random numbers, or may."""
+        return self._draws.get((party, depth), True)
+
+    def note_draws(self, party: str, depth: int, draws: bool) -> None:
+        """Notes whether a party's segment has drawn random numbers."""
+        self._draws[party, depth] = draws
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
         """Asks the site to do something; calls are carried out in order."""
@@ -51,10 +61,11 @@ class RemoteSite:
             own = store.own[part].get(party)
             if isinstance(own, StateAway):
                 continue
-            if own is None:
-                self._adopt(store, segment, party, part)
+            if store.has_own(party, part):  # it was another party's, here
+                self.call("write", party, segment, part, store.peek(party, part))
+                store.drop(party, [part])
             else:
-                self.call("write", party, segment, part, own)
+                self._adopt(store, segment, party, part)
             store.own[part][party] = self.state_of(party, segment, part)
 
     def _adopt(self, store: StateStore, segment: int, party: str, part: Part) -> None:
@@ -257,11 +268,17 @@ class RemoteParty:
             return self.begun.pop((self.name, key))
         (values,) = several
         stays = key[1] + 1 in self.depths
-        reply = self.site.call("forward", self.name, key, values, stays)
+        # All parties draw from one sequence of random numbers, in the order of a step.
+        random = torch.get_rng_state() if self.site.draws(self.name, key[1]) else None
+        reply = self.site.call("forward", self.name, key, values, stays, random)
         for value in values:
             if isinstance(value, SampleRef) and self.sends_labels:
                 value.labels = self.site.call("labels", value)
-        return [reply]
+        if random is not None:
+            new = reply.result()[1]
+            torch.set_rng_state(new)
+            self.site.note_draws(self.name, key[1], not torch.equal(new, random))
+        return [_then(reply, lambda found: found[0])]
 
     def loss(
         self,

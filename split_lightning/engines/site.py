@@ -43,7 +43,14 @@ class Site:
 
     # Training
 
-    def forward(self, name: str, key: Key, values: Values, stays: bool) -> Values:
+    def forward(
+        self,
+        name: str,
+        key: Key,
+        values: Values,
+        stays: bool,
+        random: Tensor | None = None,
+    ) -> tuple[Values, Tensor | None]:
         """Runs a segment of a party.
 
         Args:
@@ -51,14 +58,18 @@ class Site:
             key: Names the call.
             values: The inputs: tensors, or what stands for them.
             stays: Whether the party itself needs the outputs next.
+            random: The state of the random numbers; `None`: the segment draws none.
 
         Returns:
-            The smashed data.
+            The smashed data, and the new state of the random numbers.
         """
         own = tuple(self._here(value) for value in values)
-        sizes = [len(own[0])]
-        (outputs,) = self._party(name).forward(key, [own], sizes)
-        return self._keep(outputs) if stays else outputs
+        party = self._party(name)
+        if random is not None:
+            torch.set_rng_state(random)
+        (outputs,) = party.forward(key, [own], [len(own[0])])
+        new = None if random is None else torch.get_rng_state()
+        return self._keep(outputs) if stays else outputs, new
 
     def labels(self, samples: SampleRef) -> Values:
         """Returns the labels of samples."""
@@ -115,7 +126,8 @@ class Site:
         if not are_finite(gradients):
             raise NotFinite(f"a gradient of {', '.join(names)}")
         step(parties, self.engine.optimizers, self.engine.clip)
-        self.parties = {}
+        for name in names:
+            del self.parties[name]
 
     # States
 
@@ -157,7 +169,6 @@ class Site:
             "stores": [self._saved(store) for store in self._stores()],
             "optimizers": {role: own.state_dict() for role, own in optimizers},
             "gradients": [p.grad for p in self.engine.parameters("client")],
-            "random": torch.get_rng_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -175,7 +186,6 @@ class Site:
         pairs = zip(self.engine.parameters("client"), state["gradients"], strict=True)
         for parameter, gradient in pairs:
             parameter.grad = gradient
-        torch.set_rng_state(state["random"])
 
     def _stores(self) -> list[StateStore]:
         """Returns the states of the segments that clients may have."""

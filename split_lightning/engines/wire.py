@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import astuple
 from math import prod
 from typing import Any, NamedTuple
 
@@ -22,6 +21,15 @@ from split_lightning.engines.remote import Kept, SampleRef
 _START = struct.Struct("!4sII")  # magic, bytes of the header, bytes of the body
 _MAGIC = b"SPL1"
 MAX_HEADER = 1 << 24  # bytes
+_NAMES = (
+    "part",
+    "round",
+    "client_id",
+    "number",
+    "pass_number",
+    "start",
+    "num_samples",
+)
 _MAX_DEPTH = 16  # of containers in containers
 
 
@@ -91,7 +99,7 @@ def _tree(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         return _tensor_tree(value, tensors)
     if isinstance(value, SampleRef):
-        return {"samples": astuple(value)[:7]}
+        return {"samples": [getattr(value, name) for name in _NAMES]}
     if isinstance(value, Kept):
         return {"kept": list(value)}
     if isinstance(value, dict):

@@ -88,12 +88,7 @@ class FiniteCheck:
             f"batch {batch_idx + 1} of the round"
         )
         if self.policy == "stop":
-            raise NonFiniteError(
-                f"Not finite in {where}: {what}. Lower the learning rate, limit the "
-                "gradient (`gradient_clip_val`), look at the client's data, or skip "
-                "such batches (`non_finite=skip`; `model.` before both in a "
-                "configuration)."
-            )
+            raise NonFiniteError(_message(where, what))
         module.channel.recent.clear()
         _logger.warning("Skipped %s: %s is not finite.", where, what)
         for buffer, kept in self._buffers:
@@ -101,10 +96,30 @@ class FiniteCheck:
         module.engine.discard()
         return False
 
+    def settle(self, module: SplitLightningModule) -> None:
+        """Waits for what parties at other sites have found.
+
+        Raises:
+            NonFiniteError: If a number is not finite; the party has not stepped.
+        """
+        try:
+            module.engine.settle()
+        except NotFinite as found:
+            where = f"round {module.trainer.current_epoch + 1}"
+            raise NonFiniteError(_message(where, str(found))) from found
+
     def _with_those_before(self, norm: Tensor) -> Tensor:
         """Returns the largest norm since the last look; NaN if one is."""
         self._norms = [torch.stack([*self._norms, norm]).max()]
         return self._norms[0]
+
+
+def _message(where: str, what: str) -> str:
+    return (
+        f"Not finite in {where}: {what}. Lower the learning rate, limit the gradient "
+        "(`gradient_clip_val`), look at the client's data, or skip such batches "
+        "(`non_finite=skip`; `model.` before both in a configuration)."
+    )
 
 
 def _first_unsound(module: SplitLightningModule, losses: StepLosses) -> str:
