@@ -32,7 +32,7 @@ RUNS = {
     "fedavg": (FedAvg, {}),
 }
 NUM_CLIENTS = 3
-BUILDING = threading.Lock()  # torch has one seed for all threads
+BUILDING = threading.Lock()  # torch has one seed, and traces in one thread
 
 
 class Killed(BaseException):
@@ -95,7 +95,8 @@ class Run:
         sites = GrpcSites(f"127.0.0.1:{port}", self.folder / "certs" / "server")
         if port == 0:
             sites.begin = lambda port: self.begin(port, failing)
-        _, module, data = self.make(Engine(sites=sites))
+        with BUILDING:
+            _, module, data = self.make(Engine(sites=sites))
         try:
             trainer = fit(self.folder, module, data, **options)
             states = states_of(module)

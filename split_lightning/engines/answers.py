@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from split_lightning.engines.journal import Journal
 from split_lightning.engines.site import Site
 from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
@@ -40,12 +42,14 @@ class Answers:
         session: The server's run, as the server names it; empty: none yet.
         number: The number of the last call that was carried out.
         saved: The number of the last call that need not be carried out again.
+        replies: The replies that the server may not have, by the number of the call.
     """
 
     def __init__(self, site: Site, journal: Journal) -> None:
         self.site = site
         self.journal = journal
         self.session, self.number, self.saved = "", 0, 0
+        self.replies: dict[int, bytes] = {}
         journal.save("start", {"site": site.state_dict()})
         if journal.has("journal"):
             state = journal.load("journal")
@@ -72,7 +76,7 @@ class Answers:
                 "run anew, or resume it from a later checkpoint."
             )
         self.site.load_state_dict(self.journal.load(name)["site"])
-        self.session, self.number = session, 0
+        self.session, self.number, self.replies = session, 0, {}
         self._save()
 
     def rewind(self) -> None:
@@ -81,6 +85,8 @@ class Answers:
         self.site.load_state_dict(state["site"])
         self.session = state["session"]
         self.number = self.saved = state["number"]
+        replies = {n: data.numpy().tobytes() for n, data in state["replies"].items()}
+        self.replies = replies
 
     def answer(self, data: bytes) -> bytes | None:
         """Carries out a call; returns the reply, or `None` to a call that came before.
@@ -95,18 +101,23 @@ class Answers:
             return None
         if number != self.number + 1:
             raise FrameError(f"expected call {self.number + 1}, but got {number}")
-        if not isinstance(value, tuple) or len(value) != 2:
-            raise FrameError("a call is a method and its arguments")
-        method, arguments = value
+        if not isinstance(value, tuple) or len(value) != 3:
+            raise FrameError("a call is a method, its arguments, and a number")
+        method, arguments, answered = value
         result: Any
         try:
             kind, result = "reply", self._carry_out(method, arguments)
         except Exception as error:
             kind, result = "error", f"{type(error).__name__}: {error}"
         self.number = number
-        if self._is_due(method):
+        is_due = self._is_due(method)
+        saved = number if is_due else self.saved
+        reply = encoded(Frame(kind, number, (saved, result)))
+        later = {n: own for n, own in self.replies.items() if n > answered}
+        self.replies = {**later, number: reply}
+        if is_due:
             self._save()
-        return encoded(Frame(kind, number, (self.saved, result)))
+        return reply
 
     def _carry_out(self, method: str, arguments: tuple[Any, ...]) -> Any:
         if method == "keep":
@@ -129,6 +140,10 @@ class Answers:
         state = {
             "session": self.session,
             "number": self.number,
+            "replies": {
+                number: torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                for number, data in self.replies.items()
+            },
             "site": self.site.state_dict(),
         }
         self.journal.save("journal", state)

@@ -103,6 +103,8 @@ class GrpcClient:
                 frame = decoded(data)
                 if frame.kind == "welcome":
                     answers.begin(frame.value["session"], frame.value["barrier"])
+                    for reply in answers.replies.values():
+                        replies.put(reply)
                 elif frame.kind == "end":
                     return True
                 else:

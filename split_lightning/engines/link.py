@@ -24,7 +24,8 @@ class Link:
     A call is kept until the site has saved what came of it. Where a connection breaks,
     or the site's process dies, the site names the last call that it has saved, and all
     that follow are sent again. What the site computes is a function of its calls, so
-    the replies are the same; those that came before are ignored.
+    the replies are the same; those that came before are ignored. Each call names the
+    last one up to which all are answered: the site keeps the replies to later ones.
 
     Args:
         name: The name of the site.
@@ -47,8 +48,9 @@ class Link:
         """Sends a call; returns the reply to come."""
         future: Future[Any] = Future()
         with self._lock:
+            answered = next(iter(self._waiting), self._number + 1) - 1
             self._number += 1
-            frame = Frame("call", self._number, tuple(call))
+            frame = Frame("call", self._number, (*call, answered))
             self._calls[self._number] = data = encoded(frame)
             self._waiting[self._number] = future
             if self._send is not None:

@@ -124,14 +124,15 @@ class _Worker:
         """Starts the actor; it continues from its journal."""
         # Ray itself starts nothing again: it would compute on a state that is new.
         options = {**self.sites.resources, "max_restarts": 0, "max_task_retries": 0}
-        actor = ray.remote(**options)(_Actor).remote(
-            self.sites.new_answers, self.link.name
-        )
+        remote: Any = ray.remote(**options)
+        actor = remote(_Actor).remote(self.sites.new_answers, self.link.name)
         session, saved, agreed = ray.get(actor.hello.remote())
         for key, value in self.sites.agreed.items():
             if agreed.get(key) != value:
                 raise ValueError(f"{self.link.name}: its `{key}` differs.")
-        ray.get(actor.begin.remote(self.sites.session, self.sites.barrier))
+        replies = ray.get(actor.begin.remote(self.sites.session, self.sites.barrier))
+        for data in replies:
+            self.link.take(data)
         self._actor = actor
         self.link.attach(saved if session == self.sites.session else 0, self._send)
 
@@ -176,9 +177,10 @@ class _Actor:
         """Returns the session, the last call that was saved, and what it agrees on."""
         return self.answers.session, self.answers.saved, self.agreed
 
-    def begin(self, session: str, barrier: str | None) -> None:
-        """Begins a session, or continues one."""
+    def begin(self, session: str, barrier: str | None) -> list[bytes]:
+        """Begins a session, or continues one; returns the last replies."""
         self.answers.begin(session, barrier)
+        return list(self.answers.replies.values())
 
     def answer(self, data: Any) -> Any:
         """Answers a call."""
