@@ -322,7 +322,7 @@ class LocalEngine:
                     wanted.append(self.state_name(name))
                     counted.append((store.samples, wanted[-1], position))
             is_passed_on = bool(store.last) and self.placement.num_groups == 1
-            if self._has_several_states(store) and not is_passed_on:
+            if self.placement.num_clients > 1 and not is_passed_on:
                 store.remember_start()
             for name, seat in store.check_out(wanted).items():
                 segments.setdefault(name, {})[store.depth] = seat
@@ -334,15 +334,6 @@ class LocalEngine:
         self.seen.update(clients)
         self.last_client = clients[0]
         return Live(clients, Route(visits, labels), list(parties.values()), counted)
-
-    def _has_several_states(self, store: StateStore) -> bool:
-        """Returns whether several parties begin with the same state of a segment."""
-        num_clients, num_groups = self.placement.num_clients, self.placement.num_groups
-        counts = {
-            "client": 1 if self.cohort else num_clients,
-            "server": num_clients if num_groups is None else num_groups,
-        }
-        return len(store.roles) > 1 or any(counts[role] > 1 for role in store.roles)
 
     def visits(
         self, members: Sequence[Member], parties: Mapping[str, Any]
