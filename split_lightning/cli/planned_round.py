@@ -14,7 +14,7 @@ from split_lightning.cli.config import check_classes, check_values, conf_folder
 from split_lightning.cli.data_shape import leave_out_shape
 from split_lightning.cli.run_command import Command, check_used
 from split_lightning.protocols.dry_run import DryRun
-from split_lightning.runs.plan_report import Plan, Row, row_of
+from split_lightning.runs.plan_report import Plan, row_of
 
 # The Trainer trains nothing: of the configuration it takes the precision.
 _TRAINER = {
@@ -78,14 +78,13 @@ def planned_round(cfg: DictConfig) -> Plan:
         clock.watch(channel)
     with plugin.forward_context():
         dry = DryRun(module, protocol, example)
-    before, begun = dict(module.traffic.counts), 0.0
-    rows: list[Row] = []
-    for number in range(cfg.round):
-        before, rows = dict(module.traffic.counts), []
-        begun = 0.0 if clock is None else clock.now
-        for action, events in dry.carry_out(data.new_round(number)):
-            if number == cfg.round - 1:
-                rows.append(row_of(action, events, clock))
+    for number in range(cfg.round - 1):
+        for _ in dry.carry_out(data.new_round(number)):
+            pass
+    before = dict(module.traffic.counts)
+    begun = 0.0 if clock is None else clock.now
+    actions = dry.carry_out(data.new_round(cfg.round - 1))
+    rows = [row_of(action, events, clock) for action, events in actions]
     after = module.traffic.counts
     of_round = {name: after[name] - before[name] for name in after}
     seconds_of = None if clock is None else (clock.now - begun, clock.now)

@@ -63,9 +63,8 @@ class DryRun:
             for seat in store.seats
         }
         self.engine.party_type = partial(MetaParty, lambda layers: outputs[id(layers)])
-        self.engine.serve = lambda party, engine: (
-            party
-        )  # passes of its own send nothing
+        # A server's passes over what arrived send nothing.
+        self.engine.serve = lambda party, engine: party
         self._take_over_optimizers()
         for optimizer in self.engine.raw.values():
             _step_once(optimizer)

@@ -38,7 +38,7 @@ class FiniteCheck:
         self.policy = policy
         self.every = 1
         self._buffers: list[tuple[Tensor, Tensor]] = []
-        self._norms: list[Tensor] = []  # not looked at yet
+        self._norm: Tensor | None = None  # the largest that was not looked at yet
 
     def begin(self, module: SplitLightningModule) -> None:
         """A step begins."""
@@ -68,11 +68,13 @@ class FiniteCheck:
             values = [losses.total, *losses.own, *module.engine.gradients()]
             norm = get_total_norm(values)
             if self.every > 1 and self.policy == "stop":
-                norm = self._with_those_before(norm)
+                if self._norm is not None:  # the largest; NaN if one is
+                    norm = torch.stack([self._norm, norm]).max()
+                self._norm = norm
                 is_due = (batch_idx + 1) % self.every == 0
                 if not (is_due or module.trainer.is_last_batch):
                     return True
-                self._norms = []
+                self._norm = None
             is_sound = bool(norm.isfinite()) or are_finite(values)
         if module.trainer.world_size > 1:
             is_sound = all_agree(module.trainer, is_sound)
@@ -108,11 +110,6 @@ class FiniteCheck:
             where = f"round {module.trainer.current_epoch + 1}"
             raise NonFiniteError(_message(where, str(found))) from found
 
-    def _with_those_before(self, norm: Tensor) -> Tensor:
-        """Returns the largest norm since the last look; NaN if one is."""
-        self._norms = [torch.stack([*self._norms, norm]).max()]
-        return self._norms[0]
-
 
 def _message(where: str, what: str) -> str:
     return (
@@ -131,12 +128,12 @@ def _first_unsound(module: SplitLightningModule, losses: StepLosses) -> str:
     for party in module.engine.parties():
         gradients[role_of(party.name)] += [p.grad for p in party.parameters()]
     is_split = module.topology.is_split
-    named = {
-        "the smashed data": sent["smashed"],
-        "the loss": [losses.total, *losses.own],
-        "the gradient of the smashed data": sent["gradient"],
-        "the server's gradient" if is_split else "the gradient": gradients["server"],
-        "the client's gradient" if is_split else "the gradient ": gradients["client"],
-    }
-    found = (name for name, values in named.items() if not are_finite(values))
-    return next(found, "what another process computed").strip()
+    named = [
+        ("the smashed data", sent["smashed"]),
+        ("the loss", [losses.total, *losses.own]),
+        ("the gradient of the smashed data", sent["gradient"]),
+        ("the server's gradient" if is_split else "the gradient", gradients["server"]),
+        ("the client's gradient" if is_split else "the gradient", gradients["client"]),
+    ]
+    found = (name for name, values in named if not are_finite(values))
+    return next(found, "what another process computed")

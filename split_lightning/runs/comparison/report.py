@@ -115,9 +115,8 @@ def as_table(
         settings: Whether the settings and the status are shown.
     """
     groups, keys = found.groups, found.keys if settings else []
-    zero = (
-        0 if columns is _TRAVELLED else None
-    )  # bytes that were never sent have no column
+    # Bytes that were never sent have no column.
+    zero = 0 if columns is _TRAVELLED else None
     used = [key for key in columns if (groups[key].dropna() != zero).any()]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for name in ("run", *(short_names(found.keys)[key] for key in keys)):
