@@ -6,14 +6,18 @@ from pathlib import Path
 
 from split_lightning.engines.engine import Engine
 from split_lightning.engines.grpc_sites import GrpcSites
+from split_lightning.system.absences import Absences
 
 
 def grpc_engine(
     listen: str | None = None,
     certificates: str | Path | None = None,
+    deadline: float | None = None,
+    absences: str | Path | None = None,
     server: str | None = None,
     folder: str | Path | None = None,
     patience: float = 600.0,
+    own_data: bool = False,
 ) -> Engine:
     """Returns the engine of a server that clients reach over gRPC.
 
@@ -22,9 +26,13 @@ def grpc_engine(
             the command line starts all clients on this machine.
         certificates: The folder with the certificate and the key of this party, and the
             certificate of the authority.
+        deadline: For how many seconds a client may be silent while it is waited for;
+            then it is absent from the round. `None`: it is waited for.
+        absences: The file in which absences are recorded.
         server: Of a client: the server's address.
         folder: Of a client: where it saves its state.
         patience: Of a client: for how many seconds to wait for the server.
+        own_data: Of a client: whether all samples of its source are its own.
 
     Raises:
         ValueError: If a server has no certificates.
@@ -34,4 +42,10 @@ def grpc_engine(
             "Expected argument `certificates` to be a folder where `listen` is set, "
             "but got None. `split-lightning certificates` writes them."
         )
-    return Engine(sites=GrpcSites(listen or "127.0.0.1:0", certificates or "."))
+    if deadline is not None and deadline <= 0:
+        raise ValueError(
+            f"Expected argument `deadline` to be positive seconds, but got {deadline}."
+        )
+    address, folder = listen or "127.0.0.1:0", certificates or "."
+    record = None if deadline is None else Absences(absences)
+    return Engine(sites=GrpcSites(address, folder, deadline, record))
