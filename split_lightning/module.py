@@ -235,6 +235,7 @@ class SplitLightningModule(pl.LightningModule):
         self.engine.clip = clipping(gradient_clip_val, gradient_clip_algorithm)
         self.more_copies = self.engine.copies
         self.finite = FiniteCheck(non_finite)
+        self.engine.may_discard = non_finite == "skip"
         self.clients = ClientMetrics()
         self.resumption = Resumption()
         self.skipped_batches = 0
@@ -308,7 +309,6 @@ class SplitLightningModule(pl.LightningModule):
         scale = first.share * self.trainer.world_size / self.accumulate_grad_batches
         if self.memory_format == torch.channels_last:
             parts = tuple(p._replace(inputs=self.laid_out(p.inputs)) for p in parts)
-        self.finite.begin(self)
         losses = self._compute(parts, scale, step.upcoming)
         if not self.finite.accepts(self, step, batch_idx, losses):
             self.skipped_batches += 1

@@ -157,6 +157,7 @@ class SplitDataModule(pl.LightningDataModule):
         self.ask: Callable[[], Sequence[ClientData]] | None = None
         self.owner: int | None = None
         self._told: list[ClientData] = []
+        self._asked: object = None
         self._counted: tuple[bool, list[int]] | None = None
         self._loaders: dict[str, Any] = {}  # of what is loaded by name
         self._train: Images | None = None
@@ -170,7 +171,9 @@ class SplitDataModule(pl.LightningDataModule):
     @override
     def setup(self, stage: str | None = None) -> None:
         if self.ask is not None:
-            self._take(self.ask())
+            if self._asked is not self.ask:
+                self._take(self.ask())
+                self._asked = self.ask
             return
         if self._test is None:  # checked with the training set, before any training
             self._test = self._read(train=False)
@@ -182,8 +185,6 @@ class SplitDataModule(pl.LightningDataModule):
 
     def _take(self, told: Sequence[ClientData]) -> None:
         """Takes over what clients say about their samples."""
-        if self._told:
-            return
         self._told = sorted(told)
         require_alike(self._told)
         sizes = [own.train + own.val for own in self._told]

@@ -16,6 +16,8 @@ _METHODS = (
     "loss",
     "backward",
     "step",
+    "is_sound",
+    "discard",
     "read",
     "write",
     "share",
@@ -134,7 +136,10 @@ class Answers:
     def _is_due(self, method: str) -> bool:
         if self.site.parties:  # that wait for their gradient
             return False
-        return method in ("step", "keep") or self.number - self.saved >= _SAVE_AFTER
+        return (
+            method in ("step", "discard", "keep")
+            or self.number - self.saved >= _SAVE_AFTER
+        )
 
     def _save(self) -> None:
         state = {

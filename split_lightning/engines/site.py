@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from split_lightning.engines.engine import Engine
+from split_lightning.engines.engine import Engine, kept_buffers
 from split_lightning.engines.networks import evaluated, score_of
 from split_lightning.engines.remote import Kept, SampleRef
 from split_lightning.finite import NotFinite, are_finite
@@ -35,6 +35,7 @@ class Site:
     def __init__(self, engine: Engine, samples: Samples) -> None:
         self.engine = engine
         self.samples = samples
+        self._buffers: dict[str, list[tuple[Tensor, Tensor]]] = {}  # before a step
         self.parties: dict[str, Party] = {}  # that compute until the next step
         self._batch: tuple[SampleRef, tuple[Tensor, Tensor]] | None = None
         self._kept: dict[int, Any] = {}
@@ -65,6 +66,8 @@ class Site:
         """
         own = tuple(self._here(value) for value in values)
         party = self._party(name)
+        if self.engine.may_discard and key[1] == min(party.segments):
+            self._buffers[name] = kept_buffers(party.segments.values())
         if random is not None:
             torch.set_rng_state(random)
         (outputs,) = party.forward(key, [own], [len(own[0])])
@@ -128,6 +131,21 @@ class Site:
         step(parties, self.engine.optimizers, self.engine.clip)
         for name in names:
             del self.parties[name]
+            self._buffers.pop(name, None)
+
+    def is_sound(self, names: Sequence[str]) -> bool:
+        """Returns whether the gradients of parties are finite."""
+        return are_finite(
+            [p.grad for name in names for p in self.parties[name].parameters()]
+        )
+
+    def discard(self, names: Sequence[str]) -> None:
+        """Undoes the last step's passes of parties, which do not step."""
+        for name in names:
+            for parameter in self.parties.pop(name).parameters():
+                parameter.grad = None
+            for buffer, before in self._buffers.pop(name):
+                buffer.copy_(before)
 
     # States
 
