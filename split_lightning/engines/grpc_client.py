@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from split_lightning.credentials import read_credentials
 from split_lightning.engines.answers import Answers
 from split_lightning.engines.grpc_sites import METHOD, OPTIONS, SERVICE
 from split_lightning.engines.wire import Frame, decoded, encoded
@@ -49,7 +50,7 @@ class GrpcClient:
         """Answers calls until the server ends the run.
 
         Raises:
-            RuntimeError: If the server refuses the site, or does not answer.
+            ConnectionError: If the server refuses the site, or does not answer.
         """
         self._since, self._told = time.monotonic(), False
         while not self._connect(answers):
@@ -68,13 +69,16 @@ class GrpcClient:
     def _wait_after(self, error: Any) -> None:
         """Decides what follows a broken connection."""
         if error.code() in _REFUSED:
-            raise RuntimeError(
-                f"The server refuses {self.name}: {error.details()}."
+            raise ConnectionError(
+                f"The server (`engine.server={self.server}`) refuses {self.name}: "
+                f"{error.details()}."
             ) from error
         if time.monotonic() - self._since > self.patience:
-            raise RuntimeError(
-                f"The server at {self.server} has not answered for "
-                f"{self.patience:.0f} s."
+            raise ConnectionError(
+                f"The server (`engine.server={self.server}`) has not answered for "
+                f"{self.patience:g} s. Is it running, and is its certificate one for "
+                "this name (`split-lightning certificates --host NAME`), from the "
+                f"same authority as that of {self.name}?"
             ) from error
         if not self._told:
             _logger.warning(
@@ -116,11 +120,9 @@ class GrpcClient:
         return False
 
     def _credentials(self) -> Any:
-        read = [
-            (self.certificates / name).read_bytes()
-            for name in ("authority.crt", f"{self.name}.key", f"{self.name}.crt")
-        ]
-        return grpc.ssl_channel_credentials(*read)
+        return grpc.ssl_channel_credentials(
+            *read_credentials(self.certificates, self.name)
+        )
 
 
 def _until_none(items: queue.Queue[bytes | None]) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from split_lightning.engine_options import check_options
 from split_lightning.engines.engine import Engine
 from split_lightning.engines.grpc_sites import GrpcSites
 
@@ -27,8 +28,17 @@ def grpc_engine(
         patience: Of a client: for how many seconds to wait for the server.
 
     Raises:
-        ValueError: If a server has no certificates.
+        ValueError: If an option is wrong, or a server has no certificates.
     """
+    check_options(
+        {
+            "listen": listen,
+            "certificates": certificates,
+            "server": server,
+            "folder": folder,
+            "patience": patience,
+        }
+    )
     if listen is not None and certificates is None:
         raise ValueError(
             "Expected argument `certificates` to be a folder where `listen` is set, "
