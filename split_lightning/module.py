@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,10 +20,11 @@ from split_lightning.callbacks.monitors import require_known_monitors
 from split_lightning.callbacks.segment_summary import SegmentSummary
 from split_lightning.channel import Channel
 from split_lightning.data.datamodule import SplitDataModule
-from split_lightning.data.loader import ClientBatch, TrainLoader
+from split_lightning.data.loader import EVERY_CLIENT, ClientBatch, TrainLoader
 from split_lightning.engines.engine import Engine
+from split_lightning.engines.hello import Hello
 from split_lightning.engines.networks import Networks, Score
-from split_lightning.engines.remote import NO_SITES, SampleRef
+from split_lightning.engines.remote import SampleRef
 from split_lightning.engines.site import Site
 from split_lightning.finite import NotFinite
 from split_lightning.observers.traffic import Traffic
@@ -30,6 +32,7 @@ from split_lightning.processes import summed
 from split_lightning.protocols.plan import Step
 from split_lightning.protocols.protocol import Protocol
 from split_lightning.step import StepLosses
+from split_lightning.store import PARTS, WEIGHTS
 from split_lightning.task import Task
 from split_lightning.topologies.client_network import ClientNetwork
 from split_lightning.topologies.topology import CutLayers, Labels, make_topology
@@ -235,7 +238,6 @@ class SplitLightningModule(pl.LightningModule):
         self.clients = ClientMetrics()
         self.resumption = Resumption()
         self.skipped_batches = 0
-        self._agreed: dict[str, str] = {}
 
     @property
     def num_classes(self) -> int:
@@ -440,6 +442,8 @@ class SplitLightningModule(pl.LightningModule):
         """
         clients = self.networks.representatives() or [self.engine.last_client]
         if isinstance(batch, ClientBatch) and batch.ref is not None:
+            if batch.client_id != EVERY_CLIENT:
+                clients = [batch.client_id]
             for client in clients:
                 self._score("test", client, replace(batch.ref, client_id=client))
             return None
@@ -516,14 +520,11 @@ class SplitLightningModule(pl.LightningModule):
         require_cut(self, protocol)  # before the engine is prepared for it
         self.follow(protocol, data.num_clients)
         data.protocol = protocol
-        data.at_sites = self.engine.sites is not NO_SITES
         require_fit(self, trainer, data, protocol)
-        self._agreed = self.agreed(data) if data.at_sites else {}
-
-    def _open_sites(self) -> None:
-        """Waits for the sites of the parties that are not in this process."""
-        away = self.engine.parties_away()
-        self.engine.sites.open(away, self._agreed, self.engine.barrier)
+        away, sites = self.engine.parties_away(), self.engine.sites
+        data.ask = partial(sites.meet, away, self.agreed(data)) if away else None
+        if sites.absences is not None:
+            data.availability.absences = sites.absences
 
     def agreed(self, data: SplitDataModule) -> dict[str, str]:
         """Returns what all sites of a run have to agree on before training, by key."""
@@ -532,6 +533,15 @@ class SplitLightningModule(pl.LightningModule):
         found |= {key: str(value) for key, value in data.plan_options().items()}
         found["network"] = self.engine.digest()
         return found
+
+    def hello(self, data: SplitDataModule, clients: Iterable[int]) -> Hello:
+        """Returns what the site of some clients says first.
+
+        Args:
+            data: Their samples, set up to fit.
+            clients: The clients.
+        """
+        return Hello(self.agreed(data), data.client_data(clients))
 
     def follow(self, protocol: Protocol, num_clients: int) -> None:
         """Prepares the engine for a protocol and a number of clients."""
@@ -543,6 +553,8 @@ class SplitLightningModule(pl.LightningModule):
             protocol.joint_norm,
             protocol.serve,
         )
+        travels = getattr(protocol, "optimizer_state", "keep") == "travel"
+        self.engine.passed_on = PARTS if travels else WEIGHTS
         together = protocol.num_together(num_clients)
         self.engine.make_room(1 if protocol.cohort else together)
 
@@ -580,7 +592,8 @@ class SplitLightningModule(pl.LightningModule):
             self.traffic.forget()
             self.clients = ClientMetrics()
             self.skipped_batches = 0
-        self._open_sites()
+        if self.trainer.ckpt_path is None:
+            self.engine.sites.begin({})
         wrapped = self.optimizers()
         counted = wrapped[-1] if isinstance(wrapped, list) else wrapped
         raw = dict(zip(self.optimizer_names, self.trainer.optimizers, strict=True))
@@ -649,4 +662,5 @@ class SplitLightningModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.resumption.load(self, checkpoint)
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            self._open_sites()  # now: other callbacks may look at their states
+            # Now: other callbacks may look at states at sites.
+            self.engine.sites.begin(self.engine.barrier)

@@ -212,6 +212,14 @@ class StateStore:
         if seat is not None:
             self._names[seat][part] = None
 
+    def fetch(self, name: str, part: Part) -> bool:
+        """Brings a part of a party's state here; returns whether it was elsewhere."""
+        own = self.own[part].get(name)
+        if isinstance(own, StateAway):
+            self.own[part][name] = own.fetch()
+            return True
+        return False
+
     def share(self, part: Part, state: State, roles: Iterable[str]) -> None:
         """Lets all parties of some roles continue from one state."""
         roles = set(roles)

@@ -66,7 +66,9 @@ class Run:
         answers = Answers(site, Journal(self.folder / name))
         certificates = self.folder / "certs" / name
         server = f"127.0.0.1:{port}"
-        return GrpcClient(name, server, certificates, module.agreed(data), 30), answers
+        return GrpcClient(
+            name, server, certificates, module.hello(data, [number]), 30
+        ), answers
 
     def serve(self, number, port, failing=()):
         """Serves as a client; a process that is killed begins again."""
@@ -94,9 +96,10 @@ class Run:
         """Trains with a server here, until the clients have ended."""
         sites = GrpcSites(f"127.0.0.1:{port}", self.folder / "certs" / "server")
         if port == 0:
-            sites.begin = lambda port: self.begin(port, failing)
+            sites.start = lambda port: self.begin(port, failing)
         with BUILDING:
             _, module, data = self.make(Engine(sites=sites))
+        data.source = None  # the server has no data
         try:
             trainer = fit(self.folder, module, data, **options)
             states = states_of(module)

@@ -1,6 +1,7 @@
 """Parties at other sites train to the same weights as in one process, bit for bit."""
 
 from concurrent.futures import Future
+from functools import partial
 from itertools import product
 
 import pytest
@@ -21,10 +22,12 @@ from split_lightning import (
     SplitFedV2,
     SplitFedV3,
 )
+from split_lightning.engines.hello import Hello
 from split_lightning.engines.remote import RemoteSite, Sites
 from split_lightning.engines.wire import Frame, decoded, encoded
 from split_lightning.finite import NotFinite
 from split_lightning.message import role_of
+from split_lightning.placement import client_of
 
 
 class SitesHere(Sites):
@@ -34,7 +37,9 @@ class SitesHere(Sites):
     """
 
     def __init__(self, make, num_sites):
-        self.made = [make() for _ in range(num_sites)]
+        made = [make() for _ in range(num_sites)]
+        self.made = [site for site, _ in made]
+        self.hello = made[0][1]
         self.sites = [RemoteSite(f"site {n}", self.taker(n)) for n in range(num_sites)]
         self.parties = {}
 
@@ -57,11 +62,16 @@ class SitesHere(Sites):
         number = self.parties.setdefault(party, len(self.parties))
         return self.sites[number % len(self.sites)]
 
-    def open(self, parties, agreed, barrier):
+    def meet(self, parties, agreed):
+        clients = sorted({client_of(party) for party in parties})
+        plain = self.hello(clients).plain()
+        return Hello.of(on_the_wire(plain), agreed).data
+
+    def begin(self, barrier):
         pass
 
     def keep(self):
-        return ""
+        return {}
 
     def end(self):
         pass
@@ -149,13 +159,15 @@ def check(tmp_path, make, make_data, num_sites):
         data = make_data(protocol=protocol)
         data.prepare_data()
         data.setup("fit")
-        return module.as_site(data, protocol)
+        return module.as_site(data, protocol), partial(module.hello, data)
 
     protocol, module = make()
     here = fit(tmp_path, module, make_data(protocol=protocol))
     sites = SitesHere(make_site, num_sites)
     protocol, remote = make(Engine(sites=sites))
-    away = fit(tmp_path, remote, make_data(protocol=protocol))
+    data = make_data(protocol=protocol)
+    data.source = None  # the process with the Trainer has no data
+    away = fit(tmp_path, remote, data)
     assert len(sites.parties) >= 3
     assert remote.totals() == module.totals()
     for store, other in zip(module.engine.stores, remote.engine.stores, strict=True):

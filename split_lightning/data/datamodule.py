@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from split_lightning.data.partitioners import new_partitioner
 from split_lightning.data.samples import check_alike, classes_of, load, read_samples
 from split_lightning.data.scaling import check_statistics, is_measured, normalized
 from split_lightning.data.sources import Images, ImageSource
+from split_lightning.engines.hello import ClientData, require_alike
 from split_lightning.engines.remote import SampleRef
 from split_lightning.processes import processes_of
 from split_lightning.protocols.least_batch import LeastBatch
@@ -80,8 +81,11 @@ class SplitDataModule(pl.LightningDataModule):
         parts: For each client the positions in the training set of the samples that
             it trains on; from `setup` on.
         val_parts: For each client the positions of those that it validates on.
-        at_sites: Whether the samples are at the clients' sites; the loaders then yield
-            their shapes, and what names them.
+        ask: Where the samples are at the clients' sites, returns what clients say
+            about them; the loaders then yield their shapes, and what names them.
+            `None`: the samples are here.
+        owner: The client that has all samples of the source; `None`: they are
+            partitioned.
         least: How small a training batch may be; a `SplitLightningModule` sets it for
             its network before training.
 
@@ -150,7 +154,9 @@ class SplitDataModule(pl.LightningDataModule):
         self.parts: list[Tensor] = []
         self.val_parts: list[Tensor] = []
         self.least = LeastBatch()
-        self.at_sites = False
+        self.ask: Callable[[], Sequence[ClientData]] | None = None
+        self.owner: int | None = None
+        self._told: list[ClientData] = []
         self._counted: tuple[bool, list[int]] | None = None
         self._loaders: dict[str, Any] = {}  # of what is loaded by name
         self._train: Images | None = None
@@ -158,10 +164,14 @@ class SplitDataModule(pl.LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        load(self.source, train=False)
+        if self.ask is None:
+            load(self.source, train=False)
 
     @override
     def setup(self, stage: str | None = None) -> None:
+        if self.ask is not None:
+            self._take(self.ask())
+            return
         if self._test is None:  # checked with the training set, before any training
             self._test = self._read(train=False)
         if stage in ("fit", "validate", None) and self._train is None:
@@ -169,6 +179,52 @@ class SplitDataModule(pl.LightningDataModule):
             check_alike(train, self._test)
             self._deal_out(train)
             self._train = train
+
+    def _take(self, told: Sequence[ClientData]) -> None:
+        """Takes over what clients say about their samples."""
+        if self._told:
+            return
+        self._told = sorted(told)
+        require_alike(self._told)
+        sizes = [own.train + own.val for own in self._told]
+        parts = torch.split(torch.arange(sum(sizes)), sizes)
+        cut = [own.train for own in self._told]
+        self.parts = [part[:n] for part, n in zip(parts, cut, strict=True)]
+        self.val_parts = [part[n:] for part, n in zip(parts, cut, strict=True)]
+        self._train = self._named(sum(sizes))
+        self._test = self._named(sum(own.test for own in self._tested()))
+        self._counted = None
+
+    def _named(self, num_samples: int) -> Images:
+        """Returns what stands for samples at sites: their shape."""
+        first = self._told[0]
+        dtype = torch.float32 if first.is_floating else torch.int64
+        inputs = torch.empty(num_samples, *first.shape, dtype=dtype, device="meta")
+        targets = torch.empty(num_samples, dtype=torch.int64, device="meta")
+        return Images(inputs, targets)
+
+    def _tested(self) -> list[ClientData]:
+        """Returns the clients whose test samples are tested on, each by itself."""
+        return self._told if self._told[0].is_own else self._told[:1]
+
+    def client_data(self, clients: Iterable[int]) -> list[ClientData]:
+        """Returns what clients of a site say about their samples."""
+        example, test = self.example(), self._need(self._test)
+        is_own = self.owner is not None
+        return [
+            ClientData(
+                client_id,
+                len(self.parts[client_id]),
+                len(self.val_parts[client_id]),
+                len(test.targets),
+                is_own,
+                tuple(example.shape[1:]),
+                example.is_floating_point(),
+                self.classes,
+                0 if is_own else self._checksum(),
+            )
+            for client_id in clients
+        ]
 
     def _read(self, train: bool) -> Images:
         images = read_samples(self.source, train)
@@ -179,7 +235,7 @@ class SplitDataModule(pl.LightningDataModule):
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes."""
-        return classes_of(self.source)
+        return self._told[0].classes if self._told else classes_of(self.source)
 
     @property
     def label_counts(self) -> Tensor:
@@ -188,11 +244,21 @@ class SplitDataModule(pl.LightningDataModule):
         return label_counts(train.targets, self.parts, num_classes)
 
     def example(self) -> Tensor:
-        """Returns one sample as the network gets it, `(1, C, ...)`."""
-        return self.normalize(self._need(self._train or self._test).inputs[:1])
+        """Returns one sample as the network gets it, `(1, C, ...)`.
+
+        Where the samples are at sites, it is of zeros.
+        """
+        inputs = self._need(self._train or self._test).inputs[:1]
+        return (
+            torch.zeros_like(inputs, device="cpu")
+            if self._told
+            else (self.normalize(inputs))
+        )
 
     def extremes(self) -> Tensor:
         """Returns two samples as the network gets them, the largest id among them."""
+        if self._told:
+            return self.example().repeat_interleave(2, dim=0)
         sets = [self._need(self._train).inputs, self._need(self._test).inputs]
         first = sets[0][:1]
         if is_measured(first):
@@ -201,14 +267,8 @@ class SplitDataModule(pl.LightningDataModule):
         return self.normalize(torch.cat([first, largest[None]]))
 
     def _on_device(self, images: Images) -> Images:
-        """Returns samples on the Trainer's GPU, if there is one and they fit well.
-
-        Where they are at sites, only their shapes.
-        """
-        if self.at_sites:
-            inputs, targets = images.inputs.to("meta"), images.targets.to("meta")
-            return images._replace(inputs=inputs, targets=targets)
-        if self.trainer is None or self.augmentation is not None:
+        """Returns samples on the Trainer's GPU, if there is one and they fit well."""
+        if self._told or self.trainer is None or self.augmentation is not None:
             return images
         device = self.trainer.strategy.root_device
         if device.type != "cuda" or images.inputs.device == device:
@@ -253,7 +313,7 @@ class SplitDataModule(pl.LightningDataModule):
             self.new_round,
             self.normalize,
             self.seed,
-            None if self.at_sites else self.augmentation,
+            None if self._told else self.augmentation,
             processes_of(self.trainer),
             self._lacking(train=True),
         )
@@ -273,7 +333,6 @@ class SplitDataModule(pl.LightningDataModule):
     @override
     def val_dataloader(self) -> ValidationLoader | list[ValidationLoader]:
         train = self._need(self._train)
-        train = self._on_device(train) if self.at_sites else train
         if not any(map(len, self.val_parts)):
             return []
         return ValidationLoader(
@@ -286,16 +345,21 @@ class SplitDataModule(pl.LightningDataModule):
         )
 
     @override
-    def test_dataloader(self) -> EvaluationLoader:
+    def test_dataloader(self) -> EvaluationLoader | ValidationLoader:
         test = self._need(self._test)
-        test = self._on_device(test) if self.at_sites else test
         processes = processes_of(self.trainer)
+        if self._told and self._told[0].is_own:
+            sizes = [own.test for own in self._told]
+            parts = torch.split(torch.arange(sum(sizes)), sizes)
+            return ValidationLoader(
+                test, parts, self.batch_size, self.normalize, part="test"
+            )
         return EvaluationLoader(
             test, self.batch_size, self.normalize, processes, self._lacking(train=False)
         )
 
     @override
-    def predict_dataloader(self) -> EvaluationLoader:
+    def predict_dataloader(self) -> EvaluationLoader | ValidationLoader:
         return self.test_dataloader()
 
     def load(self, ref: SampleRef) -> tuple[Tensor, Tensor]:
@@ -312,32 +376,27 @@ class SplitDataModule(pl.LightningDataModule):
     def _lacking(self, train: bool) -> Lacking | None:
         """Returns which holders lack which samples of a set."""
         images = self._need(self._train if train else self._test)
+        if self._told:
+            return None  # their holders know
         return self.missing_parts.lacking(len(images.targets), train)
 
     def _deal_out(self, train: Images) -> None:
         """Partitions the training set, and cuts each client's validation share off."""
         num_samples = len(train.targets)
-        if self.num_clients > num_samples:
+        if self.owner is None and self.num_clients > num_samples:
             raise ValueError(
                 f"Expected argument `num_clients` to be at most the number of training "
                 f"samples ({num_samples}), but got {self.num_clients}."
             )
         drawn = torch.randperm(num_samples, generator=generator(self.seed, "deal out"))
-        places = drawn.tolist()
-        columns = {
-            name: [values[place] for place in places]
-            for name, values in (train.columns or {}).items()
-        }
-        partitioner = new_partitioner(self.partitioner, self.num_clients)
-        parts = partition(train.targets[drawn], partitioner, columns)
-        if len(parts) != self.num_clients:
-            raise ValueError(
-                f"Expected argument `num_clients` to be {len(parts)}, the number of "
-                f"partitions that {type(partitioner).__name__} makes of these samples, "
-                f"but got {self.num_clients}."
-            )
-        dealt = [drawn[part] for part in parts]
-        num_val = [min(round(len(o) * self.val_share), len(o) - 1) for o in dealt]
+        if self.owner is None:
+            dealt = self._partitioned(train, drawn)
+        else:
+            dealt = [drawn[:0]] * self.num_clients
+            dealt[self.owner] = drawn
+        num_val = [
+            min(round(len(o) * self.val_share), max(len(o) - 1, 0)) for o in dealt
+        ]
         if self.val_share > 0 and not any(num_val):
             raise ValueError(
                 "Expected argument `val_share` to keep a sample of a client's "
@@ -358,11 +417,34 @@ class SplitDataModule(pl.LightningDataModule):
             self.val_parts.append(samples[is_val].sort()[0])
             self.parts.append(samples[~is_val])
 
+    def _partitioned(self, train: Images, drawn: Tensor) -> list[Tensor]:
+        """Returns the positions of the samples of each client."""
+        places = drawn.tolist()
+        columns = {
+            name: [values[place] for place in places]
+            for name, values in (train.columns or {}).items()
+        }
+        partitioner = new_partitioner(self.partitioner, self.num_clients)
+        parts = partition(train.targets[drawn], partitioner, columns)
+        if len(parts) != self.num_clients:
+            raise ValueError(
+                f"Expected argument `num_clients` to be {len(parts)}, the number of "
+                f"partitions that {type(partitioner).__name__} makes of these samples, "
+                f"but got {self.num_clients}."
+            )
+        return [drawn[part] for part in parts]
+
     @override
     def state_dict(self) -> dict[str, Any]:
         """Returns the options that the order of the data depends on."""
+        return {**self.plan_options(), "partition": self._checksum()}
+
+    def _checksum(self) -> int:
+        """Returns a checksum of which client has which samples."""
+        if self._told and not self._told[0].is_own:
+            return self._told[0].partition
         dealt_out = torch.cat([*self.parts, *self.val_parts]).numpy().tobytes()
-        return {**self.plan_options(), "partition": zlib.crc32(dealt_out)}
+        return zlib.crc32(dealt_out)
 
     def plan_options(self) -> dict[str, Any]:
         """Returns the options that plans depend on, beside the sizes of parts."""

@@ -18,12 +18,14 @@ from split_lightning.protocols.protocol import Protocol
 from split_lightning.protocols.round import Planned, Round
 from split_lightning.seeding import derive_seed, generator
 
+EVERY_CLIENT = -1  # has the samples of a test, where all have the same
+
 
 class ClientBatch(NamedTuple):
     """A batch of one client, or this process's share of it.
 
     Attributes:
-        client_id: The client that has the samples.
+        client_id: The client that has the samples; or `EVERY_CLIENT`.
         inputs: Normalised samples, float32 of shape `(B, C, H, W)`.
         targets: Labels, int64 of shape `(B,)`.
         ends_turn: Whether this is the last batch of the client's turn.
@@ -261,15 +263,16 @@ class TrainLoader:
 
 
 class ValidationLoader:
-    """Loads each client's own validation share, one client after the other.
+    """Loads samples that each client evaluates on, one client after the other.
 
     Args:
-        images: All training samples.
-        parts: For each client the positions of the samples that it validates on.
+        images: All samples.
+        parts: For each client the positions of the samples that it evaluates on.
         batch_size: Number of samples in a batch; a client's last may be smaller.
         normalize: Turns stored samples into the network's inputs.
         processes: Among which processes each batch is shared out; a share may be empty.
         lacking: Which samples holders of parts lack; `None`: none.
+        part: What the samples are: `val` or `test`.
     """
 
     def __init__(
@@ -280,9 +283,11 @@ class ValidationLoader:
         normalize: Callable[[Tensor], Tensor],
         processes: Processes = ONE_PROCESS,
         lacking: Lacking | None = None,
+        part: str = "val",
     ) -> None:
         self.images = images
         self.parts = parts
+        self.part = part
         self.batch_size = batch_size
         self.normalize = normalize
         self.processes = processes
@@ -304,7 +309,7 @@ class ValidationLoader:
                 ref = None
                 if inputs.is_meta:
                     start = (number - 1) * self.batch_size
-                    ref = SampleRef("val", 0, client_id, number, 0, start, len(own))
+                    ref = SampleRef(self.part, 0, client_id, number, 0, start, len(own))
                 yield ClientBatch(client_id, inputs, targets, ends, share, ref=ref)
 
     def load(self, ref: SampleRef) -> tuple[Tensor, Tensor]:
@@ -350,10 +355,10 @@ class EvaluationLoader:
             own = chosen[self.processes.own]
             inputs = _inputs_of(self.images, own, self.normalize, self.lacking)
             targets = self.images.targets[own]
-            if inputs.is_meta:  # each client has them
+            if inputs.is_meta:  # each client's site has them
                 start = number * self.batch_size
                 ref = SampleRef("test", 0, 0, number, 0, start, len(own))
-                yield ClientBatch(0, inputs, targets, False, ref=ref)
+                yield ClientBatch(EVERY_CLIENT, inputs, targets, False, ref=ref)
             else:
                 yield inputs, targets
 

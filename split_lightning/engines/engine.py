@@ -38,7 +38,7 @@ from split_lightning.step import (
     Visit,
     split_step,
 )
-from split_lightning.store import Seat, State, StateStore
+from split_lightning.store import PARTS, Part, Seat, State, StateStore
 from split_lightning.task import Task
 
 # How clients that share a state step it: by the mean of their gradients, weighted by
@@ -99,6 +99,7 @@ class Engine:
         placement: Which party has which segment.
         channel: Delivers messages.
         cohort: How clients of a step share one state; `None`: each has its own.
+        passed_on: The parts of a state that clients continue from, one after another.
         joint_norm: Whether BatchNorm of clients that share a state sees their samples
             as one batch.
         optimizers: The optimizers, by role.
@@ -106,7 +107,8 @@ class Engine:
         means: The means in progress, by segment.
         seen: The clients that ever trained.
         last_client: The client that trained last; 0 before training.
-        barrier: What sites call the state from which they resume; `None`: the start.
+        barrier: For each site its name of the state from which it resumes; others
+            begin at the start.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Engine:
         self.sites = sites or NO_SITES
         self.spill = None if spill_to is None else SpillFolder(spill_to)
         self.cohort: Cohort | None = None
+        self.passed_on: Sequence[Part] = PARTS
         self.joint_norm = False
         self.optimizers: Mapping[str, Stepping] = {}
         self.backward_pass: BackwardPass = torch.autograd.backward
@@ -187,7 +190,7 @@ class Engine:
         self.accumulated, self.number, self.last_client = 0, 0, 0
         self._changes = 0
         self.seen: set[int] = set()
-        self.barrier: str | None = None
+        self.barrier: Mapping[str, str] = {}
         self._live: Live | None = None
         # What parties at other sites have begun to compute, by party and key.
         self._begun: dict[tuple[str, Key], list[Any]] = {}
@@ -530,6 +533,8 @@ class Engine:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all states at rest, in plain containers."""
+        if self.sites.absences is not None:
+            self._fetch_passed_on()
         return {
             "stores": [store.state_dict() for store in self.stores],
             "means": {n: mean.state_dict() for n, mean in self.means.items()},
@@ -548,10 +553,19 @@ class Engine:
             },
         }
 
+    def _fetch_passed_on(self) -> None:
+        """Fetches the states that others continue from: their site may go away."""
+        for store in self.stores:
+            newest = [] if store.newest is None else [store.newest]
+            for name in {*store.last.values(), *newest}:
+                for part in self.passed_on:
+                    if store.fetch(name, part):
+                        self.changed()
+
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Continues from what `state_dict` returned."""
         self.changed()
-        self.barrier = state["barrier"] or None
+        self.barrier = state["barrier"]
         for number, store in enumerate(self.stores):
             store.load_state_dict(state["stores"][number])
             for part, states in store.own.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import grpc
 from split_lightning.credentials import read_credentials
 from split_lightning.engines.answers import Answers
 from split_lightning.engines.grpc_sites import METHOD, OPTIONS, SERVICE
+from split_lightning.engines.hello import Hello
 from split_lightning.engines.wire import Frame, decoded, encoded
 
 _logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class GrpcClient:
         name: The site, such as `client-3`.
         server: The server's address, such as `server.example:8443`.
         certificates: The folder with `NAME.crt`, `NAME.key` and `authority.crt`.
-        agreed: Digests of what all have to agree on.
+        says: What it says first.
         patience: For how many seconds to wait for a server that does not answer.
     """
 
@@ -37,13 +38,13 @@ class GrpcClient:
         name: str,
         server: str,
         certificates: str | Path,
-        agreed: Mapping[str, str],
+        says: Hello,
         patience: float = 600.0,
     ) -> None:
         self.name = name
         self.server = server
         self.certificates = Path(certificates)
-        self.agreed = dict(agreed)
+        self.says = says
         self.patience = patience
 
     def serve(self, answers: Answers) -> None:
@@ -94,7 +95,7 @@ class GrpcClient:
         replies: queue.Queue[bytes | None] = queue.Queue()
         hello = {
             "site": self.name,
-            "agreed": self.agreed,
+            **self.says.plain(),
             "session": answers.session,
             "saved": answers.saved,
         }

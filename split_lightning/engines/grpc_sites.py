@@ -13,10 +13,18 @@ from typing import Any
 import grpc
 from typing_extensions import override
 
+from split_lightning.engines.hello import ClientData, Hello, require_alike
 from split_lightning.engines.link import Link
-from split_lightning.engines.remote import RemoteSite, Sites, site_of
+from split_lightning.engines.remote import (
+    RemoteSite,
+    SiteAbsent,
+    Sites,
+    client_of_site,
+    site_of,
+)
 from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
 from split_lightning.message import role_of
+from split_lightning.system.absences import Absences
 
 SERVICE, METHOD = "split_lightning.Sites", "Connect"
 OPTIONS = [
@@ -29,6 +37,7 @@ OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 ]
+_SAY_EVERY = 30  # seconds, which sites are missing
 _logger = logging.getLogger(__name__)
 
 
@@ -40,27 +49,42 @@ class GrpcSites(Sites):
     Args:
         listen: Where to listen, such as `0.0.0.0:8443`; port 0: one that is free.
         certificates: The folder with `server.crt`, `server.key` and `authority.crt`.
+        deadline: For how many seconds a site may be silent while it is waited for;
+            then its clients are absent. `None`: it is waited for.
+        absences: Records which clients were absent.
 
     Attributes:
         port: The port.
     """
 
-    def __init__(self, listen: str, certificates: str | Path) -> None:
+    def __init__(
+        self,
+        listen: str,
+        certificates: str | Path,
+        deadline: float | None = None,
+        absences: Absences | None = None,
+    ) -> None:
         self.listen = listen
         self.certificates = Path(certificates)
+        self.deadline = deadline
+        if deadline is not None:
+            self.absences = absences or Absences()
+            self.absences.decide = self._decide
         self.port = 0
-        self.session = uuid.uuid4().hex
-        self.barrier: str | None = None
-        self.agreed: dict[str, str] = {}
+        self.session = ""
         self.links: dict[str, Link] = {}
+        self._agreed: Mapping[str, str] = {}
         self._sites: dict[str, RemoteSite] = {}
-        self._connected: dict[str, threading.Event] = {}
-        self._queues: dict[str, asyncio.Queue[bytes | None]] = {}
+        self._told: dict[str, list[ClientData]] = {}  # by sites that said hello
+        self._barriers: dict[str, str] = {}  # the last one of each site
+        self._streams: dict[str, asyncio.Queue[bytes | None]] = {}
+        self._changed = threading.Condition()  # of what came from sites
         self._loop = asyncio.new_event_loop()
         self._server: Any = None
-        self._barriers = 0
+        self._failed: Exception | None = None
+        self._begun = asyncio.Event()
         # Is called with the port once the server listens.
-        self.begin: Callable[[int], Any] = lambda port: None
+        self.start: Callable[[int], Any] = lambda port: None
 
     @override
     def of(self, party: str) -> RemoteSite | None:
@@ -71,34 +95,66 @@ class GrpcSites(Sites):
             link = Link(name)
             self.links[name] = link
             self._sites[name] = RemoteSite(name, link.deliver)
-            self._connected[name] = threading.Event()
         return self._sites[name]
 
     @override
-    def open(
-        self, parties: Sequence[str], agreed: Mapping[str, str], barrier: str | None
-    ) -> None:
-        if self._server is not None:
-            return
+    def meet(
+        self, parties: Sequence[str], agreed: Mapping[str, str]
+    ) -> list[ClientData]:
         for party in parties:
             self.of(party)
-        self.agreed, self.barrier = dict(agreed), barrier
-        ready = threading.Event()
-        threading.Thread(target=self._run, args=(ready,), daemon=True).start()
-        ready.wait()
-        _logger.info("Listening on port %d for %d sites.", self.port, len(self.links))
-        self.begin(self.port)
-        for connected in self._connected.values():
-            connected.wait()
+        self._agreed = agreed
+        if self._server is None:
+            ready = threading.Event()
+            threading.Thread(target=self._run, args=(ready,), daemon=True).start()
+            ready.wait()
+            if self._failed is not None:
+                raise self._failed
+            _logger.info(
+                "Listening on port %d for %d sites.", self.port, len(self.links)
+            )
+            self.start(self.port)
+        self._wait_for_all()
+        several = [own for told in self._told.values() for own in told]
+        require_alike(several)  # the holders of a client say the same
+        return list({own.client_id: own for own in several}.values())
+
+    def _wait_for_all(self) -> None:
+        """Waits until all sites have said hello; says which have not."""
+        with self._changed:
+            while missing := [name for name in self.links if name not in self._told]:
+                if not self._changed.wait(timeout=_SAY_EVERY):
+                    _logger.info("Waiting for %s.", ", ".join(missing))
 
     @override
-    def keep(self) -> str:
-        self._barriers += 1
-        barrier = f"{self.session[:8]}-{self._barriers}"
-        kept = [site.call("keep", barrier) for site in self._sites.values()]
-        for future in kept:
+    def begin(self, barrier: Mapping[str, str]) -> None:
+        self.session = uuid.uuid4().hex
+        self._barriers = dict(barrier)
+        for name, site in self._sites.items():
+            self.links[name].reset()
+            site.reset()
+        self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        """Has sites connect again, so that they begin the session."""
+        self._begun.set()
+        for stream in self._streams.values():
+            stream.put_nowait(None)
+
+    @override
+    def keep(self) -> Mapping[str, str]:
+        number = uuid.uuid4().hex[:8]
+        there = [name for name in self._sites if name not in self._away()]
+        kept = {name: self._sites[name].call("keep", number) for name in there}
+        for name, future in kept.items():
             future.result()
-        return barrier
+            self._barriers[name] = number
+        return dict(self._barriers)
+
+    def _away(self) -> set[str]:
+        """Returns the sites whose clients are absent from the round."""
+        clients = () if self.absences is None else self.absences.latest()
+        return {name for name in self._sites if client_of_site(name) in clients}
 
     @override
     def end(self) -> None:
@@ -113,13 +169,35 @@ class GrpcSites(Sites):
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._server = None
 
+    def _decide(self) -> list[int]:
+        """Returns the clients that are absent as a round begins.
+
+        Those that were there in the round before are waited for.
+        """
+        before = self._away()
+
+        def are_here() -> bool:
+            here = self._streams.keys()
+            return bool(here) and all(n in here or n in before for n in self._sites)
+
+        with self._changed:
+            self._changed.wait_for(are_here, timeout=self.deadline)
+            self._changed.wait_for(lambda: self._streams)  # for one at least
+            gone = [name for name in self._sites if name not in self._streams]
+        return [client_of_site(name) for name in gone]
+
     def _run(self, ready: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._start())
-        ready.set()
+        try:
+            self._loop.run_until_complete(self._listen())
+        except Exception as error:
+            self._failed = error
+            return
+        finally:
+            ready.set()
         self._loop.run_forever()
 
-    async def _start(self) -> None:
+    async def _listen(self) -> None:
         handler: Any = grpc.stream_stream_rpc_method_handler(self._connect)
         service = grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})
         self._server = grpc.aio.server(options=OPTIONS)
@@ -131,10 +209,20 @@ class GrpcSites(Sites):
         )
         self.port = self._server.add_secure_port(self.listen, credentials)
         await self._server.start()
+        if self.deadline is not None:
+            self._watching = asyncio.ensure_future(self._watch(self.deadline))
+
+    async def _watch(self, deadline: float) -> None:
+        """Gives sites up that are silent for too long."""
+        while True:
+            await asyncio.sleep(deadline / 10)
+            for name, link in self.links.items():
+                if link.silent_for() > deadline:
+                    link.fail(SiteAbsent(name, deadline))
 
     async def _end(self) -> None:
-        for queue in self._queues.values():
-            queue.put_nowait(None)
+        for stream in self._streams.values():
+            stream.put_nowait(None)
         await self._server.stop(grace=5)
 
     def _read(self, name: str) -> bytes:
@@ -146,31 +234,42 @@ class GrpcSites(Sites):
         """Serves the stream of a site."""
         name = _name_in_certificate(context)
         try:
-            link, hello = self._welcomed(name, await anext(frames))
+            link, hello = self._greeted(name, await anext(frames))
         except FrameError as error:
             _logger.warning("Refused %s (%s): %s", name, context.peer(), error)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             return
-        queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._queues[name] = queue
+        await self._begun.wait()
+        stream: asyncio.Queue[bytes | None] = asyncio.Queue()
 
         def send(data: bytes) -> None:
-            self._loop.call_soon_threadsafe(queue.put_nowait, data)
+            self._loop.call_soon_threadsafe(stream.put_nowait, data)
 
         same = hello["session"] == self.session
-        welcome = {"session": self.session, "barrier": self.barrier}
-        send(encoded(Frame("welcome", 0, welcome)))
+        welcome = {"session": self.session, "barrier": self._barriers.get(name)}
+        stream.put_nowait(encoded(Frame("welcome", 0, welcome)))
         link.attach(hello["saved"] if same else 0, send)
-        self._connected[name].set()
-        taking = asyncio.ensure_future(self._take(link, frames, queue))
+        self._note(name, stream)
+        taking = asyncio.ensure_future(self._take(link, frames, stream, send))
         try:
-            while (data := await queue.get()) is not None:
+            while (data := await stream.get()) is not None:
                 yield data
         finally:
             link.detach(send)
             taking.cancel()
+            if self._streams.get(name) is stream:
+                self._note(name, None)
 
-    def _welcomed(self, name: str, data: bytes) -> tuple[Link, dict[str, Any]]:
+    def _note(self, name: str, stream: asyncio.Queue[bytes | None] | None) -> None:
+        """Notes the stream of a site; `None`: it has ended."""
+        with self._changed:
+            if stream is None:
+                del self._streams[name]
+            else:
+                self._streams[name] = stream
+            self._changed.notify_all()
+
+    def _greeted(self, name: str, data: bytes) -> tuple[Link, dict[str, Any]]:
         """Returns the link of a site, and its hello.
 
         Raises:
@@ -188,30 +287,36 @@ class GrpcSites(Sites):
                 f"it says that it is {hello.get('site')!r}, but its certificate is "
                 f"that of {name!r}"
             )
-        theirs = hello.get("agreed")
-        theirs = theirs if isinstance(theirs, dict) else {}
-        for key, value in self.agreed.items():
-            if theirs.get(key) != value:
-                raise FrameError(f"its `{key}` differs from the server's")
         if type(hello.get("saved")) is not int:
             raise FrameError("its hello names no call")
+        try:
+            told = list(Hello.of(hello, self._agreed).data)
+        except ValueError as error:
+            raise FrameError(str(error)) from error
+        if [own.client_id for own in told] != [client_of_site(name)]:
+            raise FrameError("its hello has the data of other clients")
+        with self._changed:
+            if self._told.setdefault(name, told) != told:
+                raise FrameError("its data differ from those that it began with")
+            self._changed.notify_all()
         return link, hello
 
     async def _take(
         self,
         link: Link,
         frames: AsyncIterator[bytes],
-        queue: asyncio.Queue[bytes | None],
+        stream: asyncio.Queue[bytes | None],
+        send: Callable[[bytes], None],
     ) -> None:
         """Takes the replies of a site until its stream ends."""
         try:
             async for data in frames:
-                link.take(data)
+                link.take(data, send)
         except FrameError as error:
             _logger.warning("%s sent what it may not: %s.", link.name, error)
         except Exception as error:  # the stream broke
             _logger.debug("%s: %s", link.name, error)
-        queue.put_nowait(None)
+        stream.put_nowait(None)
 
 
 def _name_in_certificate(context: Any) -> str:

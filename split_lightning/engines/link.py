@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -31,6 +32,7 @@ class Link:
         name: The name of the site.
 
     Attributes:
+        since: When the site was last heard of, or first waited for, in seconds.
         sent: Number of bytes that were sent.
         received: Number of bytes that came.
     """
@@ -38,7 +40,16 @@ class Link:
     def __init__(self, name: str) -> None:
         self.name = name
         self.sent = self.received = 0
+        self.since = 0.0
         self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins a new session: the calls before it are forgotten."""
+        with self._lock:
+            self._forget_all()
+
+    def _forget_all(self) -> None:
         self._number = 0  # of the last call
         self._calls: dict[int, bytes] = {}  # that may have to be sent again
         self._waiting: dict[int, Future[Any]] = {}
@@ -48,6 +59,8 @@ class Link:
         """Sends a call; returns the reply to come."""
         future: Future[Any] = Future()
         with self._lock:
+            if not self._waiting:
+                self.since = time.monotonic()
             answered = next(iter(self._waiting), self._number + 1) - 1
             self._number += 1
             frame = Frame("call", self._number, (*call, answered))
@@ -82,14 +95,26 @@ class Link:
             if self._send is send:
                 self._send = None
 
-    def take(self, data: bytes) -> None:
+    def silent_for(self) -> float:
+        """Returns for how many seconds the site has been silent while waited for."""
+        with self._lock:
+            return time.monotonic() - self.since if self._waiting else 0.0
+
+    def take(self, data: bytes, send: Send) -> None:
         """Takes a reply.
+
+        Args:
+            data: The reply.
+            send: What sends to the site over the same connection; a reply over one
+                that is no longer in use is ignored.
 
         Raises:
             FrameError: If the bytes are no reply to a call; nothing changes then.
         """
         kind, number, value = decoded(data)
         with self._lock:
+            if self._send is not send:
+                return
             if not 0 < number <= self._number:
                 raise FrameError(f"there is no call {number}")
             if kind not in ("reply", "error"):
@@ -101,6 +126,7 @@ class Link:
             if type(saved) is not int or not 0 <= saved <= number:
                 raise FrameError("a reply names a call that was saved")
             self.received += len(data)
+            self.since = time.monotonic()
             self._forget(saved)
             future = self._waiting.pop(number, None)
         if future is None:

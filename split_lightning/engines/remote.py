@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from split_lightning.engines.hello import ClientData
 from split_lightning.message import Values, role_of
 from split_lightning.party import Key, Losses
+from split_lightning.placement import client_of
 from split_lightning.store import PARTS, WEIGHTS, Part, State, StateAway, StateStore
+from split_lightning.system.absences import Absences
 
 
 class Call(NamedTuple):
@@ -23,6 +26,21 @@ class Call(NamedTuple):
 
     method: str
     arguments: tuple[Any, ...]
+
+
+class SiteAbsent(RuntimeError):
+    """A site was silent for too long.
+
+    Attributes:
+        client_id: The client that it computes for.
+    """
+
+    def __init__(self, site: str, seconds: float) -> None:
+        super().__init__(
+            f"{site} has been silent for {seconds:g} s. Start it again, and resume the "
+            "run from its last checkpoint; without `deadline` the server waits for it."
+        )
+        self.client_id = client_of_site(site)
 
 
 class RemoteSite:
@@ -36,6 +54,10 @@ class RemoteSite:
     def __init__(self, name: str, deliver: Callable[[Call], Future[Any]]) -> None:
         self.name = name
         self.deliver = deliver
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets what the site knows: it begins a session."""
         self._options: dict[str, Any] = {}  # of optimizers, as the site knows them
         # The common states that the site has, by segment, role and part. A state at
         # rest is never modified, so it is known by its identity.
@@ -116,27 +138,44 @@ class RemoteSite:
 
 
 class Sites(ABC):
-    """The sites of a run."""
+    """The sites of a run.
+
+    Attributes:
+        absences: Which clients were absent; `None`: all are waited for.
+    """
+
+    absences: Absences | None = None
 
     @abstractmethod
     def of(self, party: str) -> RemoteSite | None:
         """Returns the site of a party; `None`: it is in this process."""
 
     @abstractmethod
-    def open(
-        self, parties: Sequence[str], agreed: Mapping[str, str], barrier: str | None
-    ) -> None:
-        """Waits until all sites are there, unless they are.
+    def meet(
+        self, parties: Sequence[str], agreed: Mapping[str, str]
+    ) -> list[ClientData]:
+        """Waits until all sites have said hello, unless they have.
 
         Args:
             parties: The parties at sites.
             agreed: Digests of what all have to agree on, by key.
-            barrier: Where sites begin; `None`: at the start of training.
+
+        Returns:
+            What clients say about their samples.
         """
 
     @abstractmethod
-    def keep(self) -> str:
-        """Has all sites save their states; returns the name of this barrier."""
+    def begin(self, barrier: Mapping[str, str]) -> None:
+        """Begins a session of training.
+
+        Args:
+            barrier: For each site the state from which it begins; others begin at the
+                start of training.
+        """
+
+    @abstractmethod
+    def keep(self) -> Mapping[str, str]:
+        """Has all sites save their states; returns the name of each site's."""
 
     @abstractmethod
     def end(self) -> None:
@@ -153,12 +192,16 @@ class _NoSites(Sites):
         return None
 
     @override
-    def open(self, *unused: Any) -> None:
+    def meet(self, *unused: Any) -> list[ClientData]:
+        return []
+
+    @override
+    def begin(self, barrier: Mapping[str, str]) -> None:
         pass
 
     @override
-    def keep(self) -> str:
-        return ""
+    def keep(self) -> Mapping[str, str]:
+        return {}
 
     @override
     def end(self) -> None:
@@ -314,6 +357,15 @@ def site_of(party: str) -> str:
     'client-3'
     """
     return party.replace("/", "-")
+
+
+def client_of_site(site: str) -> int:
+    """Returns the client that a site computes for.
+
+    >>> client_of_site("client-3.1")
+    3
+    """
+    return client_of(site.replace("-", "/"))
 
 
 def _then(future: Future[Any], change: Callable[[Any], Any]) -> Future[Any]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
 
+from split_lightning.paths import absence
 from split_lightning.seeding import generator
+from split_lightning.system.absences import Absences
 
 # One for all clients, or one for each.
 Probability: TypeAlias = float | tuple[float, ...]
@@ -33,9 +36,14 @@ class Availability:
         absent: Probability that a client takes no part in a round.
         dropout: Probability that a client that takes part breaks off in mid-round.
             Both are in [0, 1), and one for all clients or a list of one for each.
+        recorded: A file of absences to replay, that a run with clients at other sites
+            wrote (`Absences`); `None`: there is none.
+
+    Attributes:
+        absences: The clients that are absent beside those that are drawn.
 
     Raises:
-        ValueError: If a probability is out of range.
+        ValueError: If a probability is out of range, or the file is no record.
 
     >>> Availability(absent=[0.0, 0.9]).present([0, 1], seed=0, round_index=0)
     [0]
@@ -45,9 +53,16 @@ class Availability:
         self,
         absent: float | Sequence[float] = 0.0,
         dropout: float | Sequence[float] = 0.0,
+        recorded: str | Path | None = None,
     ) -> None:
         self.absent = _checked("absent", absent)
         self.dropout = _checked("dropout", dropout)
+        if recorded is not None and not Path(recorded).is_file():
+            raise ValueError(
+                "Expected argument `recorded` to be a file of absences, such as "
+                f"RUN/absences.json, but {absence(recorded)}."
+            )
+        self.absences = Absences(recorded)
 
     def __repr__(self) -> str:
         return f"Availability(absent={self.absent}, dropout={self.dropout})"
@@ -55,7 +70,8 @@ class Availability:
     @property
     def is_trivial(self) -> bool:
         """Whether all clients are always there, to the end."""
-        return not (_any(self.absent) or _any(self.dropout))
+        is_drawn = _any(self.absent) or _any(self.dropout)
+        return self.absences.is_trivial and not is_drawn
 
     def check(self, num_clients: int) -> None:
         """Stops where a list is not of one probability for each client.
@@ -79,6 +95,8 @@ class Availability:
             seed: The run's seed.
             round_index: The round, from 0.
         """
+        away = self.absences.of(round_index)
+        clients = [k for k in clients if k not in away] or clients
         if not _any(self.absent):
             return list(clients)
         luck = {k: _draws(seed, "absent", round_index, k)[0] for k in clients}
