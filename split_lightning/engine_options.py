@@ -55,6 +55,7 @@ _OPTIONS = {
     "server": _or_null(_is_server, "HOST:PORT, such as server.example:8443"),
     "certificates": _or_null(_is_path, "a folder"),
     "folder": _or_null(_is_path, "a folder"),
+    "deadline": _or_null(_is_number, "a number of seconds, of at least 0"),
     "patience": _Allowed(_is_number, "a number of seconds, of at least 0"),
     "address": _or_null(_is_path, "the address of a cluster, such as auto"),
     "workers": _Allowed(_is_count, "an integer of at least 1"),
@@ -63,9 +64,7 @@ _OPTIONS = {
 }
 
 
-def check_options(
-    options: Mapping[str, Any], called: str = "argument `{}`"
-) -> None:
+def check_options(options: Mapping[str, Any], called: str = "argument `{}`") -> None:
     """Stops where an option has a value that it cannot have.
 
     Args:
@@ -76,8 +75,8 @@ def check_options(
         ValueError: Names the option, what was expected and what came.
     """
     for name, value in options.items():
-        allowed = _OPTIONS[name]
-        if not allowed.fits(value):
+        allowed = _OPTIONS.get(name)
+        if allowed is not None and not allowed.fits(value):
             raise ValueError(
                 f"Expected {called.format(name)} to be {allowed.expected}, but got "
                 f"{value!r}."

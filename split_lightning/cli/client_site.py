@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors.torch import save_file
 
 from split_lightning.cli.building import build_data, build_module, choose_threads
-from split_lightning.cli.config import check_classes, check_values, conf_folder
-from split_lightning.cli.data_shape import leave_out_shape
+from split_lightning.cli.client_keys import read_client
 from split_lightning.engines.answers import Answers
 from split_lightning.engines.grpc_client import GrpcClient
 from split_lightning.engines.journal import Journal
-
-
-def compose_client(config: str | None, words: Sequence[str]) -> DictConfig:
-    """Returns the configuration of a client.
-
-    Args:
-        config: A file with all keys; `None`: those of `conf`.
-        words: What was typed.
-    """
-    if config is not None:
-        loaded = OmegaConf.load(config)
-        changes = OmegaConf.from_dotlist(list(words))
-        merged = OmegaConf.merge(loaded, changes)
-        assert isinstance(merged, DictConfig)
-        return merged
-    with initialize_config_dir(conf_folder(), version_base="1.3"):
-        cfg = compose("train", ["output_dir=client", *words])
-    check_values(cfg, list(words))
-    leave_out_shape(cfg)
-    check_classes(cfg)
-    return cfg
 
 
 def serve(cfg: DictConfig, number: str) -> None:
@@ -46,13 +22,7 @@ def serve(cfg: DictConfig, number: str) -> None:
     Args:
         cfg: The configuration.
         number: The client, such as `3`, or `3.1` for a holder of parts.
-
-    Raises:
-        ValueError: If a key is missing.
     """
-    for key in ("server", "certificates"):
-        if not cfg.engine.get(key):
-            raise ValueError(f"Expected `engine.{key}` to be set for a client.")
     name, engine = f"client-{number}", cfg.engine
     folder = Path(engine.folder or Path("runs", cfg.name, name))
     answers, agreed = new_answers(cfg, folder)
@@ -88,5 +58,5 @@ def worker_answers(folder: str, name: str) -> tuple[Answers, dict[str, str]]:
         folder: The folder, with the configuration.
         name: The worker.
     """
-    cfg = compose_client(str(Path(folder, "config.yaml")), [])
+    cfg = read_client(Path(folder, "config.yaml"))
     return new_answers(cfg, Path(folder, name))

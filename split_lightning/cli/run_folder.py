@@ -48,7 +48,14 @@ def anchor_paths(cfg: DictConfig) -> None:
     """
     if not HydraConfig.initialized() or not HydraConfig.get().job.chdir:
         return
-    for key in ("ckpt_path", "data.root", "model.weights", "spill_to"):
+    paths = (
+        "ckpt_path",
+        "data.root",
+        "engine.certificates",
+        "model.weights",
+        "spill_to",
+    )
+    for key in paths:
         name = OmegaConf.select(cfg, key, throw_on_missing=False)
         is_path = isinstance(name, str) and name != "last" and "://" not in name
         if is_path and not name.startswith("~"):

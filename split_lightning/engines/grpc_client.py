@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import time
 from collections.abc import Iterator
@@ -15,11 +14,8 @@ from split_lightning.credentials import read_credentials
 from split_lightning.engines.answers import Answers
 from split_lightning.engines.grpc_sites import METHOD, OPTIONS, SERVICE
 from split_lightning.engines.hello import Hello
+from split_lightning.engines.patience import PAUSE, Patience
 from split_lightning.engines.wire import Frame, decoded, encoded
-
-_logger = logging.getLogger(__name__)
-_PAUSE = 0.2  # seconds between two tries to connect
-_REFUSED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAUTHENTICATED)
 
 
 class GrpcClient:
@@ -45,7 +41,7 @@ class GrpcClient:
         self.server = server
         self.certificates = Path(certificates)
         self.says = says
-        self.patience = patience
+        self.waiting = Patience(name, server, patience)
 
     def serve(self, answers: Answers) -> None:
         """Answers calls until the server ends the run.
@@ -53,42 +49,21 @@ class GrpcClient:
         Raises:
             ConnectionError: If the server refuses the site, or does not answer.
         """
-        self._since, self._told = time.monotonic(), False
+        self.waiting.renew()
         while not self._connect(answers):
-            time.sleep(_PAUSE)
+            time.sleep(PAUSE)
 
     def _connect(self, answers: Answers) -> bool:
         """Answers calls over one connection; returns whether the run has ended."""
-        credentials = self._credentials()
+        credentials = grpc.ssl_channel_credentials(
+            *read_credentials(self.certificates, self.name)
+        )
         try:
             with grpc.secure_channel(self.server, credentials, OPTIONS) as channel:
                 return self._answer(channel, answers)
         except grpc.RpcError as error:
-            self._wait_after(error)
+            self.waiting.after(error)
             return False
-
-    def _wait_after(self, error: Any) -> None:
-        """Decides what follows a broken connection."""
-        if error.code() in _REFUSED:
-            raise ConnectionError(
-                f"The server (`engine.server={self.server}`) refuses {self.name}: "
-                f"{error.details()}."
-            ) from error
-        if time.monotonic() - self._since > self.patience:
-            raise ConnectionError(
-                f"The server (`engine.server={self.server}`) has not answered for "
-                f"{self.patience:g} s. Is it running, and is its certificate one for "
-                "this name (`split-lightning certificates --host NAME`), from the "
-                f"same authority as that of {self.name}?"
-            ) from error
-        if not self._told:
-            _logger.warning(
-                "%s waits for the server at %s, for %.0f s at most.",
-                self.name,
-                self.server,
-                self.patience,
-            )
-            self._told = True
 
     def _answer(self, channel: Any, answers: Answers) -> bool:
         """Answers calls over one connection; returns whether the run has ended."""
@@ -104,7 +79,7 @@ class GrpcClient:
         stream = connect(_until_none(replies))
         try:
             for data in stream:
-                self._since, self._told = time.monotonic(), False
+                self.waiting.renew()
                 frame = decoded(data)
                 if frame.kind == "welcome":
                     answers.begin(frame.value["session"], frame.value["barrier"])
@@ -119,11 +94,6 @@ class GrpcClient:
         finally:
             replies.put(None)
         return False
-
-    def _credentials(self) -> Any:
-        return grpc.ssl_channel_credentials(
-            *read_credentials(self.certificates, self.name)
-        )
 
 
 def _until_none(items: queue.Queue[bytes | None]) -> Iterator[bytes]:
