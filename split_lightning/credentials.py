@@ -70,7 +70,8 @@ def _read(file: Path, party: str, called: str) -> bytes:
 
 def _wrong(file: Path, party: str, called: str, found: str) -> str:
     return (
-        f"Expected {called} to be the folder of {party}'s certificate and key, but "
+        f"Expected {called} to be the folder with the certificate and the key of "
+        f"{party}, but "
         f"{file.parent} {found}. `split-lightning certificates --clients NUMBER --host "
         "NAME --out certs` writes certs/server, certs/client-0 and so forth."
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import ipaddress
 import re
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from split_lightning.cli.user_errors import refuse
 
+_OPTIONS = ("clients", "host", "out", "days", "holders", "help")
 _MOST_DAYS = 36_500  # 100 years
 _HELP = """Writes certificates for a server and its clients, which show to each other by
 them that they are of the same run (mutual TLS).
@@ -35,8 +38,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="python -m split_lightning.certificates",
-        usage="%(prog)s --clients NUMBER [--host NAME ...] [--out FOLDER] "
-        "[--days NUMBER]",
+        usage="%(prog)s --clients NUMBER [--host NAME] [--out FOLDER] ...",
         description=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -46,6 +48,8 @@ def main(words: Sequence[str] | None = None) -> None:
     add("--out", default="certs", type=Path, help=argparse.SUPPRESS)
     add("--days", type=float, default=365, help=argparse.SUPPRESS)
     add("--holders", type=int, default=1, help=argparse.SUPPRESS)
+    words = sys.argv[1:] if words is None else words
+    _refuse_unknown(words)
     options = parser.parse_args(words)
     options.host = options.host or ["localhost", "127.0.0.1"]
     try:
@@ -61,6 +65,20 @@ def main(words: Sequence[str] | None = None) -> None:
         refuse(f"Cannot write to {options.out}: {error}. Use --out for another folder.")
     else:
         print(*folders, "Give each folder to its party alone.", sep="\n")
+
+
+def _refuse_unknown(words: Sequence[str]) -> None:
+    """Stops where something was typed that is no option; names the nearest one."""
+    for word in words:
+        name, _, value = word.lstrip("-").partition("=")
+        is_option = word.startswith("--")
+        if (is_option and name in _OPTIONS) or not (is_option or "=" in word):
+            continue
+        near = difflib.get_close_matches(name, _OPTIONS, n=1)
+        meant = " ".join(["--" + near[0], value]).rstrip() if near else ""
+        known = f"Options: --{', --'.join(_OPTIONS)}."
+        hint = f"Did you mean `{meant}`?" if near else known
+        refuse(f"There is no option `{word}`. {hint}")
 
 
 def _sites(options: argparse.Namespace) -> list[str]:
@@ -102,9 +120,9 @@ def _check(options: argparse.Namespace) -> None:
     if options.out.is_dir() and any(p.is_file() for p in options.out.rglob("*")):
         raise ValueError(
             f"Expected --out to be an empty folder, or a new one, but {options.out} "
-            "has files. The key that signed its certificates was not kept: new ones would "
-            "go with none of them, and all parties would need theirs again. Choose "
-            f"another folder, or remove {options.out} first."
+            "has files. The key that signed its certificates was not kept: new ones "
+            "would go with none of them, and all parties would need theirs again. "
+            f"Choose another folder, or remove {options.out} first."
         )
 
 

@@ -59,8 +59,8 @@ def check_server(cfg: DictConfig, words: Sequence[str], in_sweep: bool) -> None:
     if in_sweep:
         raise ValueError(
             "Expected `engine.listen` to be null in a sweep, since clients take part "
-            f"in one run, but got {options['listen']}. Leave it out, and each run "
-            "starts clients on this machine; or leave -m out."
+            f"in one run, but got {options['listen']!r}. Leave it out: each run then "
+            "starts clients of its own on this machine."
         )
     _require(options, "certificates", "certs/server")
     read_credentials(options["certificates"], "server", _CALLED.format("certificates"))
@@ -105,8 +105,8 @@ def with_grpc(words: Sequence[str], command: str) -> list[str]:
     Raises:
         ValueError: If another engine was chosen.
 
-    >>> with_grpc(["rounds=3"], "server")
-    ['engine=grpc', 'rounds=3']
+    >>> with_grpc(["--config-dir", "own", "rounds=3"], "server")
+    ['--config-dir', 'own', 'engine=grpc', 'rounds=3']
     """
     for word in words:
         key, _, option = word.lstrip("+").partition("=")
@@ -116,7 +116,10 @@ def with_grpc(words: Sequence[str], command: str) -> list[str]:
                 f"Leave it out; `split-lightning train {word}` takes other engines."
             )
     own = [word for word in words if word.lstrip("+") != "engine=grpc"]
-    return ["engine=grpc", *own]
+    # Beside the other keys: an option between keys would end them.
+    keys = [n for n, word in enumerate(own) if "=" in word and word[0] != "-"]
+    first = keys[0] if keys else len(own)
+    return [*own[:first], "engine=grpc", *own[first:]]
 
 
 def _options(cfg: DictConfig) -> dict[str, Any]:

@@ -29,7 +29,7 @@ engine.listen=HOST:PORT      where clients reach it, such as 0.0.0.0:8443
 engine.certificates=FOLDER   the server's certificate and key, from
                              `split-lightning certificates`
 +experiment=NAME             the keys of an experiment
-KEY=VALUE                    a key of training; `split-lightning train --help` has all"""
+KEY=VALUE                    a key of training, as `train --help` lists them"""
 
 
 @hydra.main(version_base="1.3", config_path=conf_folder(), config_name="train")
@@ -43,6 +43,12 @@ def main() -> None:
     if {"-h", "--help"} & set(words):
         print(_HELP)
         return
+    if {"-m", "--multirun"} & set(words):
+        refuse(
+            "A server trains one run, since its clients take part in one: leave -m "
+            "out. With `split-lightning train -m engine=grpc`, each run of a sweep starts "
+            "clients of its own on this machine."
+        )
     try:
         sys.argv[1:] = with_grpc(words, "server")
     except ValueError as error:

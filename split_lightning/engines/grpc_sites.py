@@ -209,9 +209,9 @@ class GrpcSites(Sites):
         service = grpc.method_handlers_generic_handler(SERVICE, methods)
         server = grpc.aio.server(options=OPTIONS)
         server.add_generic_rpc_handlers([service])
-        authority, *own = read_credentials(self.certificates, "server")
+        own = read_credentials(self.certificates, "server")
         credentials = grpc.ssl_server_credentials(
-            [tuple(own)], authority, require_client_auth=True
+            [(own.key, own.certificate)], own.authority, require_client_auth=True
         )
         _require_free(self.listen)
         self.port = server.add_secure_port(self.listen, credentials)
