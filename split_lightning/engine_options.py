@@ -38,6 +38,10 @@ def _is_number(value: Any) -> bool:
     return is_plain and math.isfinite(value) and value >= 0
 
 
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 1
 
@@ -55,8 +59,10 @@ _OPTIONS = {
     "server": _or_null(_is_server, "HOST:PORT, such as server.example:8443"),
     "certificates": _or_null(_is_path, "a folder"),
     "folder": _or_null(_is_path, "a folder"),
-    "deadline": _or_null(_is_number, "a number of seconds, of at least 0"),
+    "deadline": _or_null(_is_positive, "a number of seconds above 0"),
+    "absences": _or_null(_is_path, "a file"),
     "patience": _Allowed(_is_number, "a number of seconds, of at least 0"),
+    "own_data": _Allowed(lambda v: isinstance(v, bool), "true or false"),
     "address": _or_null(_is_path, "the address of a cluster, such as auto"),
     "workers": _Allowed(_is_count, "an integer of at least 1"),
     "num_cpus": _Allowed(_is_number, "a number of at least 0"),

@@ -543,6 +543,15 @@ class SplitLightningModule(pl.LightningModule):
         """
         return Hello(self.agreed(data), data.client_data(clients))
 
+    def end(self) -> None:
+        """Tells clients at other sites that the run is complete.
+
+        Each gets the weights of its part of the final network.
+        """
+        sites, clients = self.engine.sites, range(self.engine.placement.num_clients)
+        away = () if sites.absences is None else sites.absences.latest()
+        sites.end(self.networks.deliver([k for k in clients if k not in away]))
+
     def follow(self, protocol: Protocol, num_clients: int) -> None:
         """Prepares the engine for a protocol and a number of clients."""
         self.engine.follow(

@@ -103,7 +103,7 @@ class Run:
         try:
             trainer = fit(self.folder, module, data, **options)
             states = states_of(module)
-            sites.end()
+            module.end()
             for thread in self.threads:
                 thread.join(30)
                 assert not thread.is_alive()

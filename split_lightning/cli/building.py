@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_info
 
+import split_lightning
 from split_lightning.callbacks.drift_monitor import DriftMonitor
 from split_lightning.callbacks.speed_monitor import SpeedMonitor
-from split_lightning.cli.data_shape import fill_in
+from split_lightning.cli.data_shape import SHAPE_KEYS, fill_in
 from split_lightning.cli.loggers import build_loggers
 from split_lightning.cli.threads import set_threads
 from split_lightning.cli.user_errors import is_in_sweep
 from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.engines.engine import Engine
+from split_lightning.engines.remote import NO_SITES, Sites
 from split_lightning.models.weights import load_weights
 from split_lightning.module import SplitLightningModule
 from split_lightning.protocols.protocol import Protocol
 from split_lightning.runs.checkpoints import find_checkpoint
 from split_lightning.system.work import work_of
 from split_lightning.training.fitness import check_network, set_least_batch
+from split_lightning.training.support import LOOK_AT_CLIENTS
 
 
 class Run(NamedTuple):
@@ -36,12 +42,20 @@ class Run(NamedTuple):
     checkpoint: str | None
 
 
-def build(cfg: DictConfig) -> Run:
-    """Builds what a configuration names; data are loaded and partitioned."""
+def build(cfg: DictConfig, sites: Sites | None = None) -> Run:
+    """Builds what a configuration names; data are loaded and partitioned.
+
+    Data at other sites are not: `check` comes when their sites are there.
+
+    Args:
+        cfg: The configuration.
+        sites: The sites of a run that goes on; `None`: those of the configuration.
+    """
     checkpoint = _checkpoint(cfg)
-    data = build_data(cfg)
+    engine = instantiate(cfg.engine) if sites is None else Engine(sites=sites)
+    data = build_data(cfg, at_sites=engine.sites is not NO_SITES)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    module = build_module(cfg)
+    module = build_module(cfg, engine)
     module.configure_optimizers()  # a wrong option fails here, not in mid-run
     speed = SpeedMonitor()
     protocol = instantiate(cfg.protocol, _convert_="all")
@@ -51,7 +65,11 @@ def build(cfg: DictConfig) -> Run:
         callbacks.append(instantiate(cfg.system.clock, _convert_="all"))
     trainer = instantiate(
         cfg.trainer,
-        callbacks=[c for c in callbacks if _is_wanted(c, cfg.trainer, data, protocol)],
+        callbacks=[
+            c
+            for c in callbacks
+            if _is_wanted(c, cfg.trainer, data, protocol, engine.sites is NO_SITES)
+        ],
         logger=build_loggers(cfg, checkpoint) or False,
         _convert_="all",
     )
@@ -61,22 +79,57 @@ def build(cfg: DictConfig) -> Run:
             f"got {trainer.world_size}: each would start the whole sweep again."
         )
     module.verify(trainer, data, protocol)
-    check_network(module, data)
-    set_least_batch(module, data, trainer.world_size)
-    choose_threads(cfg, module, data)
-    return Run(data, module, trainer, speed, checkpoint)
+    run = Run(data, module, trainer, speed, checkpoint)
+    if data.ask is None:
+        check(cfg, run)
+    return run
 
 
-def build_data(cfg: DictConfig) -> SplitDataModule:
-    """Builds the data module, set up to fit; fills the shape of the data in."""
+def check(cfg: DictConfig, run: Run) -> None:
+    """Stops where network and data do not fit; sets what depends on both."""
+    check_network(run.module, run.data)
+    set_least_batch(run.module, run.data, run.trainer.world_size)
+    choose_threads(cfg, run.module, run.data)
+
+
+def build_data(
+    cfg: DictConfig, at_sites: bool = False, owner: int | None = None
+) -> SplitDataModule:
+    """Builds the data module, set up to fit; fills the shape of the data in.
+
+    Args:
+        cfg: The configuration.
+        at_sites: Whether the samples are at other sites; then nothing is loaded.
+        owner: The client that has all samples of the source; `None`: they are
+            partitioned.
+
+    Raises:
+        ValueError: If the shape of samples at other sites is not configured.
+    """
     # The augmentation may need the shape, which the source alone may know.
-    made = instantiate(cfg.datamodule, _convert_="all", augmentation=None)
+    left_out: dict[str, Any] = {"augmentation": None}
+    if at_sites:
+        left_out["source"] = None
+    made = instantiate(cfg.datamodule, _convert_="all", **left_out)
     data: SplitDataModule = made
-    data.prepare_data()
-    data.setup("fit")
-    fill_in(cfg, data)
+    data.owner = owner
+    if at_sites:
+        _require_shape(cfg)
+    else:
+        data.prepare_data()
+        data.setup("fit")
+        fill_in(cfg, data)
     data.augmentation = instantiate(cfg.datamodule.augmentation, _convert_="all")
     return data
+
+
+def _require_shape(cfg: DictConfig) -> None:
+    missing = [key for key in SHAPE_KEYS if OmegaConf.select(cfg, key) is None]
+    if missing:
+        raise ValueError(
+            f"Expected `{'`, `'.join(missing)}` to be set where the samples are at "
+            "other sites: the server does not load any. Got null."
+        )
 
 
 def _checkpoint(cfg: DictConfig) -> str | None:
@@ -86,9 +139,14 @@ def _checkpoint(cfg: DictConfig) -> str | None:
     return find_checkpoint(cfg.ckpt_path, Path(cfg.output_dir), not is_in_sweep())
 
 
-def build_module(cfg: DictConfig) -> SplitLightningModule:
-    """Builds the module, with initial weights if the configuration has them."""
-    given = {}
+def build_module(cfg: DictConfig, engine: Engine | None) -> SplitLightningModule:
+    """Builds the module, with initial weights if the configuration has them.
+
+    Args:
+        cfg: The configuration.
+        engine: Computes; `None`: all parties in this process.
+    """
+    given: dict[str, Any] = {"engine": engine}
     if cfg.model.weights and not cfg.ckpt_path:  # a checkpoint has the weights
         given["network"] = instantiate(cfg.module.network, _convert_="all")
         weights, exclude = cfg.model.weights, list(cfg.model.weights_exclude)
@@ -106,11 +164,25 @@ def new_module(cfg: DictConfig, **given: Any) -> SplitLightningModule:
     if cfg.module.get("client_networks") is not None:
         size = cfg.data.image_size
         given["image_shape"] = (cfg.data.in_channels, size, size)
+    given.setdefault("engine", None)
     module: SplitLightningModule = instantiate(cfg.module, _convert_="all", **given)
     plain: Any = OmegaConf.to_container(cfg.module, resolve=True)
     shape = {k: v for k, v in given.items() if k == "image_shape"}
     module.configuration = {**plain, **shape, "engine": None}
     return module
+
+
+def metadata_of(cfg: DictConfig, data: SplitDataModule) -> dict[str, str]:
+    """Returns what a reader of saved weights must know."""
+    network = OmegaConf.to_container(cfg.module.network, resolve=True)
+    return {
+        "network": str(cfg.module.network["_target_"]),
+        "network_options": json.dumps(network),
+        "cut_layer": ",".join(map(str, cfg.topology.cut_layers or ())),
+        "classes": ",".join(data.classes),
+        "split_lightning": split_lightning.__version__,
+        "torch": str(torch.__version__),
+    }
 
 
 def choose_threads(
@@ -123,9 +195,15 @@ def choose_threads(
 
 
 def _is_wanted(
-    callback: pl.Callback, options: DictConfig, data: Any, protocol: Protocol
+    callback: pl.Callback,
+    options: DictConfig,
+    data: Any,
+    protocol: Protocol,
+    is_here: bool,
 ) -> bool:
     """Returns whether the callback has anything to do under this Trainer and data."""
+    if isinstance(callback, LOOK_AT_CLIENTS) and not is_here:
+        return False
     if isinstance(callback, DriftMonitor):
         if "server" in callback.parties and not protocol.sequential:
             raise ValueError(

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from safetensors.torch import save_file
 
-from split_lightning.cli.building import build_data, build_module, choose_threads
+from split_lightning.cli.building import (
+    build_data,
+    build_module,
+    choose_threads,
+    metadata_of,
+)
 from split_lightning.cli.client_keys import read_client
+from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.engines.answers import Answers
 from split_lightning.engines.grpc_client import GrpcClient
+from split_lightning.engines.hello import Hello
 from split_lightning.engines.journal import Journal
+from split_lightning.engines.remote import client_of_site
+from split_lightning.engines.site import Site
+from split_lightning.module import SplitLightningModule
+from split_lightning.runs.artifacts import save_tensors
+from split_lightning.training.fitness import check_network
+
+_logger = logging.getLogger(__name__)
 
 
 def serve(cfg: DictConfig, number: str) -> None:
@@ -23,35 +38,55 @@ def serve(cfg: DictConfig, number: str) -> None:
         cfg: The configuration.
         number: The client, such as `3`, or `3.1` for a holder of parts.
     """
-    name, engine = f"client-{number}", cfg.engine
-    folder = Path(engine.folder or Path("runs", cfg.name, name))
-    answers, agreed = new_answers(cfg, folder)
-    client = GrpcClient(
-        name, engine.server, engine.certificates, agreed, engine.patience
+    name, options = f"client-{number}", cfg.engine
+    folder = Path(options.folder or Path("runs", cfg.name, name))
+    client = client_of_site(name)
+    owner = client if options.own_data else None
+    site = new_site(cfg, owner)
+    answers = Answers(site.site, Journal(folder))
+    says = site.module.hello(site.data, [client])
+    connection = GrpcClient(
+        name, options.server, options.certificates, says, options.patience
     )
-    client.serve(answers)
-    weights = answers.site.weights_of(f"client/{number}")
-    save_file(weights, folder / "client.safetensors")
+    final = connection.serve(answers)
+    metadata = metadata_of(cfg, site.data)
+    by_layers: dict[str, list[tuple[int, str]]] = {}
+    for segment, party in final:
+        layers = site.module.topology.names[segment]
+        by_layers.setdefault(layers, []).append((segment, party))
+    for layers, segments in by_layers.items():
+        file = folder / f"{layers}.safetensors"
+        save_tensors(site.site.weights_of(segments), file, metadata)
+        _logger.info("The run is complete; the trained weights are in %s.", file)
 
 
-def new_answers(cfg: DictConfig, folder: Path) -> tuple[Answers, dict[str, str]]:
-    """Builds a site; returns what answers for it, and what it has to agree on.
+class NewSite(NamedTuple):
+    """A site, and what it was built from."""
+
+    site: Site
+    module: SplitLightningModule
+    data: SplitDataModule
+
+
+def new_site(cfg: DictConfig, owner: int | None = None) -> NewSite:
+    """Builds a site.
 
     Args:
         cfg: The configuration of the run.
-        folder: Where it saves its state.
+        owner: The client that has all samples of the source; `None`: they are
+            partitioned.
     """
-    cfg.module.engine = None
-    data = build_data(cfg)
+    data = build_data(cfg, owner=owner)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    module = build_module(cfg)
+    module = build_module(cfg, None)
     protocol = instantiate(cfg.protocol, _convert_="all")
     site = module.as_site(data, protocol)
+    check_network(module, data)
     choose_threads(cfg, module, data)
-    return Answers(site, Journal(folder)), module.agreed(data)
+    return NewSite(site, module, data)
 
 
-def worker_answers(folder: str, name: str) -> tuple[Answers, dict[str, str]]:
+def worker_answers(folder: str, name: str) -> tuple[Answers, Hello]:
     """Builds the site of a worker, from the folder of the run's sites.
 
     Args:
@@ -59,4 +94,6 @@ def worker_answers(folder: str, name: str) -> tuple[Answers, dict[str, str]]:
         name: The worker.
     """
     cfg = read_client(Path(folder, "config.yaml"))
-    return new_answers(cfg, Path(folder, name))
+    site = new_site(cfg)
+    says = site.module.hello(site.data, range(cfg.num_clients))
+    return Answers(site.site, Journal(Path(folder, name))), says

@@ -14,8 +14,8 @@ from split_lightning.engine_options import check_options
 _PREFIX = "split_lightning.engines."
 _GRPC = f"{_PREFIX}grpc_engine.grpc_engine"
 _EXTRAS = {"grpc": ("grpc", "cryptography"), "ray": ("ray",)}
-_OF_CLIENTS = ("server", "folder", "patience")
-_OF_SERVERS = ("listen", "deadline")
+_OF_CLIENTS = ("server", "folder", "patience", "own_data")
+_OF_SERVERS = ("listen", "deadline", "absences")
 _CALLED = "`engine.{}`"
 
 

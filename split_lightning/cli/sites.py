@@ -66,7 +66,7 @@ def clients_here(cfg: DictConfig, module: SplitLightningModule) -> Iterator[None
             ]
             started.append(_Client(words, folder / f"{name}.log"))
 
-    sites.begin = begin
+    sites.start = begin
     try:
         yield
     except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+import logging
 import sys
 import warnings
 from collections.abc import Mapping
@@ -13,21 +13,21 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
-import split_lightning
 from split_lightning.callbacks.checkpoint_io import FOLDER, LAST
 from split_lightning.callbacks.history import History
 from split_lightning.callbacks.resume_checkpoint import ResumeCheckpoint
 from split_lightning.callbacks.virtual_clock import virtual_seconds
-from split_lightning.cli.building import Run, build
+from split_lightning.cli.building import Run, build, check, metadata_of
 from split_lightning.cli.choices import summary
 from split_lightning.cli.config import typed_overrides
 from split_lightning.cli.data_shape import fill_in
 from split_lightning.cli.loggers import close_loggers, end_logs, log_choices
 from split_lightning.cli.sites import clients_here
 from split_lightning.cli.user_errors import Refused, is_in_sweep, one_message
+from split_lightning.engines.remote import SiteAbsent, Sites
 from split_lightning.runs.artifacts import save_results
 from split_lightning.runs.config_file import ConfigFile
 from split_lightning.runs.network_files import save_networks
@@ -36,21 +36,27 @@ from split_lightning.signals import Interrupted, interrupted_by_signals
 from split_lightning.typed_words import key_value, shell_line
 
 _MEASURED = ("accuracy", "loss")
+_logger = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Trains and tests what a configuration names; returns and writes the results."""
     folder = Path(cfg.output_dir)
+    composed = copy.deepcopy(cfg)  # `instantiate` resolves what it meets, in place
     end: type[SystemExit] = Refused  # until the run begins
     try:
         with interrupted_by_signals():
-            run = _begin(cfg, folder)
+            run = _begin(cfg, composed, folder)
             end = SystemExit
             with one_message(lambda: run.speed.has_begun, lambda: _remedy(folder)):
                 try:
                     with clients_here(cfg, run.module):
-                        results = _fit_and_test(cfg, run)
-                        run.module.engine.sites.end()
+                        results = _attempt(cfg, composed, run)
+                        while isinstance(results, SiteAbsent):
+                            cfg = _without(results, composed, run)
+                            sites = run.module.engine.sites
+                            run = _begin(cfg, composed, folder, sites)
+                            results = _attempt(cfg, composed, run)
                     return results
                 finally:
                     run.module.engine.close()
@@ -60,15 +66,54 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         raise end(128 + stopped.signal) from stopped
 
 
-def _begin(cfg: DictConfig, folder: Path) -> Run:
+def _begin(
+    cfg: DictConfig, composed: DictConfig, folder: Path, sites: Sites | None = None
+) -> Run:
     """Builds a run, which writes its configuration when it begins."""
     with one_message(remedy=lambda: _remedy(folder)):
-        composed = copy.deepcopy(cfg)  # `instantiate` resolves what it meets, in place
-        run = build(cfg)
-        fill_in(composed, run.data)
+        run = build(cfg, sites)
+        if run.data.ask is None:
+            fill_in(composed, run.data)
+    absences = run.module.engine.sites.absences
+    if absences is not None and run.checkpoint is None and sites is None:
+        absences.forget()  # those of a run before
     callbacks: list[pl.Callback] = run.trainer.callbacks  # type: ignore[attr-defined]
     callbacks.append(ConfigFile(composed, folder / "config.yaml"))
     return run
+
+
+def _attempt(
+    cfg: DictConfig, composed: DictConfig, run: Run
+) -> dict[str, Any] | SiteAbsent:
+    """Trains and tests a run; returns the results, or that a client is absent."""
+    try:
+        if run.data.ask is not None:
+            run.data.setup("fit")
+            check(cfg, run)
+            fill_in(composed, run.data)
+        results = _fit_and_test(cfg, run)
+        run.module.end()
+    except SiteAbsent as gone:
+        return gone
+    return results
+
+
+def _without(gone: SiteAbsent, composed: DictConfig, run: Run) -> DictConfig:
+    """Notes an absence; returns the configuration of the run that goes on.
+
+    Raises:
+        SiteAbsent: If the run cannot go on without the client.
+    """
+    number, absences = run.trainer.current_epoch, run.module.engine.sites.absences
+    if absences is None or gone.client_id in absences.of(number):
+        raise gone
+    _logger.warning("%s Round %d begins again without it.", gone.reason, number + 1)
+    absences.note(number, [gone.client_id])
+    close_loggers(run.trainer.loggers)
+    cfg = copy.deepcopy(composed)
+    last = Path(cfg.output_dir, FOLDER, LAST)
+    cfg.ckpt_path = str(last) if last.is_file() else None
+    return cfg
 
 
 @rank_zero_only
@@ -184,16 +229,9 @@ def write(cfg: DictConfig, run: Run, results: dict[str, Any]) -> None:
     """Writes the results, the networks and the hyperparameters of a run."""
     folder = Path(cfg.output_dir)
     save_results(results, folder / "results.json")
-    network = OmegaConf.to_container(cfg.module.network, resolve=True)
-    metadata = {
-        "network": str(cfg.module.network["_target_"]),
-        "network_options": json.dumps(network),
-        "cut_layer": ",".join(map(str, cfg.topology.cut_layers or ())),
-        "classes": ",".join(run.data.classes),
-        "split_lightning": split_lightning.__version__,
-        "torch": str(torch.__version__),
-    }
-    save_networks(run.module, folder, metadata)
+    is_apart = cfg.engine.get("listen") is not None  # each party has its own folder
+    role = "server" if is_apart else None
+    save_networks(run.module, folder, metadata_of(cfg, run.data), role)
     tags = [f"{part}/{name}" for part in ("test", "val") for name in _MEASURED]
     known = [tag for tag in tags if tag.replace("/", "_") in results]
     end_logs(run.trainer.loggers, summary(cfg, typed_overrides()), known)

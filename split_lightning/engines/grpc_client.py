@@ -6,7 +6,7 @@ import queue
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -16,6 +16,9 @@ from split_lightning.engines.grpc_sites import METHOD, OPTIONS, SERVICE
 from split_lightning.engines.hello import Hello
 from split_lightning.engines.patience import PAUSE, Patience
 from split_lightning.engines.wire import Frame, decoded, encoded
+
+# Of the final network, each with the party that has its weights.
+Segments: TypeAlias = list[tuple[int, str]]
 
 
 class GrpcClient:
@@ -43,30 +46,34 @@ class GrpcClient:
         self.says = says
         self.waiting = Patience(name, server, patience)
 
-    def serve(self, answers: Answers) -> None:
+    def serve(self, answers: Answers) -> Segments:
         """Answers calls until the server ends the run.
+
+        Returns:
+            The segments of the final network that are here.
 
         Raises:
             ConnectionError: If the server refuses the site, or does not answer.
         """
         self.waiting.renew()
-        while not self._connect(answers):
+        while (final := self._connect(answers)) is None:
             time.sleep(PAUSE)
+        return final
 
-    def _connect(self, answers: Answers) -> bool:
-        """Answers calls over one connection; returns whether the run has ended."""
+    def _connect(self, answers: Answers) -> Segments | None:
+        """Answers calls over one connection; returns what there is in the end."""
         credentials = grpc.ssl_channel_credentials(
             *read_credentials(self.certificates, self.name)
         )
         try:
             with grpc.secure_channel(self.server, credentials, OPTIONS) as channel:
-                return self._answer(channel, answers)
+                return self._serve_stream(channel, answers)
         except grpc.RpcError as error:
             self.waiting.after(error)
-            return False
+            return None
 
-    def _answer(self, channel: Any, answers: Answers) -> bool:
-        """Answers calls over one connection; returns whether the run has ended."""
+    def _serve_stream(self, channel: Any, answers: Answers) -> Segments | None:
+        """Answers calls over one connection; returns what there is in the end."""
         replies: queue.Queue[bytes | None] = queue.Queue()
         hello = {
             "site": self.name,
@@ -86,14 +93,14 @@ class GrpcClient:
                     for reply in answers.replies.values():
                         replies.put(reply)
                 elif frame.kind == "end":
-                    return True
+                    return [(number, name) for number, name in frame.value]
                 else:
-                    reply = answers.answer(data)
-                    if reply is not None:
-                        replies.put(reply)
+                    answer = answers.answer(data)
+                    if answer is not None:
+                        replies.put(answer)
         finally:
             replies.put(None)
-        return False
+        return None
 
 
 def _until_none(items: queue.Queue[bytes | None]) -> Iterator[bytes]:

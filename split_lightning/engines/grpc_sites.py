@@ -162,9 +162,9 @@ class GrpcSites(Sites):
         return {name for name in self._sites if client_of_site(name) in clients}
 
     @override
-    def end(self) -> None:
-        for link in self.links.values():
-            link.write(Frame("end", 0, None))
+    def end(self, final: Mapping[str, Sequence[tuple[int, str]]]) -> None:
+        for name, link in self.links.items():
+            link.write(Frame("end", 0, list(final.get(name, ()))))
 
     @override
     def close(self) -> None:

@@ -91,6 +91,23 @@ class Networks:
         (labels,) = site.call("labels", ref).result()
         return score_of(self.engine.task, flow, labels)
 
+    def deliver(self, clients: Sequence[int]) -> dict[str, list[tuple[int, str]]]:
+        """Sees to it that clients have their final network at their sites.
+
+        Returns:
+            For each site its segments, each with the party that has its weights.
+        """
+        found: dict[str, list[tuple[int, str]]] = {}
+        for client_id in clients:
+            names = self.engine.placement.of(client_id)
+            for number, name in self._states(client_id):
+                site = self.engine.sites.of(names[number] or "")
+                if site is not None:
+                    store = self.engine.stores[number]
+                    site.lend(store, number, name, self.engine.version)
+                    found.setdefault(site.name, []).append((number, name))
+        return found
+
     def _stays(self, client_id: int, depth: int, site: RemoteSite) -> bool:
         """Returns whether what is behind a depth is computed at the same site."""
         names = self.engine.placement.of(client_id)
@@ -101,13 +118,21 @@ class Networks:
         }
         return following == {site}
 
-    def segments(self, client_id: int) -> Iterator[tuple[int, str, nn.Module]]:
+    def segments(
+        self, client_id: int, role: str | None = None
+    ) -> Iterator[tuple[int, str, nn.Module]]:
         """Yields the segments of a client's network: number, party and module.
 
         A segment whose state is at rest is a copy.
+
+        Args:
+            client_id: The client.
+            role: The role of the parties whose segments are wanted; `None`: of all.
         """
         for number, name in self._states(client_id):
             store = self.engine.stores[number]
+            if role is not None and role_of(name) != role:
+                continue
             module = store.live(name)
             if module is None:
                 module = copy.deepcopy(store.seats[0].module)
@@ -116,17 +141,26 @@ class Networks:
             assert party is not None
             yield number, party, module
 
-    def layers(self, client_id: int | None = None) -> dict[str, nn.Module]:
+    def layers(
+        self, client_id: int | None = None, role: str | None = None
+    ) -> dict[str, nn.Module]:
         """Returns the layers of a client's network, by the name they are saved with.
 
         Args:
             client_id: The client; `None`: the one that trained last.
+            role: The role of the parties whose layers are wanted; `None`: of all.
         """
         client = self.engine.last_client if client_id is None else client_id
         modules = [store.seats[0].module for store in self.engine.stores]
-        for number, _, module in self.segments(client):
+        for number, _, module in self.segments(client, role):
             modules[number] = module
-        return self.topology.layers(modules)
+        wanted = [
+            name
+            for name, store in zip(self.topology.names, self.engine.stores, strict=True)
+            if role is None or role in store.roles
+        ]
+        found = self.topology.layers(modules)
+        return {name: layers for name, layers in found.items() if name in wanted}
 
     def stages(self, client_id: int | None = None) -> dict[str, nn.Module]:
         """Returns the modules from inputs to logits in order, by role.

@@ -33,12 +33,14 @@ class SiteAbsent(RuntimeError):
 
     Attributes:
         client_id: The client that it computes for.
+        reason: Says that it is absent.
     """
 
     def __init__(self, site: str, seconds: float) -> None:
+        self.reason = f"{site} has been silent for {seconds:g} s (`deadline`)."
         super().__init__(
-            f"{site} has been silent for {seconds:g} s. Start it again, and resume the "
-            "run from its last checkpoint; without `deadline` the server waits for it."
+            f"{self.reason} Start it again, and resume the run from its last "
+            "checkpoint."
         )
         self.client_id = client_of_site(site)
 
@@ -178,8 +180,13 @@ class Sites(ABC):
         """Has all sites save their states; returns the name of each site's."""
 
     @abstractmethod
-    def end(self) -> None:
-        """Tells the sites that the run is complete."""
+    def end(self, final: Mapping[str, Sequence[tuple[int, str]]]) -> None:
+        """Tells the sites that the run is complete.
+
+        Args:
+            final: For each site the segments of the final networks of its clients, each
+                with the party that has its weights.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -204,7 +211,7 @@ class _NoSites(Sites):
         return {}
 
     @override
-    def end(self) -> None:
+    def end(self, final: Mapping[str, Sequence[tuple[int, str]]]) -> None:
         pass
 
     @override

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -131,13 +131,16 @@ class Site:
 
     # States
 
-    def weights_of(self, party: str) -> State:
-        """Returns all weights that a party has, by the names of the network."""
+    def weights_of(self, segments: Iterable[tuple[int, str]]) -> State:
+        """Returns weights of segments, by the names of the network.
+
+        Args:
+            segments: The segments, each with the party that has its weights.
+        """
         return {
             key: value
-            for store, name in self.engine.segments_of(client_of(party))
-            if name == party
-            for key, value in store.weights_of(name).items()
+            for number, party in segments
+            for key, value in self.engine.stores[number].weights_of(party).items()
         }
 
     def read(self, party: str, segment: int, part: Part) -> State:

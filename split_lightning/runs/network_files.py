@@ -21,7 +21,10 @@ from split_lightning.store import State
 
 
 def save_networks(
-    module: SplitLightningModule, folder: Path, metadata: Mapping[str, str]
+    module: SplitLightningModule,
+    folder: Path,
+    metadata: Mapping[str, str],
+    role: str | None = None,
 ) -> None:
     """Writes the trained networks of a run; removes those that were there before.
 
@@ -29,6 +32,7 @@ def save_networks(
         module: The trained module.
         folder: The run's folder.
         metadata: What a reader must know: network, cut layer, classes, versions.
+        role: The role of the parties whose layers are written; `None`: of all.
 
     Raises:
         OSError: If a file cannot be written.
@@ -36,7 +40,8 @@ def save_networks(
     shutil.rmtree(folder / NETWORKS, ignore_errors=True)
     clients = module.networks.representatives()
     apart = module.networks.names_apart(clients)
-    for name, layers in module.segments(clients[0] if clients else None).items():
+    first, layers_of = clients[0] if clients else None, module.networks.layers
+    for name, layers in layers_of(first, role).items():
         if name in apart:
             (folder / f"{name}.safetensors").unlink(missing_ok=True)
         else:
@@ -44,7 +49,7 @@ def save_networks(
     for client_id in clients:
         own = folder / NETWORKS / str(client_id)
         own.mkdir(parents=True)
-        for name, layers in module.segments(client_id).items():
+        for name, layers in layers_of(client_id, role).items():
             if name in apart and name in module.networks.names_of(client_id):
                 about = {**metadata, "client": str(client_id)}
                 save_segment(layers, own / f"{name}.safetensors", about)

@@ -72,7 +72,8 @@ def images_of_test(data: SplitDataModule) -> Tensor:
     data.prepare_data()
     data.setup("test")
     batches, count = [], 0
-    for inputs, _ in data.test_dataloader():
+    loader: Any = data.test_dataloader()
+    for inputs, _ in loader:
         batches.append(inputs)
         count += len(inputs)
         if count >= _NUM_IMAGES:

@@ -60,7 +60,7 @@ class Availability:
         if recorded is not None and not Path(recorded).is_file():
             raise ValueError(
                 "Expected argument `recorded` to be a file of absences, such as "
-                f"RUN/absences.json, but {absence(recorded)}."
+                f"RUN/absences.json, but {absence(Path(recorded))}."
             )
         self.absences = Absences(recorded)
 

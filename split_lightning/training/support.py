@@ -14,7 +14,14 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from split_lightning.callbacks.confusion_matrix import ConfusionMatrix
+from split_lightning.callbacks.confusion_picture import ConfusionPicture
+from split_lightning.callbacks.drift_monitor import DriftMonitor
+from split_lightning.callbacks.histograms import Histograms
+from split_lightning.callbacks.partition_picture import PartitionPicture
+from split_lightning.callbacks.resume_checkpoint import ResumeCheckpoint
 from split_lightning.data.datamodule import SplitDataModule
+from split_lightning.engines.remote import NO_SITES
 from split_lightning.protocols.protocol import Protocol
 from split_lightning.protocols.round_robin import RoundRobinWeightPassing
 
@@ -22,6 +29,14 @@ if TYPE_CHECKING:
     from split_lightning.module import SplitLightningModule
 
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed")
+# Callbacks that look at samples, outputs or gradients of clients.
+LOOK_AT_CLIENTS = (
+    ConfusionMatrix,
+    ConfusionPicture,
+    DriftMonitor,
+    Histograms,
+    PartitionPicture,
+)
 _CALLBACKS = (BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging)
 
 
@@ -138,6 +153,8 @@ def require_fit(
     _require_parts(module, trainer, data, protocol)
     _require_like_clients(module, trainer, protocol)
     _require_one_network(module, trainer, data, protocol)
+    if module.engine.sites is not NO_SITES:
+        _require_sites(module, trainer, protocol)
     if module.engine.spill is not None and (protocol.cohort or protocol.pools_samples):
         raise MisconfigurationException(
             "Expected argument `spill_to` to be null where all clients train one state "
@@ -150,6 +167,52 @@ def require_fit(
             f"one party has all samples ({type(protocol).__name__}): no client trains "
             f"that could be away. Got {data.availability}."
         )
+
+
+def _require_sites(
+    module: SplitLightningModule, trainer: pl.Trainer, protocol: Protocol
+) -> None:
+    """Stops where something needs all parties in one process."""
+    name, away = type(protocol).__name__, " where parties are at other sites"
+    remedy = "Use engine=local, or another protocol."
+    if not module.engine.parties_away():
+        raise MisconfigurationException(
+            f"With {name} no client computes, and there is nothing for other sites to "
+            f"do. {remedy}"
+        )
+    if protocol.cohort:
+        raise MisconfigurationException(
+            f"With {name} clients step one state together: their gradients are averaged"
+            f" before each step, in one process. {remedy}"
+        )
+    if protocol.in_flight > 1:
+        raise MisconfigurationException(
+            f"Expected argument `in_flight` to be 1{away} ({name}), but got "
+            f"{protocol.in_flight}: weights of batches on their way are kept in one "
+            "process."
+        )
+    if module.finite.policy == "skip":
+        raise MisconfigurationException(
+            f"Expected argument `non_finite` to be 'stop'{away}, but got 'skip': a "
+            "client steps before all others have seen their gradients."
+        )
+    require_one_device(trainer)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LOOK_AT_CLIENTS):
+            raise MisconfigurationException(
+                f"{type(callback).__name__} looks at what stays with the clients, and "
+                "cannot be used where they are at other sites. Leave it out."
+            )
+        by_batch = isinstance(callback, ResumeCheckpoint) and (
+            callback.every_n_batches or callback.every_n_minutes
+        )
+        if by_batch and module.engine.sites.absences is not None:
+            raise MisconfigurationException(
+                "Expected arguments `every_n_batches` and `every_n_minutes` of "
+                "ResumeCheckpoint to be None where clients may become absent "
+                "(`deadline`): a round begins again without them. "
+                f"Got {callback.every_n_batches} and {callback.every_n_minutes}."
+            )
 
 
 def require_cut(module: SplitLightningModule, protocol: Protocol) -> None:
