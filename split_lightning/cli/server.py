@@ -46,8 +46,8 @@ def main() -> None:
     if {"-m", "--multirun"} & set(words):
         refuse(
             "A server trains one run, since its clients take part in one: leave -m "
-            "out. With `split-lightning train -m engine=grpc`, each run starts clients of "
-            "its own on this machine."
+            "out. With `split-lightning train -m engine=grpc`, each run starts its own "
+            "clients on this machine."
         )
     try:
         sys.argv[1:] = with_grpc(words, "server")

@@ -235,6 +235,10 @@ class GrpcSites(Sites):
 
     async def _tell(self, data: bytes, context: Any) -> bytes:
         """Tells a site what was typed for the run."""
+        try:
+            self._link(_name_in_certificate(context))
+        except FrameError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         return encoded(Frame("words", 0, list(self.words)))
 
     async def _connect(
@@ -278,6 +282,17 @@ class GrpcSites(Sites):
                 self._streams[name] = stream
             self._changed.notify_all()
 
+    def _link(self, name: str) -> Link:
+        """Returns the link of a site.
+
+        Raises:
+            FrameError: If there is no such site.
+        """
+        if name not in self.links:
+            known = ", ".join(self.links)
+            raise FrameError(f"there is no site {name!r} in this run ({known})")
+        return self.links[name]
+
     def _greeted(self, name: str, data: bytes) -> tuple[Link, dict[str, Any]]:
         """Returns the link of a site, and its hello.
 
@@ -285,10 +300,7 @@ class GrpcSites(Sites):
             FrameError: If it is refused; says why.
         """
         kind, _, hello = decoded(data)
-        link = self.links.get(name)
-        if link is None:
-            known = ", ".join(self.links)
-            raise FrameError(f"there is no site {name!r} in this run ({known})")
+        link = self._link(name)
         if kind != "hello" or not isinstance(hello, dict):
             raise FrameError("expected a hello first")
         if hello.get("site") != name:
