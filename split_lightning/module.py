@@ -420,8 +420,9 @@ class SplitLightningModule(pl.LightningModule):
                 f"client, but got {type(batch).__name__}. Pass datamodule=data."
             )
         if batch.ref is not None:
-            score = self._score("val", batch.client_id, batch.ref)
-            self.clients.add_right(batch, score.right)
+            if self._is_there(batch.client_id):
+                score = self._score("val", batch.client_id, batch.ref)
+                self.clients.add_right(batch, score.right)
             return None
         logits = self._evaluate("val", batch.client_id, batch.inputs, batch.targets)
         self.clients.add_logits(batch, logits)
@@ -444,7 +445,7 @@ class SplitLightningModule(pl.LightningModule):
         if isinstance(batch, ClientBatch) and batch.ref is not None:
             if batch.client_id != EVERY_CLIENT:
                 clients = [batch.client_id]
-            for client in clients:
+            for client in filter(self._is_there, clients):
                 self._score("test", client, replace(batch.ref, client_id=client))
             return None
         found = [self._evaluate("test", client, *batch) for client in clients]
@@ -463,6 +464,13 @@ class SplitLightningModule(pl.LightningModule):
             metrics["loss"].update(self.task.loss(logits, targets), len(targets))
         self._log_evaluation(part, len(targets))
         return logits
+
+    def _is_there(self, client_id: int) -> bool:
+        """Returns whether a client at another site is not absent."""
+        absences = self.engine.sites.absences
+        return absences is None or client_id not in absences.of(
+            self.trainer.current_epoch
+        )
 
     def _score(self, part: str, client_id: int, ref: SampleRef) -> Score:
         """Evaluates samples at a client's site."""

@@ -87,6 +87,7 @@ class GrpcSites(Sites):
         self._loop = asyncio.new_event_loop()
         self._server: Any = None
         self._failed: Exception | None = None
+        self._watching: asyncio.Future[None] | None = None
         self._begun = asyncio.Event()
         # Is called with the port once the server listens.
         self.start: Callable[[int], Any] = lambda port: None
@@ -130,6 +131,10 @@ class GrpcSites(Sites):
             while missing := [name for name in self.links if name not in self._told]:
                 if not self._changed.wait(timeout=_SAY_EVERY):
                     _logger.info("Waiting for %s.", ", ".join(missing))
+
+    def connected(self) -> set[str]:
+        """Returns the sites that are connected now."""
+        return set(self._streams)
 
     @override
     def begin(self, barrier: Mapping[str, str]) -> None:
@@ -229,6 +234,8 @@ class GrpcSites(Sites):
                     link.fail(SiteAbsent(name, deadline))
 
     async def _end(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
         for stream in self._streams.values():
             stream.put_nowait(None)
         await self._server.stop(grace=5)
