@@ -36,13 +36,13 @@ def serve(cfg: DictConfig, number: str) -> None:
 
     Args:
         cfg: The configuration.
-        number: The client, such as `3`, or `3.1` for a holder of parts.
+        number: The client, such as `3`, or `3.1` for a holder of some features.
     """
     name, options = f"client-{number}", cfg.engine
     folder = Path(options.folder or Path("runs", cfg.name, name))
     client = client_of_site(name)
-    owner = client if options.own_data else None
-    site = new_site(cfg, owner)
+    sole_client = client if options.own_data else None
+    site = new_site(cfg, sole_client)
     answers = Answers(site.site, Journal(folder))
     says = site.module.hello(site.data, [client])
     connection = GrpcClient(
@@ -68,15 +68,15 @@ class NewSite(NamedTuple):
     data: SplitDataModule
 
 
-def new_site(cfg: DictConfig, owner: int | None = None) -> NewSite:
+def new_site(cfg: DictConfig, sole_client: int | None = None) -> NewSite:
     """Builds a site.
 
     Args:
         cfg: The configuration of the run.
-        owner: The client that has all samples of the source; `None`: they are
+        sole_client: The client that has all samples of the source; `None`: they are
             partitioned.
     """
-    data = build_data(cfg, owner=owner)
+    data = build_data(cfg, sole_client=sole_client)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module = build_module(cfg, None)
     protocol = instantiate(cfg.protocol, _convert_="all")
