@@ -13,7 +13,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "split_lightning"
 # From the top: a module imports modules of its own layer and of those below.
 LAYERS = [
-    {"train", "evaluate", "export", "compare", "cuts", "plan"},
+    {
+        "train", "evaluate", "export", "compare", "cuts", "plan", "certificates",
+        "server", "client",
+    },
     {"cli"},
     {"runs"},
     {"module"},
@@ -27,9 +30,9 @@ LAYERS = [
     {"batch_norm", "task", "topologies", "system"},
     {"channel", "coders", "models", "spill", "store"},
     {
-        "finite", "losses", "message", "paths", "placement", "processes",
-        "random_state", "running_mean", "seeding", "signals", "typed_words",
-        "user_code",
+        "credentials", "engine_options", "finite", "losses", "message", "paths",
+        "placement", "processes", "random_state", "running_mean", "seeding",
+        "signals", "typed_words", "user_code",
     },
     {"", "quiet"},  # the package itself: its version
 ]  # fmt: skip

@@ -13,7 +13,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from split_lightning.cli.client_site import worker_answers
+from split_lightning.cli.config import typed_overrides
+from split_lightning.cli.config_keys import as_typed
+from split_lightning.cli.shared_keys import shared_words
 from split_lightning.engines.remote import NO_SITES, site_of
 from split_lightning.module import SplitLightningModule
 
@@ -29,7 +31,11 @@ def clients_here(cfg: DictConfig, module: SplitLightningModule) -> Iterator[None
     again.
     """
     sites: Any = module.engine.sites
-    if sites is NO_SITES or cfg.engine.get("listen") is not None:
+    if sites is NO_SITES:
+        yield
+        return
+    if cfg.engine.get("listen") is not None:
+        sites.words = shared_words(as_typed(typed_overrides()))
         yield
         return
     folder = Path(cfg.output_dir, "clients").resolve()
@@ -37,6 +43,8 @@ def clients_here(cfg: DictConfig, module: SplitLightningModule) -> Iterator[None
     config = folder / "config.yaml"
     OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), config)
     if hasattr(sites, "workers"):
+        from split_lightning.cli.client_site import worker_answers
+
         sites.new_answers = partial(worker_answers, str(folder))
         yield
         return

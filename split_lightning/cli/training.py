@@ -99,10 +99,10 @@ def _attempt(
 
 
 def _without(gone: SiteAbsent, composed: DictConfig, run: Run) -> DictConfig:
-    """Notes an absence; returns the configuration of the run that goes on.
+    """Notes an absence; returns the configuration of the run that continues.
 
     Raises:
-        SiteAbsent: If the run cannot go on without the client.
+        SiteAbsent: If the run cannot continue without the client.
     """
     number, absences = run.trainer.current_epoch, run.module.engine.sites.absences
     if absences is None or gone.client_id in absences.of(number):

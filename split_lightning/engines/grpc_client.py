@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import time
 from collections.abc import Iterator
@@ -11,16 +10,15 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from split_lightning.credentials import read_credentials
 from split_lightning.engines.answers import Answers
 from split_lightning.engines.grpc_sites import METHOD, OPTIONS, SERVICE
 from split_lightning.engines.hello import Hello
+from split_lightning.engines.patience import PAUSE, Patience
 from split_lightning.engines.wire import Frame, decoded, encoded
 
 # Of the final network, each with the party that has its weights.
 Segments: TypeAlias = list[tuple[int, str]]
-_logger = logging.getLogger(__name__)
-_PAUSE = 0.2  # seconds between two tries to connect
-_REFUSED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAUTHENTICATED)
 
 
 class GrpcClient:
@@ -46,7 +44,7 @@ class GrpcClient:
         self.server = server
         self.certificates = Path(certificates)
         self.says = says
-        self.patience = patience
+        self.waiting = Patience(name, server, patience)
 
     def serve(self, answers: Answers) -> Segments:
         """Answers calls until the server ends the run.
@@ -55,42 +53,24 @@ class GrpcClient:
             The segments of the final network that are here.
 
         Raises:
-            RuntimeError: If the server refuses the site, or does not answer.
+            ConnectionError: If the server refuses the site, or does not answer.
         """
-        self._since, self._told = time.monotonic(), False
+        self.waiting.renew()
         while (final := self._connect(answers)) is None:
-            time.sleep(_PAUSE)
+            time.sleep(PAUSE)
         return final
 
     def _connect(self, answers: Answers) -> Segments | None:
         """Answers calls over one connection; returns what there is in the end."""
-        credentials = self._credentials()
+        credentials = grpc.ssl_channel_credentials(
+            *read_credentials(self.certificates, self.name)
+        )
         try:
             with grpc.secure_channel(self.server, credentials, OPTIONS) as channel:
                 return self._serve_stream(channel, answers)
         except grpc.RpcError as error:
-            self._wait_after(error)
+            self.waiting.after(error)
             return None
-
-    def _wait_after(self, error: Any) -> None:
-        """Decides what follows a broken connection."""
-        if error.code() in _REFUSED:
-            raise RuntimeError(
-                f"The server refuses {self.name}: {error.details()}."
-            ) from error
-        if time.monotonic() - self._since > self.patience:
-            raise RuntimeError(
-                f"The server at {self.server} has not answered for "
-                f"{self.patience:.0f} s."
-            ) from error
-        if not self._told:
-            _logger.warning(
-                "%s waits for the server at %s, for %.0f s at most.",
-                self.name,
-                self.server,
-                self.patience,
-            )
-            self._told = True
 
     def _serve_stream(self, channel: Any, answers: Answers) -> Segments | None:
         """Answers calls over one connection; returns what there is in the end."""
@@ -106,7 +86,7 @@ class GrpcClient:
         stream = connect(_until_none(replies))
         try:
             for data in stream:
-                self._since, self._told = time.monotonic(), False
+                self.waiting.renew()
                 frame = decoded(data)
                 if frame.kind == "welcome":
                     answers.begin(frame.value["session"], frame.value["barrier"])
@@ -121,13 +101,6 @@ class GrpcClient:
         finally:
             replies.put(None)
         return None
-
-    def _credentials(self) -> Any:
-        read = [
-            (self.certificates / name).read_bytes()
-            for name in ("authority.crt", f"{self.name}.key", f"{self.name}.crt")
-        ]
-        return grpc.ssl_channel_credentials(*read)
 
 
 def _until_none(items: queue.Queue[bytes | None]) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import grpc
 from typing_extensions import override
 
+from split_lightning.credentials import read_credentials
 from split_lightning.engines.hello import ClientData, Hello, require_alike
 from split_lightning.engines.link import Link
 from split_lightning.engines.remote import (
@@ -26,10 +28,11 @@ from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
 from split_lightning.message import role_of
 from split_lightning.system.absences import Absences
 
-SERVICE, METHOD = "split_lightning.Sites", "Connect"
+SERVICE, METHOD, WORDS = "split_lightning.Sites", "Connect", "Words"
 OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
+    ("grpc.so_reuseport", 0),  # two servers do not share a port
     # A connection whose other end is gone without a word is closed.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -55,6 +58,7 @@ class GrpcSites(Sites):
 
     Attributes:
         port: The port.
+        words: What was typed for the run, as sites may ask for it.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class GrpcSites(Sites):
             self.absences = absences or Absences()
             self.absences.decide = self._decide
         self.port = 0
+        self.words: Sequence[str] = ()
         self.session = ""
         self.links: dict[str, Link] = {}
         self._agreed: Mapping[str, str] = {}
@@ -204,16 +209,19 @@ class GrpcSites(Sites):
 
     async def _listen(self) -> None:
         handler: Any = grpc.stream_stream_rpc_method_handler(self._connect)
-        service = grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})
-        self._server = grpc.aio.server(options=OPTIONS)
-        self._server.add_generic_rpc_handlers([service])
+        tell: Any = grpc.unary_unary_rpc_method_handler(self._tell)
+        methods = {METHOD: handler, WORDS: tell}
+        service = grpc.method_handlers_generic_handler(SERVICE, methods)
+        server = grpc.aio.server(options=OPTIONS)
+        server.add_generic_rpc_handlers([service])
+        own = read_credentials(self.certificates, "server")
         credentials = grpc.ssl_server_credentials(
-            [(self._read("server.key"), self._read("server.crt"))],
-            self._read("authority.crt"),
-            require_client_auth=True,
+            [(own.key, own.certificate)], own.authority, require_client_auth=True
         )
-        self.port = self._server.add_secure_port(self.listen, credentials)
-        await self._server.start()
+        _require_free(self.listen)
+        self.port = server.add_secure_port(self.listen, credentials)
+        await server.start()
+        self._server = server
         if self.deadline is not None:
             self._watching = asyncio.ensure_future(self._watch(self.deadline))
 
@@ -232,8 +240,13 @@ class GrpcSites(Sites):
             stream.put_nowait(None)
         await self._server.stop(grace=5)
 
-    def _read(self, name: str) -> bytes:
-        return (self.certificates / name).read_bytes()
+    async def _tell(self, data: bytes, context: Any) -> bytes:
+        """Tells a site what was typed for the run."""
+        try:
+            self._link(_name_in_certificate(context))
+        except FrameError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        return encoded(Frame("words", 0, list(self.words)))
 
     async def _connect(
         self, frames: AsyncIterator[bytes], context: Any
@@ -276,6 +289,17 @@ class GrpcSites(Sites):
                 self._streams[name] = stream
             self._changed.notify_all()
 
+    def _link(self, name: str) -> Link:
+        """Returns the link of a site.
+
+        Raises:
+            FrameError: If there is no such site.
+        """
+        if name not in self.links:
+            known = ", ".join(self.links)
+            raise FrameError(f"there is no site {name!r} in this run ({known})")
+        return self.links[name]
+
     def _greeted(self, name: str, data: bytes) -> tuple[Link, dict[str, Any]]:
         """Returns the link of a site, and its hello.
 
@@ -283,10 +307,7 @@ class GrpcSites(Sites):
             FrameError: If it is refused; says why.
         """
         kind, _, hello = decoded(data)
-        link = self.links.get(name)
-        if link is None:
-            known = ", ".join(self.links)
-            raise FrameError(f"there is no site {name!r} in this run ({known})")
+        link = self._link(name)
         if kind != "hello" or not isinstance(hello, dict):
             raise FrameError("expected a hello first")
         if hello.get("site") != name:
@@ -324,6 +345,26 @@ class GrpcSites(Sites):
         except Exception as error:  # the stream broke
             _logger.debug("%s: %s", link.name, error)
         stream.put_nowait(None)
+
+
+def _require_free(address: str) -> None:
+    """Stops where a server cannot listen at an address; gRPC does not say why.
+
+    Raises:
+        OSError: Says why.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, int(port)))
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(
+                f"Cannot listen at {address} (`engine.listen`): {reason}."
+            ) from error
 
 
 def _name_in_certificate(context: Any) -> str:

@@ -77,7 +77,7 @@ class Link:
                 self._write(encoded(frame))
 
     def attach(self, saved: int, send: Send) -> None:
-        """Goes on over a new connection.
+        """Continues over a new connection.
 
         Args:
             saved: The number of the last call that the site has saved.

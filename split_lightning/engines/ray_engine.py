@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from split_lightning.engine_options import check_options
 from split_lightning.engines.engine import Engine
 from split_lightning.engines.ray_sites import RaySites
 
@@ -19,5 +20,16 @@ def ray_engine(
         workers: Number of workers.
         num_cpus: Number of CPUs of each worker.
         num_gpus: Number of GPUs of each worker.
+
+    Raises:
+        ValueError: If an option is wrong.
     """
+    check_options(
+        {
+            "address": address,
+            "workers": workers,
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+        }
+    )
     return Engine(sites=RaySites(address, workers, num_cpus, num_gpus))

@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 
 class RaySites(Sites):
-    """Places the clients of a run on workers of a cluster, which one owner trusts.
+    """Places the clients of a run on the workers of a cluster that one party trusts.
 
     Ray runs code on any node for every member, and sends Python objects pickled. The
     calls themselves are frames, in arrays of bytes.
