@@ -39,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> None:
     wait_passively()
     import_from_working_folder()
     options = _options(words)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with ending_with_one_line(options.words):
         from split_lightning.cli.client_keys import compose_client, read_client
 

@@ -14,6 +14,8 @@ from split_lightning.cli.data_shape import leave_out_shape
 from split_lightning.cli.engine_keys import check_client, check_engine, with_grpc
 from split_lightning.cli.shared_keys import joined_words
 
+# All keys of a run, for clients on the machine of the process with the Trainer.
+KEYS = "keys.yaml"
 _logger = logging.getLogger(__name__)
 
 

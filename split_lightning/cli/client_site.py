@@ -16,7 +16,7 @@ from split_lightning.cli.building import (
     choose_threads,
     metadata_of,
 )
-from split_lightning.cli.client_keys import read_client
+from split_lightning.cli.client_keys import KEYS, read_client
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.engines.answers import Answers
 from split_lightning.engines.grpc_client import GrpcClient
@@ -93,7 +93,7 @@ def worker_answers(folder: str, name: str) -> tuple[Answers, Hello]:
         folder: The folder, with the configuration.
         name: The worker.
     """
-    cfg = read_client(Path(folder, "config.yaml"))
+    cfg = read_client(Path(folder, KEYS))
     site = new_site(cfg)
     says = site.module.hello(site.data, range(cfg.num_clients))
     return Answers(site.site, Journal(Path(folder, name))), says

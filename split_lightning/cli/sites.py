@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from split_lightning.cli.client_keys import KEYS
 from split_lightning.cli.config import typed_overrides
 from split_lightning.cli.config_keys import as_typed
 from split_lightning.cli.shared_keys import shared_words
@@ -40,7 +41,7 @@ def clients_here(cfg: DictConfig, module: SplitLightningModule) -> Iterator[None
         return
     folder = Path(cfg.output_dir, "clients").resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    config = folder / "config.yaml"
+    config = folder / KEYS  # no run of its own, which has a config.yaml
     OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), config)
     if hasattr(sites, "workers"):
         from split_lightning.cli.client_site import worker_answers
