@@ -72,7 +72,7 @@ def serve(cfg: DictConfig, number: str) -> None:
     folder = Path(options.folder or Path("runs", cfg.name, name))
     client = client_of_site(name)
     owner = client if options.own_data else None
-    site = new_site(cfg, owner)
+    site = new_site(cfg, [client], owner)
     answers = Answers(site.site, Journal(folder))
     says = site.module.hello(site.data, [client])
     connection = GrpcClient(
@@ -98,11 +98,14 @@ class NewSite(NamedTuple):
     data: SplitDataModule
 
 
-def new_site(cfg: DictConfig, owner: int | None = None) -> NewSite:
+def new_site(
+    cfg: DictConfig, clients: Sequence[int], owner: int | None = None
+) -> NewSite:
     """Builds a site.
 
     Args:
         cfg: The configuration of the run.
+        clients: The clients that it computes for.
         owner: The client that has all samples of the source; `None`: they are
             partitioned.
     """
@@ -110,20 +113,23 @@ def new_site(cfg: DictConfig, owner: int | None = None) -> NewSite:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module = build_module(cfg, None)
     protocol = instantiate(cfg.protocol, _convert_="all")
-    site = module.as_site(data, protocol)
+    site = module.as_site(data, protocol, len(clients))
     check_network(module, data)
     choose_threads(cfg, module, data)
     return NewSite(site, module, data)
 
 
-def worker_answers(folder: str, name: str) -> tuple[Answers, Hello]:
+def worker_answers(
+    folder: str, name: str, clients: Sequence[int]
+) -> tuple[Answers, Hello]:
     """Builds the site of a worker, from the folder of the run's sites.
 
     Args:
         folder: The folder, with the configuration.
         name: The worker.
+        clients: The clients that it computes for.
     """
     cfg = compose_client(str(Path(folder, "config.yaml")), [])
-    site = new_site(cfg)
+    site = new_site(cfg, clients)
     says = site.module.hello(site.data, range(cfg.num_clients))
     return Answers(site.site, Journal(Path(folder, name))), says
