@@ -21,6 +21,7 @@ from split_lightning import (
     SplitFedV2,
     SplitFedV3,
 )
+from split_lightning.engines.expected import Expected
 from split_lightning.engines.remote import RemoteSite, Sites
 from split_lightning.engines.wire import Frame, decoded, encoded
 from split_lightning.finite import NotFinite
@@ -41,10 +42,12 @@ class SitesHere(Sites):
     def taker(self, number):
         def deliver(call):
             future = Future()
+            expected = self.expected[number].reply_to(call)
             method, arguments = on_the_wire(tuple(call))
             try:
-                reply = getattr(self.made[number], method)(*arguments)
-                future.set_result(on_the_wire(reply))
+                reply = on_the_wire(getattr(self.made[number], method)(*arguments))
+                expected.accept(reply)
+                future.set_result(reply)
             except NotFinite as found:
                 future.set_exception(found)
             return future
@@ -56,6 +59,9 @@ class SitesHere(Sites):
             return None
         number = self.parties.setdefault(party, len(self.parties))
         return self.sites[number % len(self.sites)]
+
+    def expect(self, shapes):
+        self.expected = [Expected(shapes) for _ in self.sites]
 
     def open(self, parties, agreed, barrier):
         pass

@@ -12,12 +12,18 @@ from typing import Any
 import grpc
 
 from split_lightning.engines.answers import Answers
-from split_lightning.engines.grpc_sites import METHOD, OPTIONS, SERVICE
-from split_lightning.engines.wire import Frame, decoded, encoded
+from split_lightning.engines.calls import is_barrier
+from split_lightning.engines.grpc_sites import METHOD, SERVICE, options
+from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
 
 _logger = logging.getLogger(__name__)
 _PAUSE = 0.2  # seconds between two tries to connect
-_REFUSED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAUTHENTICATED)
+_REFUSED = (
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,  # a frame is too large for it
+    grpc.StatusCode.UNAUTHENTICATED,
+)
+_MOST_REFUSED = 3  # frames in a row, before the site ends
 
 
 class GrpcClient:
@@ -49,9 +55,11 @@ class GrpcClient:
         """Answers calls until the server ends the run.
 
         Raises:
-            RuntimeError: If the server refuses the site, or does not answer.
+            RuntimeError: If the server refuses the site, does not answer, or sends
+                what it may not.
         """
         self._since, self._told = time.monotonic(), False
+        self._refused, self._furthest = 0, 0
         while not self._connect(answers):
             time.sleep(_PAUSE)
 
@@ -59,11 +67,26 @@ class GrpcClient:
         """Answers calls over one connection; returns whether the run has ended."""
         credentials = self._credentials()
         try:
-            with grpc.secure_channel(self.server, credentials, OPTIONS) as channel:
+            most = options(answers.site.shapes.most_bytes())
+            with grpc.secure_channel(self.server, credentials, most) as channel:
                 return self._answer(channel, answers)
         except grpc.RpcError as error:
             self._wait_after(error)
-            return False
+        except FrameError as error:
+            self._refuse(error)
+        return False
+
+    def _refuse(self, error: FrameError) -> None:
+        """Counts a frame that was refused; gives up after a few in a row."""
+        self._refused += 1
+        if self._refused == _MOST_REFUSED:
+            raise RuntimeError(
+                f"The server at {self.server} has sent what it may not, {self._refused}"
+                f" times in a row. The last time: {error}."
+            ) from error
+        _logger.warning(
+            "The server at %s sent what it may not: %s.", self.server, error
+        )
 
     def _wait_after(self, error: Any) -> None:
         """Decides what follows a broken connection."""
@@ -102,7 +125,7 @@ class GrpcClient:
                 self._since, self._told = time.monotonic(), False
                 frame = decoded(data)
                 if frame.kind == "welcome":
-                    answers.begin(frame.value["session"], frame.value["barrier"])
+                    answers.begin(*_welcome(frame.value))
                     for reply in answers.replies.values():
                         replies.put(reply)
                 elif frame.kind == "end":
@@ -111,6 +134,8 @@ class GrpcClient:
                     reply = answers.answer(data)
                     if reply is not None:
                         replies.put(reply)
+                    if answers.number > self._furthest:
+                        self._refused, self._furthest = 0, answers.number
         finally:
             replies.put(None)
         return False
@@ -126,3 +151,16 @@ class GrpcClient:
 def _until_none(items: queue.Queue[bytes | None]) -> Iterator[bytes]:
     while (item := items.get()) is not None:
         yield item
+
+
+def _welcome(value: Any) -> tuple[str, str | None]:
+    """Returns the session and the barrier in the value of a welcome.
+
+    Raises:
+        FrameError: If it has none.
+    """
+    found = value if isinstance(value, dict) else {}
+    session, barrier = found.get("session"), found.get("barrier")
+    if not is_barrier(session) or not (barrier is None or is_barrier(barrier)):
+        raise FrameError("a welcome names a session, and a barrier or none")
+    return session, barrier

@@ -13,15 +13,16 @@ from typing import Any
 import grpc
 from typing_extensions import override
 
+from split_lightning.engines.expected import Expected
 from split_lightning.engines.link import Link
 from split_lightning.engines.remote import RemoteSite, Sites, site_of
+from split_lightning.engines.shapes import Shapes
 from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
 from split_lightning.message import role_of
 
 SERVICE, METHOD = "split_lightning.Sites", "Connect"
-OPTIONS = [
+_OPTIONS = [
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
     # A connection whose other end is gone without a word is closed.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -30,6 +31,15 @@ OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 ]
 _logger = logging.getLogger(__name__)
+
+
+def options(most_bytes: int) -> list[tuple[str, int]]:
+    """Returns the options of an end of gRPC.
+
+    Args:
+        most_bytes: How large a frame may be that comes.
+    """
+    return [*_OPTIONS, ("grpc.max_receive_message_length", most_bytes)]
 
 
 class GrpcSites(Sites):
@@ -43,6 +53,7 @@ class GrpcSites(Sites):
 
     Attributes:
         port: The port.
+        most_bytes: How large a frame from a site may be.
     """
 
     def __init__(self, listen: str, certificates: str | Path) -> None:
@@ -53,6 +64,8 @@ class GrpcSites(Sites):
         self.barrier: str | None = None
         self.agreed: dict[str, str] = {}
         self.links: dict[str, Link] = {}
+        self.most_bytes = 0
+        self._shapes: Shapes | None = None
         self._sites: dict[str, RemoteSite] = {}
         self._connected: dict[str, threading.Event] = {}
         self._queues: dict[str, asyncio.Queue[bytes | None]] = {}
@@ -69,10 +82,19 @@ class GrpcSites(Sites):
         name = site_of(party)
         if name not in self._sites:
             link = Link(name)
+            if self._shapes is not None:
+                link.expected = Expected(self._shapes)
             self.links[name] = link
             self._sites[name] = RemoteSite(name, link.deliver)
             self._connected[name] = threading.Event()
         return self._sites[name]
+
+    @override
+    def expect(self, shapes: Shapes) -> None:
+        self.most_bytes = shapes.most_bytes()
+        self._shapes = shapes
+        for link in self.links.values():
+            link.expected = Expected(shapes)
 
     @override
     def open(
@@ -122,7 +144,7 @@ class GrpcSites(Sites):
     async def _start(self) -> None:
         handler: Any = grpc.stream_stream_rpc_method_handler(self._connect)
         service = grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})
-        self._server = grpc.aio.server(options=OPTIONS)
+        self._server = grpc.aio.server(options=options(self.most_bytes))
         self._server.add_generic_rpc_handlers([service])
         credentials = grpc.ssl_server_credentials(
             [(self._read("server.key"), self._read("server.crt"))],
@@ -146,9 +168,9 @@ class GrpcSites(Sites):
         """Serves the stream of a site."""
         name = _name_in_certificate(context)
         try:
-            link, hello = self._welcomed(name, await anext(frames))
+            link, hello = self._welcomed(name, await anext(frames, b""))
         except FrameError as error:
-            _logger.warning("Refused %s (%s): %s", name, context.peer(), error)
+            _logger.warning("Refused %s (%s): %s.", name, context.peer(), error)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             return
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
@@ -157,10 +179,9 @@ class GrpcSites(Sites):
         def send(data: bytes) -> None:
             self._loop.call_soon_threadsafe(queue.put_nowait, data)
 
-        same = hello["session"] == self.session
         welcome = {"session": self.session, "barrier": self.barrier}
         send(encoded(Frame("welcome", 0, welcome)))
-        link.attach(hello["saved"] if same else 0, send)
+        link.attach(self._saved(hello), send)
         self._connected[name].set()
         taking = asyncio.ensure_future(self._take(link, frames, queue))
         try:
@@ -185,7 +206,7 @@ class GrpcSites(Sites):
             raise FrameError("expected a hello first")
         if hello.get("site") != name:
             raise FrameError(
-                f"it says that it is {hello.get('site')!r}, but its certificate is "
+                f"it says that it is {hello.get('site')!r:.80}, but its certificate is "
                 f"that of {name!r}"
             )
         theirs = hello.get("agreed")
@@ -195,7 +216,13 @@ class GrpcSites(Sites):
                 raise FrameError(f"its `{key}` differs from the server's")
         if type(hello.get("saved")) is not int:
             raise FrameError("its hello names no call")
+        link.require_saved(self._saved(hello))
         return link, hello
+
+    def _saved(self, hello: dict[str, Any]) -> int:
+        """Returns the last call of this session that a site has saved."""
+        saved: int = hello["saved"]
+        return saved if hello.get("session") == self.session else 0
 
     async def _take(
         self,

@@ -14,8 +14,11 @@ from ray.exceptions import RayActorError
 from typing_extensions import override
 
 from split_lightning.engines.answers import Answers
+from split_lightning.engines.expected import Expected
 from split_lightning.engines.link import Link
 from split_lightning.engines.remote import RemoteSite, Sites
+from split_lightning.engines.shapes import Shapes
+from split_lightning.engines.wire import FrameError
 from split_lightning.message import role_of
 
 # Returns what answers for a site, from its name; and what it agrees on.
@@ -69,6 +72,11 @@ class RaySites(Sites):
             return None
         number = self._parties.setdefault(party, len(self._parties))
         return self._sites[number % self.workers]
+
+    @override
+    def expect(self, shapes: Shapes) -> None:
+        for link in self.links:
+            link.expected = Expected(shapes)
 
     @override
     def open(
@@ -145,8 +153,11 @@ class _Worker:
         error = done.exception()
         if error is None:
             data = done.result()
-            if data is not None:
-                self.link.take(data.tobytes())
+            try:
+                if data is not None:
+                    self.link.take(data.tobytes())
+            except FrameError as refused:
+                self.link.fail(refused)
             return
         if not isinstance(error, RayActorError):
             self.link.fail(error)

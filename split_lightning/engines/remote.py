@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from typing_extensions import override
 from split_lightning.message import Values, role_of
 from split_lightning.party import Key, Losses
 from split_lightning.store import PARTS, WEIGHTS, Part, State, StateAway, StateStore
+
+if TYPE_CHECKING:
+    from split_lightning.engines.shapes import Shapes
 
 
 class Call(NamedTuple):
@@ -123,6 +126,10 @@ class Sites(ABC):
         """Returns the site of a party; `None`: it is in this process."""
 
     @abstractmethod
+    def expect(self, shapes: Shapes) -> None:
+        """Takes notice of what sites send looks like, before the first call."""
+
+    @abstractmethod
     def open(
         self, parties: Sequence[str], agreed: Mapping[str, str], barrier: str | None
     ) -> None:
@@ -151,6 +158,10 @@ class _NoSites(Sites):
     @override
     def of(self, party: str) -> RemoteSite | None:
         return None
+
+    @override
+    def expect(self, shapes: Shapes) -> None:
+        pass
 
     @override
     def open(self, *unused: Any) -> None:
