@@ -67,7 +67,7 @@ class GrpcClient:
         """Answers calls over one connection; returns whether the run has ended."""
         credentials = self._credentials()
         try:
-            most = options(answers.site.shapes.most_bytes())
+            most = options(answers.site.shapes.most_bytes)
             with grpc.secure_channel(self.server, credentials, most) as channel:
                 return self._answer(channel, answers)
         except grpc.RpcError as error:
@@ -131,9 +131,9 @@ class GrpcClient:
                 elif frame.kind == "end":
                     return True
                 else:
-                    reply = answers.answer(data)
-                    if reply is not None:
-                        replies.put(reply)
+                    answer = answers.answer(data)
+                    if answer is not None:
+                        replies.put(answer)
                     if answers.number > self._furthest:
                         self._refused, self._furthest = 0, answers.number
         finally:
@@ -163,4 +163,4 @@ def _welcome(value: Any) -> tuple[str, str | None]:
     session, barrier = found.get("session"), found.get("barrier")
     if not is_barrier(session) or not (barrier is None or is_barrier(barrier)):
         raise FrameError("a welcome names a session, and a barrier or none")
-    return session, barrier
+    return str(session), barrier

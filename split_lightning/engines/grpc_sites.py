@@ -91,7 +91,7 @@ class GrpcSites(Sites):
 
     @override
     def expect(self, shapes: Shapes) -> None:
-        self.most_bytes = shapes.most_bytes()
+        self.most_bytes = shapes.most_bytes
         self._shapes = shapes
         for link in self.links.values():
             link.expected = Expected(shapes)

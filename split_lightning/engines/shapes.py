@@ -31,6 +31,9 @@ class Shapes:
         example: One sample, as the network gets it, of shape `(1, ...)`.
         batch_size: The number of samples in a batch.
         optimizer: Makes the optimizer of the clients' parameters.
+
+    Attributes:
+        most_bytes: How large a frame may be: of a state, or of a batch's activations.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Shapes:
         self.optimizer = optimizer
         self._outputs: dict[Any, Values] = {}
         self._states: dict[tuple[int, Part], State] = {}
+        self.most_bytes = self._most_bytes()
 
     def inputs(self, num_samples: int) -> Tensor:
         """Returns samples without numbers."""
@@ -87,8 +91,7 @@ class Shapes:
             self._states[key] = without_numbers(found)
         return self._states[key]
 
-    def most_bytes(self) -> int:
-        """Returns how large a frame may be: of a state, or of a batch's activations."""
+    def _most_bytes(self) -> int:
         segments = [n for n, s in enumerate(self.engine.stores) if "client" in s.roles]
         states = [most_bytes(self.state(n, part)) for n in segments for part in PARTS]
         activations = [
