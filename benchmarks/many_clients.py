@@ -12,8 +12,8 @@ Columns: `peak`: the server's largest resident set from the time before clients 
 to the end; `before`: as large then (the peak of the imports before is left out);
 `connected`: the peak when training begins; `step`: median milliseconds of the steps in
 a turn, of the last round; `first`: of the first step of a turn, where weights are
-passed on; `mean`: of all steps. The last lines compare the largest number of clients to the
-smallest, within a repeat. Targets are printed beside the figures; none is asserted.
+passed on; `mean`: of all steps. The last lines compare the largest number of clients to
+the smallest, within a repeat. Targets are printed beside the figures; none is asserted.
 """
 
 from __future__ import annotations
