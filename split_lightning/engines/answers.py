@@ -12,6 +12,8 @@ from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
 
 _METHODS = (
     "forward",
+    "begin",
+    "take_back",
     "labels",
     "loss",
     "backward",
@@ -132,7 +134,7 @@ class Answers:
         self.journal.keep_newest("barrier-*", _BARRIERS)
 
     def _is_due(self, method: str) -> bool:
-        if self.site.parties:  # that wait for their gradient
+        if self.site.is_waiting:
             return False
         return method in ("step", "keep") or self.number - self.saved >= _SAVE_AFTER
 

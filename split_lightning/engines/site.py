@@ -38,8 +38,14 @@ class Site:
         self.parties: dict[str, Party] = {}  # that compute until the next step
         self._batch: tuple[SampleRef, tuple[Tensor, Tensor]] | None = None
         self._kept: dict[int, Any] = {}
+        self._before: dict[str, dict[int, State]] = {}  # buffers, of those ahead
         for store in engine.stores:
             store.remember_start()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the next calls need what is not saved."""
+        return bool(self.parties or self._kept)
 
     # Training
 
@@ -70,6 +76,26 @@ class Site:
         (outputs,) = party.forward(key, [own], [len(own[0])])
         new = None if random is None else torch.get_rng_state()
         return self._keep(outputs) if stays else outputs, new
+
+    def begin(self, name: str, key: Key, values: Values) -> Values:
+        """Runs a party's first segment ahead of its step; `take_back` undoes it.
+
+        Returns:
+            The smashed data.
+        """
+        segments = enumerate(self.engine.placement.of(client_of(name)))
+        self._before[name] = {
+            number: clone(self.engine.stores[number].peek(name, "buffers"))
+            for number, own in segments
+            if own == name
+        }
+        return self.forward(name, key, values, stays=False)[0]
+
+    def take_back(self, name: str) -> None:
+        """Returns a party to the state before `begin`."""
+        del self.parties[name]
+        for number, buffers in self._before.pop(name).items():
+            self.write(name, number, "buffers", buffers)
 
     def labels(self, samples: SampleRef) -> Values:
         """Returns the labels of samples."""
@@ -128,6 +154,7 @@ class Site:
         step(parties, self.engine.optimizers, self.engine.clip)
         for name in names:
             del self.parties[name]
+            self._before.pop(name, None)
 
     # States
 
@@ -177,6 +204,7 @@ class Site:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from what `state_dict` returned."""
         self.parties, self._kept, self._batch = {}, {}, None
+        self._before = {}
         for store, saved in zip(self._stores(), state["stores"], strict=True):
             for seat, own in zip(store.seats, saved["live"], strict=True):
                 seat.module.load_state_dict(own)
@@ -261,7 +289,7 @@ class Site:
         """Keeps values that stay at this site; returns what stands for them."""
         found = []
         for value in values:
-            number = len(self._kept)
+            number = 1 + max(self._kept, default=-1)
             self._kept[number] = value
             found.append(Kept(number, getattr(value, "requires_grad", False)))
         return tuple(found)
