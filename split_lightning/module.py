@@ -597,9 +597,9 @@ class SplitLightningModule(pl.LightningModule):
             num_hosted: Number of clients that it computes for.
         """
         require_cut(self, protocol)
+        # A site begins a step ahead while it takes no part in another.
         at_once = min(protocol.num_together(data.num_clients), num_hosted)
-        # One more for what is begun ahead.
-        self.follow(protocol, data.num_clients, num_live=at_once + 1)
+        self.follow(protocol, data.num_clients, num_live=at_once)
         data.protocol = protocol
         optimizers, _ = self.configure_optimizers()
         by_role = dict(zip(self.optimizer_names, optimizers, strict=True))

@@ -197,11 +197,14 @@ def test_another_configuration_is_refused(tmp_path):
 
 
 def test_the_process_with_the_trainer_dies_and_resumes(tmp_path, local):
-    """All workers return to the barrier of the checkpoint, in mid-round."""
+    """All workers return to the barrier of the checkpoint, in mid-round.
+
+    The next turn has begun when it is written.
+    """
     last = tmp_path / "checkpoints" / "last.ckpt"
     resume = ResumeCheckpoint(last.parent, every_n_batches=2)
     with pytest.raises(Killed):
-        train(tmp_path, "splitfed v1", callbacks=[resume, Kill(5)])
+        train(tmp_path, "splitfed v1", callbacks=[resume, Kill(7)])
     found = train(tmp_path, "splitfed v1", callbacks=[resume], ckpt_path=last)
     assert_same(found, local("splitfed v1"))
 
