@@ -560,8 +560,17 @@ class SplitLightningModule(pl.LightningModule):
         away = () if sites.absences is None else sites.absences.latest()
         sites.end(self.networks.deliver([k for k in clients if k not in away]))
 
-    def follow(self, protocol: Protocol, num_clients: int) -> None:
-        """Prepares the engine for a protocol and a number of clients."""
+    def follow(
+        self, protocol: Protocol, num_clients: int, num_live: int | None = None
+    ) -> None:
+        """Prepares the engine for a protocol and a number of clients.
+
+        Args:
+            protocol: The protocol.
+            num_clients: Number of clients.
+            num_live: Number of clients whose segments are live at once; `None`: as
+                many as train in one step.
+        """
         self.engine.follow(
             1 if protocol.pools_samples else num_clients,
             protocol.num_servers,
@@ -572,20 +581,25 @@ class SplitLightningModule(pl.LightningModule):
         )
         travels = getattr(protocol, "optimizer_state", "keep") == "travel"
         self.engine.passed_on = PARTS if travels else WEIGHTS
-        together = protocol.num_together(num_clients)
-        self.engine.make_room(1 if protocol.cohort else together)
+        if num_live is None:
+            num_live = 1 if protocol.cohort else protocol.num_together(num_clients)
+        self.engine.make_room(num_live)
 
-    def as_site(self, data: SplitDataModule, protocol: Protocol) -> Site:
+    def as_site(
+        self, data: SplitDataModule, protocol: Protocol, num_hosted: int
+    ) -> Site:
         """Returns a site: it computes for clients of a Trainer in another process.
 
         Args:
             data: The clients' samples, set up to fit.
             protocol: The protocol of the run.
+            num_hosted: Number of clients that it computes for.
         """
         require_cut(self, protocol)
-        self.follow(protocol, data.num_clients)
+        at_once = min(protocol.num_together(data.num_clients), num_hosted)
+        # One more for what is begun ahead.
+        self.follow(protocol, data.num_clients, num_live=at_once + 1)
         data.protocol = protocol
-        self.engine.make_room(self.engine.num_live + 1)  # for what is begun ahead
         optimizers, _ = self.configure_optimizers()
         by_role = dict(zip(self.optimizer_names, optimizers, strict=True))
         self.engine.use(by_role, by_role)

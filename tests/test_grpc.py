@@ -61,7 +61,7 @@ class Run:
         protocol, module, data = self.make()
         data.prepare_data()
         data.setup("fit")
-        site = module.as_site(data, protocol)
+        site = module.as_site(data, protocol, num_hosted=1)
         name = f"client-{number}"
         answers = Answers(site, Journal(self.folder / name))
         certificates = self.folder / "certs" / name

@@ -204,9 +204,10 @@ def check(tmp_path, make, make_data, num_sites):
     def make_site(_):
         protocol, module = make()
         data = make_data(protocol=protocol)
+        num_hosted = -(-data.num_clients // num_sites)
         data.prepare_data()
         data.setup("fit")
-        return module.as_site(data, protocol), partial(module.hello, data)
+        return module.as_site(data, protocol, num_hosted), partial(module.hello, data)
 
     protocol, module = make()
     here = fit(tmp_path, module, make_data(protocol=protocol))

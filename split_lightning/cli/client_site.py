@@ -42,7 +42,7 @@ def serve(cfg: DictConfig, number: str) -> None:
     folder = Path(options.folder or Path("runs", cfg.name, name))
     client = client_of_site(name)
     sole_client = client if options.own_data else None
-    site = new_site(cfg, sole_client)
+    site = new_site(cfg, [client], sole_client)
     answers = Answers(site.site, Journal(folder))
     says = site.module.hello(site.data, [client])
     connection = GrpcClient(
@@ -68,11 +68,14 @@ class NewSite(NamedTuple):
     data: SplitDataModule
 
 
-def new_site(cfg: DictConfig, sole_client: int | None = None) -> NewSite:
+def new_site(
+    cfg: DictConfig, clients: Sequence[int], sole_client: int | None = None
+) -> NewSite:
     """Builds a site.
 
     Args:
         cfg: The configuration of the run.
+        clients: The clients that it computes for.
         sole_client: The client that has all samples of the source; `None`: they are
             partitioned.
     """
@@ -80,20 +83,23 @@ def new_site(cfg: DictConfig, sole_client: int | None = None) -> NewSite:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module = build_module(cfg, None)
     protocol = instantiate(cfg.protocol, _convert_="all")
-    site = module.as_site(data, protocol)
+    site = module.as_site(data, protocol, len(clients))
     check_network(module, data)
     choose_threads(cfg, module, data)
     return NewSite(site, module, data)
 
 
-def worker_answers(folder: str, name: str) -> tuple[Answers, Hello]:
+def worker_answers(
+    folder: str, name: str, clients: Sequence[int]
+) -> tuple[Answers, Hello]:
     """Builds the site of a worker, from the folder of the run's sites.
 
     Args:
         folder: The folder, with the configuration.
         name: The worker.
+        clients: The clients that it computes for.
     """
     cfg = read_client(Path(folder, KEYS))
-    site = new_site(cfg)
+    site = new_site(cfg, clients)
     says = site.module.hello(site.data, range(cfg.num_clients))
     return Answers(site.site, Journal(Path(folder, name))), says

@@ -66,6 +66,16 @@ def check_server(cfg: DictConfig, words: Sequence[str], in_sweep: bool) -> None:
     read_credentials(options["certificates"], "server", _CALLED.format("certificates"))
 
 
+def leave_out_source(cfg: DictConfig) -> None:
+    """Lets a server name no source: the samples are at its clients."""
+    source = cfg.data.get("source")
+    names_one = OmegaConf.is_dict(source) and not OmegaConf.is_missing(
+        source, "_target_"
+    )
+    if _options(cfg).get("listen") is not None and not names_one:
+        cfg.data.source = {"_target_": "split_lightning.data.sources.AtClients"}
+
+
 def require_listen(cfg: DictConfig) -> None:
     """Stops where a server has no address at which clients could find it.
 

@@ -23,7 +23,7 @@ from split_lightning.cli.config import (
     typed_overrides,
 )
 from split_lightning.cli.data_shape import leave_out_shape
-from split_lightning.cli.engine_keys import check_server
+from split_lightning.cli.engine_keys import check_server, leave_out_source
 from split_lightning.cli.run_folder import (
     anchor_paths,
     no_folder_if_refused,
@@ -58,6 +58,7 @@ def main(cfg: DictConfig | None = None) -> float | None:
         return None
     with no_folder_if_refused():
         with one_message():
+            leave_out_source(cfg)
             check_values(cfg, typed_overrides())
             _say_what_begins(cfg)
             leave_out_shape(cfg)

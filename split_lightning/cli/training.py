@@ -48,6 +48,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         with interrupted_by_signals():
             run = _begin(cfg, composed, folder)
             end = SystemExit
+            if cfg.engine.get("listen") is not None:
+                print(f"If this server stops, continue with: {_command(folder)}")
             with one_message(lambda: run.speed.has_begun, lambda: _remedy(folder)):
                 try:
                     with clients_here(cfg, run.module):

@@ -54,11 +54,15 @@ class Link:
         self._calls: dict[int, bytes] = {}  # that may have to be sent again
         self._waiting: dict[int, Future[Any]] = {}
         self._send: Send | None = None
+        self._failed: Exception | None = None
 
     def deliver(self, call: Call) -> Future[Any]:
         """Sends a call; returns the reply to come."""
         future: Future[Any] = Future()
         with self._lock:
+            if self._failed is not None:
+                future.set_exception(self._failed)
+                return future
             if not self._waiting:
                 self.since = time.monotonic()
             answered = next(iter(self._waiting), self._number + 1) - 1
@@ -137,8 +141,9 @@ class Link:
             future.set_exception(self._error(result))
 
     def fail(self, error: Exception) -> None:
-        """Ends all calls that wait for a reply."""
+        """Ends all calls that wait for a reply, and those to come."""
         with self._lock:
+            self._failed = error
             waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             future.set_exception(error)

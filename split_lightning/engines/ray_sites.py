@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-import ray
-from ray.exceptions import RayActorError
 from typing_extensions import override
 
-from split_lightning.engines.answers import Answers
+from split_lightning.engines.hello import ClientData, Hello
 from split_lightning.engines.link import Link
+from split_lightning.engines.ray_cluster import RayCluster
+from split_lightning.engines.ray_worker import NewAnswers, RayWorker
 from split_lightning.engines.remote import RemoteSite, Sites
 from split_lightning.message import role_of
-
-# Returns what answers for a site, from its name; and what it agrees on.
-NewAnswers = Callable[[str], tuple[Answers, Mapping[str, str]]]
-_STARTS = 10  # of a worker, before the run ends
-_logger = logging.getLogger(__name__)
+from split_lightning.placement import client_of
 
 
 class RaySites(Sites):
@@ -31,14 +23,17 @@ class RaySites(Sites):
     calls themselves are frames, in arrays of bytes.
 
     Args:
-        address: The cluster, such as `auto` or `ray://head:10001`; `None`: a new one on
-            this machine.
+        address: The cluster: `auto` or `HOST:PORT`; `None`: a new one on this machine.
         workers: Number of workers; clients are dealt out among them.
-        num_cpus: Number of CPUs of each worker.
-        num_gpus: Number of GPUs of each worker.
+        num_cpus: Number of CPUs that Ray reserves for each worker.
+        starts: How often a worker may start, before the run ends.
 
     Attributes:
         new_answers: Builds a site in a worker's process.
+
+    Raises:
+        ImportError: If Ray is not installed.
+        ValueError: If there is no worker.
     """
 
     new_answers: NewAnswers
@@ -48,20 +43,21 @@ class RaySites(Sites):
         address: str | None = None,
         workers: int = 2,
         num_cpus: float = 1,
-        num_gpus: float = 0,
+        starts: int = 10,
     ) -> None:
-        self.address = address
+        if workers < 1:
+            raise ValueError(
+                f"Expected argument `workers` to be at least 1, but got {workers}."
+            )
         self.workers = workers
-        self.resources = {"num_cpus": num_cpus, "num_gpus": num_gpus}
-        self.session = uuid.uuid4().hex
-        self.barrier: str | None = None
-        self.agreed: dict[str, str] = {}
+        self.num_cpus = num_cpus
+        self.starts = starts
+        self.cluster = RayCluster(address)
         self.links = [Link(f"worker-{number}") for number in range(workers)]
         self._sites = [RemoteSite(link.name, link.deliver) for link in self.links]
-        self._parties: dict[str, int] = {}
-        self._barriers = 0
-        self._is_open = False
-        self._workers: list[_Worker] = []
+        self._parties: dict[str, int] = {}  # by party its number
+        self._workers: list[RayWorker] = []
+        self._told: list[ClientData] = []
 
     @override
     def of(self, party: str) -> RemoteSite | None:
@@ -71,118 +67,71 @@ class RaySites(Sites):
         return self._sites[number % self.workers]
 
     @override
-    def open(
-        self, parties: Sequence[str], agreed: Mapping[str, str], barrier: str | None
-    ) -> None:
-        if self._is_open:
-            return
-        self._is_open = True
-        self.agreed, self.barrier = dict(agreed), barrier
-        if not ray.is_initialized():
-            local = {"_node_ip_address": "127.0.0.1"} if self.address is None else {}
-            ray.init(
-                address=self.address or "local",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **local,
+    def meet(
+        self, parties: Sequence[str], agreed: Mapping[str, str]
+    ) -> list[ClientData]:
+        if not self._workers:
+            self._require_work(parties)
+            self.cluster.open(self.workers * self.num_cpus)
+            self._workers = [self._new_worker(n, parties) for n in range(self.workers)]
+            for worker in self._workers:
+                worker.start()
+            for worker in self._workers:
+                self._told = self._heard(worker, agreed)
+        return self._told
+
+    def _require_work(self, parties: Sequence[str]) -> None:
+        if self.workers > len(parties):
+            raise ValueError(
+                "Expected argument `workers` to be at most the number of clients "
+                f"({len(parties)}), but got {self.workers}: the others would have "
+                "nothing to do."
             )
-        self._workers = [_Worker(self, link) for link in self.links]
-        for worker in self._workers:
-            worker.start()
+
+    def _new_worker(self, number: int, parties: Sequence[str]) -> RayWorker:
+        own = [party for party in parties if self.of(party) is self._sites[number]]
+        clients = sorted({client_of(party) for party in own})
+        resources = {"num_cpus": self.num_cpus}
+        return RayWorker(
+            self.links[number], self.new_answers, clients, resources, self.starts
+        )
+
+    def _heard(self, worker: RayWorker, agreed: Mapping[str, str]) -> list[ClientData]:
+        """Returns what a worker says about the samples of all clients."""
+        _, _, plain = worker.greeting()
+        try:
+            return list(Hello.of(plain, agreed).data)
+        except ValueError as error:
+            raise ValueError(f"{worker.link.name} cannot take part: {error}.") from None
 
     @override
-    def keep(self) -> str:
-        self._barriers += 1
-        barrier = f"{self.session[:8]}-{self._barriers}"
-        for future in [site.call("keep", barrier) for site in self._sites]:
+    def begin(self, barrier: Mapping[str, str]) -> None:
+        names = [link.name for link in self.links]
+        if barrier and sorted(barrier) != sorted(names):
+            raise ValueError(
+                f"Expected argument `workers` to be {len(barrier)}, as in the run of "
+                f"`ckpt_path`: each has the states of its clients. Got {self.workers}."
+            )
+        session = uuid.uuid4().hex
+        for worker, site in zip(self._workers, self._sites, strict=True):
+            worker.link.reset()
+            site.reset()
+            worker.begin(session, barrier.get(site.name))
+
+    @override
+    def keep(self) -> Mapping[str, str]:
+        number = uuid.uuid4().hex[:8]
+        for future in [site.call("keep", number) for site in self._sites]:
             future.result()
-        return barrier
+        return dict.fromkeys([site.name for site in self._sites], number)
 
     @override
-    def end(self) -> None:
-        pass
+    def end(self, final: Mapping[str, Sequence[tuple[int, str]]]) -> None:
+        pass  # the process with the Trainer saves the networks
 
     @override
     def close(self) -> None:
-        if self._is_open:
-            self._is_open = False
-            ray.shutdown()
-
-
-class _Worker:
-    """An actor, which is started again when its process dies."""
-
-    def __init__(self, sites: RaySites, link: Link) -> None:
-        self.sites = sites
-        self.link = link
-        self._left = _STARTS
-        self._lock = threading.Lock()
-        self._actor: Any = None
-
-    def start(self) -> None:
-        """Starts the actor; it continues from its journal."""
-        # Ray itself starts nothing again: it would compute on a state that is new.
-        options = {**self.sites.resources, "max_restarts": 0, "max_task_retries": 0}
-        remote: Any = ray.remote(**options)
-        actor = remote(_Actor).remote(self.sites.new_answers, self.link.name)
-        session, saved, agreed = ray.get(actor.hello.remote())
-        for key, value in self.sites.agreed.items():
-            if agreed.get(key) != value:
-                raise ValueError(f"{self.link.name}: its `{key}` differs.")
-        replies = ray.get(actor.begin.remote(self.sites.session, self.sites.barrier))
-        for data in replies:
-            self.link.take(data)
-        self._actor = actor
-        self.link.attach(saved if session == self.sites.session else 0, self._send)
-
-    def _send(self, data: bytes) -> None:
-        actor = self._actor
-        reply = actor.answer.remote(np.frombuffer(data, dtype=np.uint8))
-        reply.future().add_done_callback(lambda done: self._take(actor, done))
-
-    def _take(self, actor: Any, done: Any) -> None:
-        error = done.exception()
-        if error is None:
-            data = done.result()
-            if data is not None:
-                self.link.take(data.tobytes())
-            return
-        if not isinstance(error, RayActorError):
-            self.link.fail(error)
-            return
-        with self._lock:  # every call that waited fails
-            if actor is not self._actor or not self.sites._is_open:
-                return
-            self._left -= 1
-            if self._left == 0:
-                self.link.fail(error)
-                return
-            _logger.warning("%s died; it is started again.", self.link.name)
-            self.link.detach(self._send)
-            try:
-                self.start()
-            except Exception as failed:
-                self.link.fail(failed)
-
-
-class _Actor:
-    """A site in a worker's process."""
-
-    def __init__(self, new_answers: NewAnswers, name: str) -> None:
-        self.answers, agreed = new_answers(name)
-        self.agreed = dict(agreed)
-
-    def hello(self) -> tuple[str, int, dict[str, str]]:
-        """Returns the session, the last call that was saved, and what it agrees on."""
-        return self.answers.session, self.answers.saved, self.agreed
-
-    def begin(self, session: str, barrier: str | None) -> list[bytes]:
-        """Begins a session, or continues one; returns the last replies."""
-        self.answers.begin(session, barrier)
-        return list(self.answers.replies.values())
-
-    def answer(self, data: Any) -> Any:
-        """Answers a call."""
-        reply = self.answers.answer(data.tobytes())
-        return None if reply is None else np.frombuffer(reply, dtype=np.uint8)
+        for worker in self._workers:
+            worker.end()
+        self._workers = []
+        self.cluster.close()
