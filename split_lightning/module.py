@@ -25,6 +25,7 @@ from split_lightning.engines.engine import Engine
 from split_lightning.engines.hello import Hello
 from split_lightning.engines.networks import Networks, Score
 from split_lightning.engines.remote import SampleRef
+from split_lightning.engines.shapes import Shapes
 from split_lightning.engines.site import Site
 from split_lightning.finite import NotFinite
 from split_lightning.observers.traffic import Traffic
@@ -604,7 +605,12 @@ class SplitLightningModule(pl.LightningModule):
         by_role = dict(zip(self.optimizer_names, optimizers, strict=True))
         self.engine.use(by_role, by_role)
         self.train()
-        return Site(self.engine, data.load)
+        return Site(self.engine, data.load, self._shapes(data))
+
+    def _shapes(self, data: SplitDataModule) -> Shapes:
+        factory = self.makes_optimizer["client"] or self.makes_optimizer["server"]
+        assert factory is not None
+        return Shapes(self.engine, data.example(), data.batch_size, factory)
 
     @override
     def setup(self, stage: str) -> None:
@@ -615,6 +621,8 @@ class SplitLightningModule(pl.LightningModule):
             if isinstance(data, SplitDataModule):
                 least = set_least_batch(self, data, self.trainer.world_size)
                 self.engine.least_samples = least.total
+                if data.ask is not None:
+                    self.engine.sites.expect(self._shapes(data))
 
     @override
     def on_fit_start(self) -> None:

@@ -28,6 +28,7 @@ from split_lightning import (
     SplitFedV3,
 )
 from split_lightning.callbacks import PartitionPicture
+from split_lightning.engines.expected import Expected
 from split_lightning.engines.hello import Hello
 from split_lightning.engines.remote import RemoteSite, Sites
 from split_lightning.engines.wire import Frame, decoded, encoded
@@ -52,10 +53,12 @@ class SitesHere(Sites):
     def taker(self, number):
         def deliver(call):
             future = Future()
+            expected = self.expected[number].reply_to(call)
             method, arguments = on_the_wire(tuple(call))
             try:
-                reply = getattr(self.made[number], method)(*arguments)
-                future.set_result(on_the_wire(reply))
+                reply = on_the_wire(getattr(self.made[number], method)(*arguments))
+                expected.accept(reply)
+                future.set_result(reply)
             except NotFinite as found:
                 future.set_exception(found)
             return future
@@ -76,6 +79,9 @@ class SitesHere(Sites):
             plain = self.hellos[number]([client]).plain()
             (told[client],) = Hello.of(on_the_wire(plain), agreed).data
         return list(told.values())
+
+    def expect(self, shapes):
+        self.expected = [Expected(shapes) for _ in self.sites]
 
     def begin(self, barrier):
         pass

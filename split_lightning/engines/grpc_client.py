@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import time
 from collections.abc import Iterator
@@ -12,13 +13,16 @@ import grpc
 
 from split_lightning.credentials import read_credentials
 from split_lightning.engines.answers import Answers
-from split_lightning.engines.grpc_sites import METHOD, OPTIONS, SERVICE
+from split_lightning.engines.calls import is_barrier
+from split_lightning.engines.grpc_sites import METHOD, SERVICE, options
 from split_lightning.engines.hello import Hello
 from split_lightning.engines.patience import PAUSE, Patience
-from split_lightning.engines.wire import Frame, decoded, encoded
+from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
 
 # Of the final network, each with the party that has its weights.
 Segments: TypeAlias = list[tuple[int, str]]
+_logger = logging.getLogger(__name__)
+_MOST_REFUSED = 3  # frames in a row, before the site ends
 
 
 class GrpcClient:
@@ -53,9 +57,11 @@ class GrpcClient:
             The segments of the final network that are here.
 
         Raises:
-            ConnectionError: If the server refuses the site, or does not answer.
+            ConnectionError: If the server refuses the site, does not answer, or sends
+                what it may not.
         """
         self.waiting.renew()
+        self._refused, self._furthest = 0, 0
         while (final := self._connect(answers)) is None:
             time.sleep(PAUSE)
         return final
@@ -66,11 +72,26 @@ class GrpcClient:
             *read_credentials(self.certificates, self.name)
         )
         try:
-            with grpc.secure_channel(self.server, credentials, OPTIONS) as channel:
+            most = options(answers.site.shapes.most_bytes)
+            with grpc.secure_channel(self.server, credentials, most) as channel:
                 return self._serve_stream(channel, answers)
         except grpc.RpcError as error:
             self.waiting.after(error)
-            return None
+        except FrameError as error:
+            self._refuse(error)
+        return None
+
+    def _refuse(self, error: FrameError) -> None:
+        """Counts a frame that was refused; gives up after a few in a row."""
+        self._refused += 1
+        if self._refused == _MOST_REFUSED:
+            raise ConnectionError(
+                f"The server at {self.server} has sent what it may not, {self._refused}"
+                f" times in a row. The last time: {error}."
+            ) from error
+        _logger.warning(
+            "The server at %s sent what it may not: %s.", self.server, error
+        )
 
     def _serve_stream(self, channel: Any, answers: Answers) -> Segments | None:
         """Answers calls over one connection; returns what there is in the end."""
@@ -89,15 +110,17 @@ class GrpcClient:
                 self.waiting.renew()
                 frame = decoded(data)
                 if frame.kind == "welcome":
-                    answers.begin(frame.value["session"], frame.value["barrier"])
+                    answers.begin(*_welcome(frame.value))
                     for reply in answers.replies.values():
                         replies.put(reply)
                 elif frame.kind == "end":
-                    return [(number, name) for number, name in frame.value]
+                    return _final(frame.value, answers)
                 else:
                     answer = answers.answer(data)
                     if answer is not None:
                         replies.put(answer)
+                    if answers.number > self._furthest:
+                        self._refused, self._furthest = 0, answers.number
         finally:
             replies.put(None)
         return None
@@ -106,3 +129,29 @@ class GrpcClient:
 def _until_none(items: queue.Queue[bytes | None]) -> Iterator[bytes]:
     while (item := items.get()) is not None:
         yield item
+
+
+def _welcome(value: Any) -> tuple[str, str | None]:
+    """Returns the session and the barrier in the value of a welcome.
+
+    Raises:
+        FrameError: If it has none.
+    """
+    found = value if isinstance(value, dict) else {}
+    session, barrier = found.get("session"), found.get("barrier")
+    if not is_barrier(session) or not (barrier is None or is_barrier(barrier)):
+        raise FrameError("a welcome names a session, and a barrier or none")
+    return str(session), barrier
+
+
+def _final(value: Any, answers: Answers) -> Segments:
+    """Returns the segments of the final network that a server names.
+
+    Raises:
+        FrameError: If there are no such segments.
+    """
+    found: list[Any] = value if isinstance(value, list) else [None]
+    for pair in found:
+        if not isinstance(pair, tuple) or not answers.calls.names_segment(*pair[:2]):
+            raise FrameError("the end names segments of the network, and parties")
+    return found

@@ -15,6 +15,7 @@ import grpc
 from typing_extensions import override
 
 from split_lightning.credentials import read_credentials
+from split_lightning.engines.expected import Expected
 from split_lightning.engines.hello import ClientData, Hello, require_alike
 from split_lightning.engines.link import Link
 from split_lightning.engines.remote import (
@@ -24,14 +25,16 @@ from split_lightning.engines.remote import (
     client_of_site,
     site_of,
 )
+from split_lightning.engines.shapes import Shapes
 from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
 from split_lightning.message import role_of
 from split_lightning.system.absences import Absences
 
 SERVICE, METHOD, WORDS = "split_lightning.Sites", "Connect", "Words"
-OPTIONS = [
+_MOST_OF_HELLO = 1 << 20  # bytes of a frame, before shapes are known
+MOST_OF_WORDS = 1 << 20  # bytes of the frame with a run's keys
+_OPTIONS = [
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
     ("grpc.so_reuseport", 0),  # two servers do not share a port
     # A connection whose other end is gone without a word is closed.
     ("grpc.keepalive_time_ms", 10_000),
@@ -42,6 +45,15 @@ OPTIONS = [
 ]
 _SAY_EVERY = 30  # seconds, which sites are missing
 _logger = logging.getLogger(__name__)
+
+
+def options(most_bytes: int) -> list[tuple[str, int]]:
+    """Returns the options of an end of gRPC.
+
+    Args:
+        most_bytes: How large a frame may be that comes.
+    """
+    return [*_OPTIONS, ("grpc.max_receive_message_length", most_bytes)]
 
 
 class GrpcSites(Sites):
@@ -59,6 +71,7 @@ class GrpcSites(Sites):
     Attributes:
         port: The port.
         words: What was typed for the run, as sites may ask for it.
+        most_bytes: How large a frame from a site may be.
     """
 
     def __init__(
@@ -78,7 +91,9 @@ class GrpcSites(Sites):
         self.words: Sequence[str] = ()
         self.session = ""
         self.links: dict[str, Link] = {}
+        self.most_bytes = _MOST_OF_HELLO
         self._agreed: Mapping[str, str] = {}
+        self._shapes: Shapes | None = None
         self._sites: dict[str, RemoteSite] = {}
         self._told: dict[str, list[ClientData]] = {}  # by sites that said hello
         self._barriers: dict[str, str] = {}  # the last one of each site
@@ -99,9 +114,21 @@ class GrpcSites(Sites):
         name = site_of(party)
         if name not in self._sites:
             link = Link(name)
+            if self._shapes is not None:
+                link.expected = Expected(self._shapes)
             self.links[name] = link
             self._sites[name] = RemoteSite(name, link.deliver)
         return self._sites[name]
+
+    @override
+    def expect(self, shapes: Shapes) -> None:
+        self._shapes = shapes
+        for link in self.links.values():
+            link.expected = Expected(shapes)
+        if self.most_bytes != shapes.most_bytes:
+            self.most_bytes = shapes.most_bytes
+            again = self._listen_again()
+            asyncio.run_coroutine_threadsafe(again, self._loop).result()
 
     @override
     def meet(
@@ -212,7 +239,7 @@ class GrpcSites(Sites):
         tell: Any = grpc.unary_unary_rpc_method_handler(self._tell)
         methods = {METHOD: handler, WORDS: tell}
         service = grpc.method_handlers_generic_handler(SERVICE, methods)
-        server = grpc.aio.server(options=OPTIONS)
+        server = grpc.aio.server(options=options(self.most_bytes))
         server.add_generic_rpc_handlers([service])
         own = read_credentials(self.certificates, "server")
         credentials = grpc.ssl_server_credentials(
@@ -222,8 +249,15 @@ class GrpcSites(Sites):
         self.port = server.add_secure_port(self.listen, credentials)
         await server.start()
         self._server = server
-        if self.deadline is not None:
+        if self.deadline is not None and self._watching is None:
             self._watching = asyncio.ensure_future(self._watch(self.deadline))
+
+    async def _listen_again(self) -> None:
+        """Listens at the same port, with another limit; sites connect again."""
+        await self._server.stop(grace=None)
+        host, _, _ = self.listen.rpartition(":")
+        self.listen = f"{host}:{self.port}"
+        await self._listen()
 
     async def _watch(self, deadline: float) -> None:
         """Gives sites up that are silent for too long."""
@@ -254,9 +288,9 @@ class GrpcSites(Sites):
         """Serves the stream of a site."""
         name = _name_in_certificate(context)
         try:
-            link, hello = self._greeted(name, await anext(frames))
+            link, hello = self._greeted(name, await anext(frames, b""))
         except FrameError as error:
-            _logger.warning("Refused %s (%s): %s", name, context.peer(), error)
+            _logger.warning("Refused %s (%s): %s.", name, context.peer(), error)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             return
         await self._begun.wait()
@@ -265,10 +299,9 @@ class GrpcSites(Sites):
         def send(data: bytes) -> None:
             self._loop.call_soon_threadsafe(stream.put_nowait, data)
 
-        same = hello["session"] == self.session
         welcome = {"session": self.session, "barrier": self._barriers.get(name)}
         stream.put_nowait(encoded(Frame("welcome", 0, welcome)))
-        link.attach(hello["saved"] if same else 0, send)
+        link.attach(self._saved(hello), send)
         self._note(name, stream)
         taking = asyncio.ensure_future(self._take(link, frames, stream, send))
         try:
@@ -312,11 +345,12 @@ class GrpcSites(Sites):
             raise FrameError("expected a hello first")
         if hello.get("site") != name:
             raise FrameError(
-                f"it says that it is {hello.get('site')!r}, but its certificate is "
+                f"it says that it is {hello.get('site')!r:.80}, but its certificate is "
                 f"that of {name!r}"
             )
         if type(hello.get("saved")) is not int:
             raise FrameError("its hello names no call")
+        link.require_saved(self._saved(hello))
         try:
             told = list(Hello.of(hello, self._agreed).data)
         except ValueError as error:
@@ -328,6 +362,11 @@ class GrpcSites(Sites):
                 raise FrameError("its data differ from those that it began with")
             self._changed.notify_all()
         return link, hello
+
+    def _saved(self, hello: dict[str, Any]) -> int:
+        """Returns the last call of this session that a site has saved."""
+        saved: int = hello["saved"]
+        return saved if hello.get("session") == self.session else 0
 
     async def _take(
         self,

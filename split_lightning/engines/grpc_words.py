@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from split_lightning.credentials import read_credentials
-from split_lightning.engines.grpc_sites import OPTIONS, SERVICE, WORDS
+from split_lightning.engines.grpc_sites import MOST_OF_WORDS, SERVICE, WORDS, options
 from split_lightning.engines.patience import PAUSE, Patience
 from split_lightning.engines.wire import decoded
 
@@ -30,12 +30,15 @@ def words_of_run(
         FrameError: If what it answers is no frame.
     """
     credentials = grpc.ssl_channel_credentials(*read_credentials(certificates, name))
-    waiting = Patience(name, server, patience)
+    waiting, most = Patience(name, server, patience), options(MOST_OF_WORDS)
     while True:
         try:
-            with grpc.secure_channel(server, credentials, OPTIONS) as channel:
+            with grpc.secure_channel(
+                server, credentials, options(MOST_OF_WORDS)
+            ) as channel:
                 ask: Any = channel.unary_unary(f"/{SERVICE}/{WORDS}")
-                return [str(word) for word in decoded(ask(b"")).value]
+                words = decoded(ask(b"")).value
+                return [str(word) for word in words]
         except grpc.RpcError as error:
             waiting.after(error)
         time.sleep(PAUSE)

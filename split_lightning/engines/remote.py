@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from split_lightning.party import Key, Losses
 from split_lightning.placement import client_of
 from split_lightning.store import PARTS, WEIGHTS, Part, State, StateAway, StateStore
 from split_lightning.system.absences import Absences
+
+if TYPE_CHECKING:
+    from split_lightning.engines.shapes import Shapes
 
 
 class Call(NamedTuple):
@@ -167,6 +170,10 @@ class Sites(ABC):
         """
 
     @abstractmethod
+    def expect(self, shapes: Shapes) -> None:
+        """Takes notice of what sites send looks like, before the first session."""
+
+    @abstractmethod
     def begin(self, barrier: Mapping[str, str]) -> None:
         """Begins a session of training.
 
@@ -201,6 +208,10 @@ class _NoSites(Sites):
     @override
     def meet(self, *unused: Any) -> list[ClientData]:
         return []
+
+    @override
+    def expect(self, shapes: Shapes) -> None:
+        pass
 
     @override
     def begin(self, barrier: Mapping[str, str]) -> None:

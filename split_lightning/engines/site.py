@@ -12,6 +12,7 @@ from torch import Tensor
 from split_lightning.engines.engine import Engine, kept_buffers
 from split_lightning.engines.networks import evaluated, score_of
 from split_lightning.engines.remote import Kept, SampleRef
+from split_lightning.engines.shapes import Shapes
 from split_lightning.finite import NotFinite, are_finite
 from split_lightning.message import Values, as_values
 from split_lightning.party import Key, Party, step
@@ -30,10 +31,12 @@ class Site:
     Args:
         engine: Has the segments, with seats for all parties that train at once.
         samples: Returns inputs and labels.
+        shapes: What passes between the site and the server looks like.
     """
 
-    def __init__(self, engine: Engine, samples: Samples) -> None:
+    def __init__(self, engine: Engine, samples: Samples, shapes: Shapes) -> None:
         self.engine = engine
+        self.shapes = shapes
         self.samples = samples
         self._buffers: dict[str, list[tuple[Tensor, Tensor]]] = {}  # before a step
         self.parties: dict[str, Party] = {}  # that compute until the next step
@@ -41,6 +44,15 @@ class Site:
         self._kept: dict[int, Any] = {}
         for store in engine.stores:
             store.remember_start()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the next calls need what is not saved."""
+        return bool(self.parties or self._kept)
+
+    def has_kept(self, number: int) -> bool:
+        """Returns whether a value of a number stays here."""
+        return number in self._kept
 
     # Training
 
@@ -62,7 +74,8 @@ class Site:
             random: The state of the random numbers; `None`: the segment draws none.
 
         Returns:
-            The smashed data, and the new state of the random numbers.
+            The smashed data, and the new state of the random numbers. What the last
+            segment returns is not sent: the loss is computed here.
         """
         own = tuple(self._here(value) for value in values)
         party = self._party(name)
@@ -72,10 +85,19 @@ class Site:
             torch.set_rng_state(random)
         (outputs,) = party.forward(key, [own], [len(own[0])])
         new = None if random is None else torch.get_rng_state()
+        if self._is_last(key[1]):
+            return (), new
         return self._keep(outputs) if stays else outputs, new
 
     def labels(self, samples: SampleRef) -> Values:
-        """Returns the labels of samples."""
+        """Returns the labels of samples.
+
+        Raises:
+            ValueError: If they stay with the client.
+        """
+        way = self.engine.way_of_labels(samples.client_id)
+        if way.sender == way.receiver:
+            raise ValueError(f"Expected the labels of {way.sender} to stay there.")
         return (self._load(samples)[1],)
 
     def loss(
@@ -225,7 +247,13 @@ class Site:
     # Evaluation
 
     def evaluate(self, segment: int, party: str, values: Values, stays: bool) -> Values:
-        """Returns what a segment returns in evaluation, with a party's weights."""
+        """Returns what a segment returns in evaluation, with a party's weights.
+
+        Raises:
+            ValueError: If it is the last, whose outputs stay with the labels.
+        """
+        if self._is_last(self.engine.stores[segment].depth):
+            raise ValueError("Expected the outputs of the last segment to stay here.")
         outputs = self._evaluated(segment, party, values)
         return self._keep(outputs) if stays else outputs
 
@@ -248,6 +276,9 @@ class Site:
         for module in modules:
             module.train()
         return outputs
+
+    def _is_last(self, depth: int) -> bool:
+        return depth == self.engine.num_depths - 1
 
     def _has(self, name: str, store: StateStore) -> bool:
         """Returns whether a party has a segment."""
@@ -279,7 +310,7 @@ class Site:
         """Keeps values that stay at this site; returns what stands for them."""
         found = []
         for value in values:
-            number = len(self._kept)
+            number = 1 + max(self._kept, default=-1)
             self._kept[number] = value
             found.append(Kept(number, getattr(value, "requires_grad", False)))
         return tuple(found)
