@@ -610,7 +610,8 @@ class SplitLightningModule(pl.LightningModule):
     def _shapes(self, data: SplitDataModule) -> Shapes:
         factory = self.makes_optimizer["client"] or self.makes_optimizer["server"]
         assert factory is not None
-        return Shapes(self.engine, data.example(), data.batch_size, factory)
+        new_optimizer = partial(make_optimizer, "client", factory)
+        return Shapes(self.engine, data.example(), data.batch_size, new_optimizer)
 
     @override
     def setup(self, stage: str) -> None:

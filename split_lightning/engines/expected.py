@@ -281,11 +281,11 @@ def _require_some(value: Any, like: Tensor, where: str) -> None:
 
 
 def _require_rows(values: Any) -> None:
-    """Stops where a holder sends other rows than it says that it has."""
+    """Stops where a party sends other rows than it says that it has."""
     sent, has = values
     if len(sent) != int(has.sum()):
         raise FrameError(
-            f"expected a row for each of {int(has.sum())} samples that the holder "
+            f"expected a row for each of {int(has.sum())} samples that the party "
             f"has, but got {len(sent)}"
         )
 
