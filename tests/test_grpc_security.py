@@ -38,6 +38,7 @@ from split_lightning.engines.wire import (
 )
 from split_lightning.finite import NonFiniteError
 
+PARTS = ("train", "val", "test")
 NAMES = [f"client-{client}" for client in range(NUM_CLIENTS)]
 
 
@@ -708,9 +709,9 @@ def test_a_value_that_stays_is_known_by_its_shape(tmp_path):
     expected.reply_to(forward).accept(((Kept(0, True),), None))
     behind = Call("forward", ("client/2", (0, 1), (Kept(0, True),), False, None))
     reply = expected.reply_to(behind)
-    reply.accept(((torch.zeros(6, 36, requires_grad=True),), None))
-    with pytest.raises(FrameError, match=r"to be .*\(6, 36\).*, but got .*\(6, 35\)"):
-        reply.accept(((torch.zeros(6, 35, requires_grad=True),), None))
+    reply.accept(((torch.zeros(6, 8, requires_grad=True),), None))
+    with pytest.raises(FrameError, match=r"to be .*\(6, 8\).*, but got .*\(6, 7\)"):
+        reply.accept(((torch.zeros(6, 7, requires_grad=True),), None))
 
 
 # What each party sees
@@ -746,7 +747,7 @@ class Private:
 
     def __init__(self):
         self.inputs = {name: set() for name in NAMES}
-        self.labels = {name: set() for name in NAMES}
+        self.labels = {(name, part): set() for name in NAMES for part in PARTS}
         self.weights = {name: set() for name in NAMES}
         self.logits = {name: set() for name in NAMES}
 
@@ -762,17 +763,18 @@ class Private:
             for row in inputs:
                 self.inputs[name].add(bytes_of(row))
                 self.inputs[name].add(bytes_of((row * 127.5 + 127.5).round().byte()))
-            if len(labels) > 3:  # fewer may be other numbers, too
-                for dtype in (torch.int64, torch.int32, torch.float32):
-                    self.labels[name].add(bytes_of(labels.to(dtype)))
-                self.labels[name].add(json.dumps(labels.tolist()).encode()[1:-1])
+            if len(labels) > 5 and len(labels.unique()) > 1:  # others may be anything
+                own = self.labels[name, ref.part]
+                for dtype in (torch.int64, torch.float32):
+                    own.add(bytes_of(labels.to(dtype)))
+                own.add(json.dumps(labels.tolist()).encode()[1:-1])
             return inputs, labels
 
         def stepped(*arguments):
             step(*arguments)
             weights = site.weights_of(name.replace("-", "/"))
             self.weights[name] |= {
-                bytes_of(t) for t in weights.values() if t.numel() > 3
+                bytes_of(t) for t in weights.values() if t.numel() > 30
             }
 
         def hook(module, inputs, outputs):
@@ -809,31 +811,34 @@ TABLE = {  # labels at the server, weights at the server, at other clients
 def test_each_party_sees_what_the_table_says(tmp_path, recorded, name):
     labels, at_server, at_clients = TABLE[name]
     private = Private()
-    run = OwnRun(tmp_path, name, dict.fromkeys(range(NUM_CLIENTS), private.note))
-    seen_in_fit = []
+    change = dict.fromkeys(range(NUM_CLIENTS), private.note)
+    run = OwnRun(tmp_path, name, change, {"val_share": 0.4})
+    in_fit = []
 
     def test(trainer):
-        seen_in_fit.extend(recorded)
+        in_fit.extend(recorded)
         trainer.test(trainer.lightning_module, datamodule=trainer.datamodule)
 
     run.fit(after=test)
     for own in NAMES:
-        others = [other for other in NAMES if other != own]
-        assert len(private.inputs[own]) > 40
-        assert len(private.labels[own]) > 10
-        assert len(private.weights[own]) > 10
-        assert len(private.logits[own]) > 10
+        assert len(private.inputs[own]) >= 40
+        assert len(private.weights[own]) >= 6
         for direction in ("sent", "received"):
             assert seen(recorded, direction, private.inputs[own]) == 0
-        found = seen(recorded, "received", private.labels[own])
-        assert (found > 3) == labels
-        assert seen(recorded, "sent", private.labels[own]) == 0
-        found = seen(seen_in_fit, "received", private.weights[own])
-        assert (found > 0) == at_server
-        found = seen(recorded, "sent", private.weights[own], others)
-        assert (found > 0) == at_clients
-        for direction in ("sent", "received"):
-            assert seen(recorded, direction, private.logits[own]) == 0
+        weights = private.weights[own]
+        assert (seen(in_fit, "received", weights, [own]) > 0) == at_server
+        others = [other for other in NAMES if other != own]
+        assert (seen(recorded, "sent", weights, others) > 0) == at_clients
+    for (own, part), secrets in private.labels.items():
+        assert secrets or part == "test"  # which one client computes
+        expected = len(secrets) // 3 if labels else 0  # as int64 alone
+        assert seen(recorded, "received", secrets) == expected
+        assert seen(recorded, "sent", secrets) == 0
+    assert any(private.labels[own, "test"] for own in NAMES)
+    logits = set.union(*private.logits.values())
+    assert (len(logits) > 10) != labels  # no client of a vanilla split has them
+    for direction in ("sent", "received"):
+        assert seen(recorded, direction, logits) == 0
 
 
 def test_a_site_gives_no_labels_or_logits_away(tmp_path):
