@@ -1,6 +1,7 @@
 """Parties at other sites train to the same weights as in one process, bit for bit."""
 
 from concurrent.futures import Future
+from functools import partial
 from itertools import product
 
 import pytest
@@ -145,6 +146,20 @@ def test_holders_at_sites_of_their_own(tmp_path, name, route):
         return make_protocol(**options), vertical.made(route=route, engine=engine)
 
     check(tmp_path, make, vertical.make_data, 6)
+
+
+@pytest.mark.parametrize("route", ["server", "U"])
+def test_holders_that_lack_samples(tmp_path, route):
+    """What they send has as many rows as they have samples, or none."""
+
+    def make(engine=None):
+        torch.manual_seed(2)
+        net = vertical.network("halves", "mean", "skip")
+        module = vertical.made(net, route, engine=engine)
+        return RoundRobinWeightPassing(), module
+
+    make_data = partial(vertical.make_data, lack=0.5, batch_size=3)
+    check(tmp_path, make, make_data, 6)
 
 
 def check(tmp_path, make, make_data, num_sites):
