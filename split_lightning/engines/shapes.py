@@ -142,17 +142,17 @@ class Shapes:
 
 def _run(module: nn.Module, inputs: Values) -> Values:
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    values = tuple(
-        torch.zeros(v.shape, dtype=v.dtype, device=device).requires_grad_(
-            v.requires_grad
-        )
-        if isinstance(v, Tensor)
-        else v
-        for v in inputs
-    )
+    values = (_zeros(v, device) if isinstance(v, Tensor) else v for v in inputs)
     with unchanged_random_state(), torch.set_grad_enabled(module.training):
         outputs: Values = without_numbers(as_values(module(*values)))
     return outputs
+
+
+def _zeros(like: Tensor, device: torch.device) -> Tensor:
+    """Returns zeros; a mask of the samples that are there is true."""
+    number = like.dtype == torch.bool
+    found = torch.full(like.shape, number, dtype=like.dtype, device=device)
+    return found.requires_grad_(like.requires_grad)
 
 
 def _kind(value: Any) -> Any:
