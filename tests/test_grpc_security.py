@@ -54,6 +54,7 @@ class OwnRun(Run):
         super().__init__(folder, name)
         self.authority = Authority()
         self.change, self.data, self.ended = change or {}, data or {}, []
+        self.says = {}  # what clients say first
         for party, hosts in [("server", ["127.0.0.1"]), *((n, ()) for n in NAMES)]:
             self.authority.issue(folder / "certs" / party, party, hosts)
 
@@ -63,7 +64,8 @@ class OwnRun(Run):
 
     def client(self, number, port):
         client, answers = super().client(number, port)
-        client.patience = 2
+        client.waiting.seconds = 2
+        self.says[number] = client.says.plain()
         if number in self.change:
             self.change[number](client, answers)
         return client, answers
@@ -71,14 +73,14 @@ class OwnRun(Run):
     def fit(self, after=lambda trainer: None, **options):
         """Trains, and does more before the clients end."""
         sites = test_grpc.GrpcSites("127.0.0.1:0", self.folder / "certs" / "server")
-        sites.begin = self.begin
+        sites.start = self.begin
         with BUILDING:
             _, module, data = self.make(Engine(sites=sites))
         try:
             trainer = fit(self.folder, module, data, **options)
             after(trainer)
             states = states_of(module)
-            sites.end()
+            module.end()
             self.join()
         finally:
             module.engine.close()
@@ -92,7 +94,7 @@ class OwnRun(Run):
     def serve(self, number, port, failing=()):
         """Serves as a client; one that is refused begins again, once."""
         for _ in range(2):
-            with suppress(RuntimeError), self.noting():
+            with suppress(ConnectionError), self.noting():
                 super().serve(number, port)
                 return
 
@@ -101,7 +103,7 @@ class OwnRun(Run):
         """Notes why a client ends."""
         try:
             yield
-        except RuntimeError as error:
+        except ConnectionError as error:
             self.ended.append(str(error))
             raise
 
@@ -168,8 +170,8 @@ def first_bytes(port, run, folder=None, plain=False):
     return b""
 
 
-def hello_of(agreed, **changes):
-    hello = {"site": "client-1", "agreed": agreed, "session": "", "saved": 0}
+def hello_of(run, **changes):
+    hello = {"site": "client-1", **run.says[1], "session": "", "saved": 0}
     return encoded(Frame("hello", 0, {**hello, **changes}))
 
 
@@ -204,7 +206,7 @@ def test_strangers_are_refused_in_the_middle_of_a_run(tmp_path, local, capfd, ca
         assert knock(tmp_path / "expired") == b""
         assert knock(certs / "server") == b""
         assert knock(plain=True) == b""
-        hello = hello_of(module.engine.sites.agreed, site="client-0")
+        hello = hello_of(run, site="client-0")
         code, why = refusal(port, run, hello)
         assert code == grpc.StatusCode.FAILED_PRECONDITION
         assert why == (
@@ -230,7 +232,7 @@ HELLOS = {
     "nothing": (Frame("hello", 0, {}), "it says that it is None, but"),
     "another name": (Frame("hello", 0, {"site": "x" * 999}), "it says that it is 'xxx"),
     "other options": (
-        Frame("hello", 0, {"site": "client-1", "agreed": {}}),
+        Frame("hello", 0, {"site": "client-1", "saved": 0, "agreed": {}, "data": []}),
         "its `cut_layer` differs from the server's",
     ),
 }
@@ -249,11 +251,11 @@ def test_bad_hellos_are_refused_in_the_middle_of_a_run(tmp_path, local, caplog):
         assert check(b"")[1] == "a frame of 0 bytes is too short"
         assert check(b"\0" * 99)[1] == "a frame begins with other bytes"
         assert check()[1] == "a frame of 0 bytes is too short"
-        own = {"agreed": sites.agreed, "session": sites.session}
+        own = partial(hello_of, run, session=sites.session)
         for saved in (-1, 10**6, 0):  # calls that are gone; calls that never were
-            assert "must be one from" in check(hello_of(**own, saved=saved))[1]
+            assert "must be one from" in check(own(saved=saved))[1]
         for saved in (True, "1", None):
-            why = check(hello_of(**own, saved=saved))[1]
+            why = check(own(saved=saved))[1]
             assert why == "its hello names no call"
 
     _, states = run.fit(callbacks=[At(5, call)])
@@ -536,7 +538,7 @@ def new_answers(folder):
     protocol, module, data = OwnRun(folder, "round robin").make()
     data.prepare_data()
     data.setup("fit")
-    answers = Answers(module.as_site(data, protocol), Journal(folder))
+    answers = Answers(module.as_site(data, protocol, 1), Journal(folder))
     answers.begin("session", None)
     for number in (1, 4):
         forward = ("client/1", (number, 0), (REF,), False, None)
@@ -681,26 +683,27 @@ def test_a_spoiled_reply_changes_nothing_or_fits(shared, data):
     frame = decoded(shared.answer(encoded(call(4, *forward))))
     reply = encoded(frame._replace(number=1, value=(0, frame.value[1])))
     try:
-        link.take(spoiled(data.draw, reply))
+        link.take(spoiled(data.draw, reply), sent.append)
     except FrameError:
         assert not future.done()
-        link.take(reply)
+        link.take(reply, sent.append)
         assert same(future.result(), frame.value[1])
     else:  # other numbers, or a message of an error
         assert future.exception() or future.result()[0][0].shape == (6, 4, 6, 6)
 
 
 def test_replies_out_of_order_go_to_their_calls(shared):
-    link = Link("client-1")
+    link, send = Link("client-1"), print
     link.expected = Expected(shared.site.shapes)
+    link.attach(0, send)
     futures = [
         link.deliver(Call("labels", (replace(REF, num_samples=n),))) for n in (6, 5)
     ]
     labels = torch.zeros(6, dtype=torch.int64)
     with pytest.raises(FrameError, match="`labels`, does not fit"):  # of the other call
-        link.take(encoded(Frame("reply", 2, (0, (labels,)))))
-    link.take(encoded(Frame("reply", 2, (0, (labels[:5],)))))
-    link.take(encoded(Frame("reply", 1, (0, (labels,)))))
+        link.take(encoded(Frame("reply", 2, (0, (labels,)))), send)
+    link.take(encoded(Frame("reply", 2, (0, (labels[:5],)))), send)
+    link.take(encoded(Frame("reply", 1, (0, (labels,)))), send)
     assert [len(future.result()[0]) for future in futures] == [6, 5]
 
 
@@ -711,7 +714,7 @@ def test_a_value_that_stays_is_known_by_its_shape(tmp_path):
     module = make_split(**options)
     data.prepare_data()
     data.setup("fit")
-    expected = Expected(module.as_site(data, data.protocol).shapes)
+    expected = Expected(module.as_site(data, data.protocol, 1).shapes)
     forward = Call("forward", ("client/2", (0, 0), (REF,), True, None))
     expected.reply_to(forward).accept(((Kept(0, True),), None))
     behind = Call("forward", ("client/2", (0, 1), (Kept(0, True),), False, None))
@@ -857,7 +860,7 @@ def test_a_site_gives_no_labels_or_logits_away(tmp_path):
     protocol, module, data = OwnRun(tmp_path, "u-shaped").make()
     data.prepare_data()
     data.setup("fit")
-    answers = Answers(module.as_site(data, protocol), Journal(tmp_path))
+    answers = Answers(module.as_site(data, protocol, 1), Journal(tmp_path))
     answers.begin("session", None)
     wanted = {
         "labels": ((REF,), "the labels of client/1 to stay there"),
