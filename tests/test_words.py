@@ -20,7 +20,7 @@ RETIRED = {
     r"pieces?\b": [],
     r"bundles?\b": [],
     r"entering\b": [],
-    r"spreads?\b": [],
+    r"spreads?\b": ["SPREAD"],
     r"collects?\b": [],
     r"hand(s|ed|ing)? (it |them )?(over|in)\b": [],
     r"hand-ins?\b": [],

@@ -17,7 +17,7 @@ from split_lightning.placement import client_of
 
 
 class RaySites(Sites):
-    """Places the clients of a run on workers of a cluster, which one owner trusts.
+    """Places the clients of a run on workers of a cluster of one trust domain.
 
     Ray runs code on any node for every member, and sends Python objects pickled. The
     calls themselves are frames, in arrays of bytes.
