@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 MIB = 2**20
 
@@ -25,3 +26,15 @@ def run_alone(script: str, case: list[str]) -> list[float]:
         sys.exit(done.stderr)
     figures: list[float] = json.loads(done.stdout.splitlines()[-1])
     return figures
+
+
+def reset_peak() -> None:
+    """Lets the next `peak_since_reset` begin at what is resident now (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_since_reset() -> int:
+    """Returns this process's largest resident set since `reset_peak`, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(peak) * 1024

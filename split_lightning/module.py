@@ -25,6 +25,7 @@ from split_lightning.engines.engine import Engine
 from split_lightning.engines.hello import Hello
 from split_lightning.engines.networks import Networks, Score
 from split_lightning.engines.remote import SampleRef
+from split_lightning.engines.shapes import Shapes
 from split_lightning.engines.site import Site
 from split_lightning.finite import NotFinite
 from split_lightning.observers.traffic import Traffic
@@ -235,6 +236,7 @@ class SplitLightningModule(pl.LightningModule):
         self.engine.clip = clipping(gradient_clip_val, gradient_clip_algorithm)
         self.more_copies = self.engine.copies
         self.finite = FiniteCheck(non_finite)
+        self.engine.may_discard = non_finite == "skip"
         self.clients = ClientMetrics()
         self.resumption = Resumption()
         self.skipped_batches = 0
@@ -308,7 +310,6 @@ class SplitLightningModule(pl.LightningModule):
         scale = first.share * self.trainer.world_size / self.accumulate_grad_batches
         if self.memory_format == torch.channels_last:
             parts = tuple(p._replace(inputs=self.laid_out(p.inputs)) for p in parts)
-        self.finite.begin(self)
         losses = self._compute(parts, scale, step.upcoming)
         if not self.finite.accepts(self, step, batch_idx, losses):
             self.skipped_batches += 1
@@ -420,8 +421,9 @@ class SplitLightningModule(pl.LightningModule):
                 f"client, but got {type(batch).__name__}. Pass datamodule=data."
             )
         if batch.ref is not None:
-            score = self._score("val", batch.client_id, batch.ref)
-            self.clients.add_right(batch, score.right)
+            if self._is_there(batch.client_id):
+                score = self._score("val", batch.client_id, batch.ref)
+                self.clients.add_right(batch, score.right)
             return None
         logits = self._evaluate("val", batch.client_id, batch.inputs, batch.targets)
         self.clients.add_logits(batch, logits)
@@ -444,7 +446,7 @@ class SplitLightningModule(pl.LightningModule):
         if isinstance(batch, ClientBatch) and batch.ref is not None:
             if batch.client_id != EVERY_CLIENT:
                 clients = [batch.client_id]
-            for client in clients:
+            for client in filter(self._is_there, clients):
                 self._score("test", client, replace(batch.ref, client_id=client))
             return None
         found = [self._evaluate("test", client, *batch) for client in clients]
@@ -463,6 +465,13 @@ class SplitLightningModule(pl.LightningModule):
             metrics["loss"].update(self.task.loss(logits, targets), len(targets))
         self._log_evaluation(part, len(targets))
         return logits
+
+    def _is_there(self, client_id: int) -> bool:
+        """Returns whether a client at another site is not absent."""
+        absences = self.engine.sites.absences
+        return absences is None or client_id not in absences.of(
+            self.trainer.current_epoch
+        )
 
     def _score(self, part: str, client_id: int, ref: SampleRef) -> Score:
         """Evaluates samples at a client's site."""
@@ -596,7 +605,13 @@ class SplitLightningModule(pl.LightningModule):
         by_role = dict(zip(self.optimizer_names, optimizers, strict=True))
         self.engine.use(by_role, by_role)
         self.train()
-        return Site(self.engine, data.load)
+        return Site(self.engine, data.load, self._shapes(data))
+
+    def _shapes(self, data: SplitDataModule) -> Shapes:
+        factory = self.makes_optimizer["client"] or self.makes_optimizer["server"]
+        assert factory is not None
+        new_optimizer = partial(make_optimizer, "client", factory)
+        return Shapes(self.engine, data.example(), data.batch_size, new_optimizer)
 
     @override
     def setup(self, stage: str) -> None:
@@ -607,6 +622,8 @@ class SplitLightningModule(pl.LightningModule):
             if isinstance(data, SplitDataModule):
                 least = set_least_batch(self, data, self.trainer.world_size)
                 self.engine.least_samples = least.total
+                if data.ask is not None:
+                    self.engine.sites.expect(self._shapes(data))
 
     @override
     def on_fit_start(self) -> None:

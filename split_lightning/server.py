@@ -1,6 +1,6 @@
 """Trains with clients at other sites: `python -m split_lightning.server`."""
 
-from split_lightning.cli.train import main
+from split_lightning.cli.server import main
 
 __all__ = ["main"]
 

@@ -260,6 +260,10 @@ class StateStore:
         """Returns a party's parameters and buffers, to be read."""
         return {k: v for part in WEIGHTS for k, v in self.peek(name, part).items()}
 
+    def live_state(self, part: Part) -> State:
+        """Returns a part of the state that the first seat has, to be read."""
+        return self._view(0, part)
+
     def live(self, name: str) -> nn.Module | None:
         """Returns the live copy that has a party's weights, if there is one."""
         seats = {self._seat_of(name, part) for part in self._weights}

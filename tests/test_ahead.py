@@ -126,7 +126,7 @@ def made(make_protocol, engine=None, **options):
 def with_sites(make_protocol, make_sites=SitesHere, **options):
     """Returns sites, and a module whose clients are there."""
 
-    def make_site():
+    def make_site(_):
         module, data = made(make_protocol, **options)
         data.prepare_data()
         data.setup("fit")

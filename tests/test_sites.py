@@ -9,9 +9,14 @@ import test_vertical as vertical
 import torch
 from conftest import tiny_network
 from protocols import assert_equal, fit, make_data, make_split, make_unsplit, network
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from split_lightning import (
+    GPSL,
     AsynchronousWeightPassing,
+    Centralized,
+    CycleSL,
     Engine,
     FedAvg,
     Local,
@@ -22,6 +27,8 @@ from split_lightning import (
     SplitFedV2,
     SplitFedV3,
 )
+from split_lightning.callbacks import PartitionPicture
+from split_lightning.engines.expected import Expected
 from split_lightning.engines.hello import Hello
 from split_lightning.engines.remote import RemoteSite, Sites
 from split_lightning.engines.wire import Frame, decoded, encoded
@@ -37,19 +44,21 @@ class SitesHere(Sites):
     """
 
     def __init__(self, make, num_sites):
-        made = [make() for _ in range(num_sites)]
+        made = [make(number) for number in range(num_sites)]
         self.made = [site for site, _ in made]
-        self.hello = made[0][1]
+        self.hellos = [hello for _, hello in made]
         self.sites = [RemoteSite(f"site {n}", self.taker(n)) for n in range(num_sites)]
         self.parties = {}
 
     def taker(self, number):
         def deliver(call):
             future = Future()
+            expected = self.expected[number].reply_to(call)
             method, arguments = on_the_wire(tuple(call))
             try:
-                reply = getattr(self.made[number], method)(*arguments)
-                future.set_result(on_the_wire(reply))
+                reply = on_the_wire(getattr(self.made[number], method)(*arguments))
+                expected.accept(reply)
+                future.set_result(reply)
             except NotFinite as found:
                 future.set_exception(found)
             return future
@@ -63,9 +72,16 @@ class SitesHere(Sites):
         return self.sites[number % len(self.sites)]
 
     def meet(self, parties, agreed):
-        clients = sorted({client_of(party) for party in parties})
-        plain = self.hello(clients).plain()
-        return Hello.of(on_the_wire(plain), agreed).data
+        told = {}
+        for party in parties:
+            client = client_of(party)
+            number = self.sites.index(self.of(party))
+            plain = self.hellos[number]([client]).plain()
+            (told[client],) = Hello.of(on_the_wire(plain), agreed).data
+        return list(told.values())
+
+    def expect(self, shapes):
+        self.expected = [Expected(shapes) for _ in self.sites]
 
     def begin(self, barrier):
         pass
@@ -103,6 +119,7 @@ RUNS = {
     "several servers": (MultiServer, {"num_servers": 2, "servers_every": 1}),
     "parallel": (ParallelSplitLearning, {}),
     "asynchronous": (AsynchronousWeightPassing, {"local_steps": 2}),
+    "server first": (CycleSL, {"server_passes": 2}),
     "fedavg": (FedAvg, {}),
     "local": (Local, {}),
 }
@@ -117,7 +134,8 @@ SHAPES = {
 }
 # The rest of the product shows nothing new.
 CASES = [
-    *product(RUNS, ["vanilla", "u-shaped"]),
+    *((name, "vanilla") for name in RUNS),
+    *((name, "u-shaped") for name in RUNS if name != "server first"),
     *product(["round robin", "splitfed v1", "parallel"], list(SHAPES)[2:]),
 ]
 
@@ -139,6 +157,41 @@ def test_weights_are_those_of_one_process(tmp_path, name, shape, num_sites):
     check(tmp_path, make, make_data, num_sites)
 
 
+class SpoiledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+class SpoilsSome(nn.Module):
+    """Spoils the gradients of some batches in training."""
+
+    def forward(self, values):
+        is_spoiled = int(1000 * values.max().item()) % 3 == 0
+        return SpoiledGradient.apply(values) if is_spoiled else values
+
+
+@pytest.mark.parametrize("position", [1, 6])
+@pytest.mark.parametrize("shape", ["vanilla", "u-shaped"])
+@pytest.mark.parametrize("name", ["round robin", "splitfed v1", "parallel"])
+def test_steps_with_spoiled_gradients_are_left_out(tmp_path, name, shape, position):
+    """Whether they are the client's or the server's, no party steps."""
+    make_protocol, options = RUNS[name]
+
+    def make(engine=None):
+        net = network()
+        net[position] = nn.Sequential(net[position], SpoilsSome())
+        made = make_split(net=net, non_finite="skip", engine=engine, **SHAPES[shape])
+        return make_protocol(**options), made
+
+    module = check(tmp_path, make, make_data, 3)
+    assert 0 < module.skipped_batches < 20
+
+
 @pytest.mark.parametrize("route", ["server", "U"])
 @pytest.mark.parametrize("name", ["round robin", "splitfed v1", "parallel"])
 def test_holders_at_sites_of_their_own(tmp_path, name, route):
@@ -151,10 +204,24 @@ def test_holders_at_sites_of_their_own(tmp_path, name, route):
     check(tmp_path, make, vertical.make_data, 6)
 
 
+@pytest.mark.parametrize("route", ["server", "U"])
+def test_holders_that_lack_samples(tmp_path, route):
+    """What they send has as many rows as they have samples, or none."""
+
+    def make(engine=None):
+        torch.manual_seed(2)
+        net = vertical.network("halves", "mean", "skip")
+        module = vertical.made(net, route, engine=engine)
+        return RoundRobinWeightPassing(), module
+
+    make_data = partial(vertical.make_data, lack=0.5, batch_size=3)
+    check(tmp_path, make, make_data, 6)
+
+
 def check(tmp_path, make, make_data, num_sites):
     """Compares a run with parties at sites to one in this process."""
 
-    def make_site():
+    def make_site(_):
         protocol, module = make()
         data = make_data(protocol=protocol)
         num_hosted = -(-data.num_clients // num_sites)
@@ -178,3 +245,40 @@ def check(tmp_path, make, make_data, num_sites):
                 assert_equal(other.weights_of(own), store.weights_of(own))
     for key, value in here.callback_metrics.items():
         torch.testing.assert_close(away.callback_metrics[key], value, msg=key)
+    assert remote.skipped_batches == module.skipped_batches
+    return module
+
+
+REFUSED = {
+    "a cohort": (GPSL, {}, {}, "step one state together"),
+    "a mean of each step": (
+        ParallelSplitLearning,
+        {"every": "step"},
+        {},
+        "step one state together",
+    ),
+    "several in flight": (
+        AsynchronousWeightPassing,
+        {"in_flight": 2},
+        {},
+        "`in_flight` to be 1",
+    ),
+    "no client": (Centralized, {}, {}, "no client computes"),
+    "a picture of labels": (
+        RoundRobinWeightPassing,
+        {},
+        {"callbacks": [PartitionPicture()]},
+        "PartitionPicture looks at what stays with the clients",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_needs_one_process_is_refused(tmp_path, case):
+    make_protocol, options, others, message = REFUSED[case]
+    protocol = make_protocol(**options)
+    make = make_unsplit if protocol.unsplit_at else make_split
+    engine = Engine(sites=SitesHere(lambda _: (None, None), 1))
+    data = make_data(protocol=protocol)
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(tmp_path, make(engine=engine), data, **others)

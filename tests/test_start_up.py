@@ -95,12 +95,46 @@ def test_the_list_of_commands_is_there_at_once(words):
     assert "imported: []" in started(*words, probe=MAIN)[1]
 
 
-@pytest.mark.parametrize("name", ["evaluate", "export", "compare", "cuts"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "evaluate",
+        "export",
+        "compare",
+        "cuts",
+        "plan",
+        "certificates",
+        "server",
+        "client",
+    ],
+)
 def test_the_other_commands_print_their_help_at_once(name):
     probe = PROBE.replace("split_lightning.train", f"split_lightning.{name}")
     code, output = started("--help", probe=probe)
     assert code == 0
     assert "usage:" in output
+    assert "imported: []" in output
+
+
+@pytest.mark.parametrize("name", ["server", "client"])
+def test_a_mistake_of_a_site_is_found_before_anything_slow_is_imported(name):
+    probe = PROBE.replace("split_lightning.train", f"split_lightning.{name}")
+    id_of_client = ["--id", "0"] if name == "client" else []
+    code, output = started(*id_of_client, "num_client=3", probe=probe)
+    assert code == 2
+    assert "Did you mean `num_clients`?" in output
+    assert "imported: []" in output
+
+
+def test_parties_in_one_process_need_no_package_of_the_other_engines(tmp_path):
+    """A run with a log, checkpoints and pictures."""
+    probe = PROBE.replace('"torch", "pytorch_lightning",', '"grpc", "ray",')
+    probe = probe.replace('"torchmetrics", "matplotlib", "datasets"', '"cryptography"')
+    short = ["rounds=1", "trainer.limit_train_batches=1", "num_clients=2"]
+    folder = f"hydra.run.dir={tmp_path / 'run'}"
+    code, output = started(*short, folder, probe=probe)
+    assert code == 0, output
+    assert (tmp_path / "run" / "server.safetensors").is_file()
     assert "imported: []" in output
 
 

@@ -13,7 +13,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "split_lightning"
 # From the top: a module imports modules of its own layer and of those below.
 LAYERS = [
-    {"train", "evaluate", "export", "compare", "cuts", "plan"},
+    {
+        "train", "evaluate", "export", "compare", "cuts", "plan", "certificates",
+        "server", "client",
+    },
     {"cli"},
     {"runs"},
     {"module"},
@@ -27,16 +30,16 @@ LAYERS = [
     {"batch_norm", "task", "topologies", "system"},
     {"channel", "coders", "models", "spill", "store"},
     {
-        "finite", "losses", "message", "paths", "placement", "processes",
-        "random_state", "running_mean", "seeding", "signals", "typed_words",
-        "user_code",
+        "credentials", "engine_options", "finite", "losses", "message", "paths",
+        "placement", "processes", "random_state", "running_mean", "seeding",
+        "signals", "typed_words", "user_code",
     },
     {"", "quiet"},  # the package itself: its version
 ]  # fmt: skip
 MAY_IMPORT = {"hydra": {"cli"}, "omegaconf": {"cli", "runs"}}
 # What imports a module by its name, which these tests do not follow: public names of
 # the package and of `runs`, when they are first used; modules of a pickled network.
-BY_NAME = {"", "runs", "models.code"}
+BY_NAME = {"", "runs", "models.code", "engines.ray_cluster"}
 # A checkpoint of the command line says how Hydra builds its module.
 EXCEPTIONS = {("training.loading", "hydra")}
 

@@ -49,7 +49,7 @@ def build(cfg: DictConfig, sites: Sites | None = None) -> Run:
 
     Args:
         cfg: The configuration.
-        sites: The sites of a run that goes on; `None`: those of the configuration.
+        sites: The sites of a run that continues; `None`: those of the configuration.
     """
     checkpoint = _checkpoint(cfg)
     engine = instantiate(cfg.engine) if sites is None else Engine(sites=sites)
@@ -93,14 +93,14 @@ def check(cfg: DictConfig, run: Run) -> None:
 
 
 def build_data(
-    cfg: DictConfig, at_sites: bool = False, owner: int | None = None
+    cfg: DictConfig, at_sites: bool = False, sole_client: int | None = None
 ) -> SplitDataModule:
     """Builds the data module, set up to fit; fills the shape of the data in.
 
     Args:
         cfg: The configuration.
         at_sites: Whether the samples are at other sites; then nothing is loaded.
-        owner: The client that has all samples of the source; `None`: they are
+        sole_client: The client that has all samples of the source; `None`: they are
             partitioned.
 
     Raises:
@@ -112,7 +112,7 @@ def build_data(
         left_out["source"] = None
     made = instantiate(cfg.datamodule, _convert_="all", **left_out)
     data: SplitDataModule = made
-    data.owner = owner
+    data.sole_client = sole_client
     if at_sites:
         _require_shape(cfg)
     else:

@@ -23,6 +23,7 @@ from split_lightning.cli.config_keys import (
 )
 from split_lightning.cli.config_types import misfit
 from split_lightning.cli.data_shape import SHAPE_KEYS
+from split_lightning.cli.engine_keys import check_engine
 from split_lightning.runs.keys import is_within, value_at
 from split_lightning.runs.schema import TrainConfig
 
@@ -32,6 +33,7 @@ METRICS = ("val/accuracy", "val/loss", "train/loss")
 _NEEDS = {
     "model.weights_exclude": ["model.weights"],
     "model.gradient_clip_algorithm": ["model.gradient_clip_val"],
+    "engine.certificates": ["engine.listen", "engine.server"],
     "topology.missing": ["topology.missing_parts.probability"],
     "optimizer.scheduler_interval": [
         "optimizer.client_scheduler",
@@ -92,6 +94,7 @@ def check_values(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         _check_used(cfg, plain, override)
     _check_ranges(cfg)
     _check_choices(cfg)
+    check_engine(cfg)
 
 
 def check_classes(cfg: DictConfig) -> None:

@@ -18,6 +18,9 @@ COMMANDS = {
     "compare": "compare runs side by side",
     "cuts": "print the costs of each cut of a network",
     "plan": "print the actions of a round and the bytes that they send",
+    "certificates": "write certificates for a server and its clients",
+    "server": "train with clients at other sites",
+    "client": "compute for one client of a server",
 }
 
 

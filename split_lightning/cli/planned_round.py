@@ -63,6 +63,7 @@ def planned_round(cfg: DictConfig) -> Plan:
     cfg.callbacks, cfg.logger = {}, None
     shown = {"_target_": cfg.trainer["_target_"], "precision": cfg.trainer.precision}
     cfg.trainer = OmegaConf.create({**shown, **_TRAINER, "max_epochs": cfg.rounds})
+    cfg.engine = OmegaConf.create({"_target_": "split_lightning.Engine"})
     run = build(cfg)
     data, module, protocol = run.data, run.module, run.data.protocol
     plugin = run.trainer.precision_plugin

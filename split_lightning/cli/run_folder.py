@@ -17,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from split_lightning.cli.user_errors import Refused
 
+_PATHS = ("ckpt_path", "data.root", "engine.certificates", "model.weights", "spill_to")
+
 
 @contextmanager
 def no_folder_if_refused() -> Iterator[None]:
@@ -48,7 +50,7 @@ def anchor_paths(cfg: DictConfig) -> None:
     """
     if not HydraConfig.initialized() or not HydraConfig.get().job.chdir:
         return
-    for key in ("ckpt_path", "data.root", "model.weights", "spill_to"):
+    for key in _PATHS:
         name = OmegaConf.select(cfg, key, throw_on_missing=False)
         is_path = isinstance(name, str) and name != "last" and "://" not in name
         if is_path and not name.startswith("~"):

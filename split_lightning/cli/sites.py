@@ -13,7 +13,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from split_lightning.cli.client_site import worker_answers
+from split_lightning.cli.client_keys import KEYS
+from split_lightning.cli.config import typed_overrides
+from split_lightning.cli.config_keys import as_typed
+from split_lightning.cli.shared_keys import shared_words
 from split_lightning.engines.remote import NO_SITES, site_of
 from split_lightning.module import SplitLightningModule
 
@@ -29,14 +32,20 @@ def clients_here(cfg: DictConfig, module: SplitLightningModule) -> Iterator[None
     again.
     """
     sites: Any = module.engine.sites
-    if sites is NO_SITES or cfg.engine.get("listen") is not None:
+    if sites is NO_SITES:
+        yield
+        return
+    if cfg.engine.get("listen") is not None:
+        sites.words = shared_words(as_typed(typed_overrides()))
         yield
         return
     folder = Path(cfg.output_dir, "clients").resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    config = folder / "config.yaml"
+    config = folder / KEYS  # no run of its own, which has a config.yaml
     OmegaConf.save(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), config)
     if hasattr(sites, "workers"):
+        from split_lightning.cli.client_site import worker_answers
+
         sites.new_answers = partial(worker_answers, str(folder))
         yield
         return

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -21,6 +23,7 @@ from split_lightning.cli.config import (
     typed_overrides,
 )
 from split_lightning.cli.data_shape import leave_out_shape
+from split_lightning.cli.engine_keys import check_server, leave_out_source
 from split_lightning.cli.run_folder import (
     anchor_paths,
     no_folder_if_refused,
@@ -28,7 +31,7 @@ from split_lightning.cli.run_folder import (
 )
 from split_lightning.cli.sweep import attempt, ending_with_comparison
 from split_lightning.cli.threads import wait_passively
-from split_lightning.cli.user_errors import one_message, run_hydra
+from split_lightning.cli.user_errors import is_in_sweep, one_message, run_hydra
 from split_lightning.paths import import_from_working_folder
 
 
@@ -51,23 +54,30 @@ def main(cfg: DictConfig | None = None) -> float | None:
         if "--version" in sys.argv[1:]:
             print(f"split_lightning {split_lightning.__version__}")
             return None
-        wait_passively()
-        with ending_with_comparison():
-            import_from_working_folder()
-            one_folder_for_all_processes()
-            run_hydra(_hydra_main, conf_folder())
+        run_command_line(_hydra_main)
         return None
     with no_folder_if_refused():
         with one_message():
+            leave_out_source(cfg)
             check_values(cfg, typed_overrides())
             _say_what_begins(cfg)
             leave_out_shape(cfg)
             check_classes(cfg)
             anchor_paths(cfg)
+            check_server(cfg, typed_overrides(), is_in_sweep())
         from split_lightning.cli.training import train  # torch and Lightning
 
         metric: float | None = train(cfg).get(cfg.metric.replace("/", "_"))
     return metric
+
+
+def run_command_line(hydra_main: Callable[[], Any]) -> None:
+    """Runs a Hydra application that trains, with what was typed."""
+    wait_passively()
+    with ending_with_comparison():
+        import_from_working_folder()
+        one_folder_for_all_processes()
+        run_hydra(hydra_main, conf_folder())
 
 
 def _say_what_begins(cfg: DictConfig) -> None:

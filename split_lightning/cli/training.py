@@ -48,6 +48,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         with interrupted_by_signals():
             run = _begin(cfg, composed, folder)
             end = SystemExit
+            if cfg.engine.get("listen") is not None:
+                print(f"If this server stops, continue with: {_command(folder)}")
             with one_message(lambda: run.speed.has_begun, lambda: _remedy(folder)):
                 try:
                     with clients_here(cfg, run.module):
@@ -99,10 +101,10 @@ def _attempt(
 
 
 def _without(gone: SiteAbsent, composed: DictConfig, run: Run) -> DictConfig:
-    """Notes an absence; returns the configuration of the run that goes on.
+    """Notes an absence; returns the configuration of the run that continues.
 
     Raises:
-        SiteAbsent: If the run cannot go on without the client.
+        SiteAbsent: If the run cannot continue without the client.
     """
     number, absences = run.trainer.current_epoch, run.module.engine.sites.absences
     if absences is None or gone.client_id in absences.of(number):

@@ -84,7 +84,7 @@ class SplitDataModule(pl.LightningDataModule):
         ask: Where the samples are at the clients' sites, returns what clients say
             about them; the loaders then yield their shapes, and what names them.
             `None`: the samples are here.
-        owner: The client that has all samples of the source; `None`: they are
+        sole_client: The client that has all samples of the source; `None`: they are
             partitioned.
         least: How small a training batch may be; a `SplitLightningModule` sets it for
             its network before training.
@@ -155,8 +155,9 @@ class SplitDataModule(pl.LightningDataModule):
         self.val_parts: list[Tensor] = []
         self.least = LeastBatch()
         self.ask: Callable[[], Sequence[ClientData]] | None = None
-        self.owner: int | None = None
+        self.sole_client: int | None = None
         self._told: list[ClientData] = []
+        self._asked: object = None
         self._counted: tuple[bool, list[int]] | None = None
         self._loaders: dict[str, Any] = {}  # of what is loaded by name
         self._train: Images | None = None
@@ -170,7 +171,9 @@ class SplitDataModule(pl.LightningDataModule):
     @override
     def setup(self, stage: str | None = None) -> None:
         if self.ask is not None:
-            self._take(self.ask())
+            if self._asked is not self.ask:
+                self._take(self.ask())
+                self._asked = self.ask
             return
         if self._test is None:  # checked with the training set, before any training
             self._test = self._read(train=False)
@@ -182,8 +185,6 @@ class SplitDataModule(pl.LightningDataModule):
 
     def _take(self, told: Sequence[ClientData]) -> None:
         """Takes over what clients say about their samples."""
-        if self._told:
-            return
         self._told = sorted(told)
         require_alike(self._told)
         sizes = [own.train + own.val for own in self._told]
@@ -210,7 +211,7 @@ class SplitDataModule(pl.LightningDataModule):
     def client_data(self, clients: Iterable[int]) -> list[ClientData]:
         """Returns what clients of a site say about their samples."""
         example, test = self.example(), self._need(self._test)
-        is_own = self.owner is not None
+        is_own = self.sole_client is not None
         return [
             ClientData(
                 client_id,
@@ -383,17 +384,17 @@ class SplitDataModule(pl.LightningDataModule):
     def _deal_out(self, train: Images) -> None:
         """Partitions the training set, and cuts each client's validation share off."""
         num_samples = len(train.targets)
-        if self.owner is None and self.num_clients > num_samples:
+        if self.sole_client is None and self.num_clients > num_samples:
             raise ValueError(
                 f"Expected argument `num_clients` to be at most the number of training "
                 f"samples ({num_samples}), but got {self.num_clients}."
             )
         drawn = torch.randperm(num_samples, generator=generator(self.seed, "deal out"))
-        if self.owner is None:
+        if self.sole_client is None:
             dealt = self._partitioned(train, drawn)
         else:
             dealt = [drawn[:0]] * self.num_clients
-            dealt[self.owner] = drawn
+            dealt[self.sole_client] = drawn
         num_val = [
             min(round(len(o) * self.val_share), max(len(o) - 1, 0)) for o in dealt
         ]

@@ -125,3 +125,20 @@ class DigitsImages:
         pixels = torch.from_numpy(digits.images[chosen] * (255 / 16))
         inputs = pixels.round().to(torch.uint8).unsqueeze(1)  # (N, 1, 8, 8)
         return Images(inputs, torch.from_numpy(digits.target[chosen]).long())
+
+
+class AtClients:
+    """Stands for samples that are at clients, where nothing is to be loaded."""
+
+    classes: Sequence[str] = ()
+
+    def load(self, train: bool) -> Images:
+        """Refuses to load samples.
+
+        Raises:
+            ValueError: Says how to name a source.
+        """
+        raise ValueError(
+            "Expected `data.source` to be a source of samples here, but the run's "
+            "samples were at its clients. Add data.source._target_=VALUE."
+        )

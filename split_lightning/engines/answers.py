@@ -6,27 +6,15 @@ from typing import Any
 
 import torch
 
+from split_lightning.engines.calls import Calls
 from split_lightning.engines.journal import Journal
 from split_lightning.engines.site import Site
 from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
+from split_lightning.finite import NotFinite
 
-_METHODS = (
-    "forward",
-    "begin",
-    "take_back",
-    "labels",
-    "loss",
-    "backward",
-    "step",
-    "read",
-    "write",
-    "share",
-    "adopt",
-    "evaluate",
-    "score",
-)
 _SAVE_AFTER = 100  # calls, at the latest
 _BARRIERS = 3  # that are kept
+_LONGEST = 2000  # characters of an error's message
 
 
 class Answers:
@@ -35,6 +23,9 @@ class Answers:
     The journal has the state after some call, and the number of this call: a process
     that begins anew, or has a new connection, continues from there. A barrier is a
     state that the server's checkpoint names.
+
+    A call that is none changes nothing. One that fails returns the site to the state in
+    the journal, and no call is carried out any more before the next connection.
 
     Args:
         site: The site, before any training.
@@ -50,6 +41,8 @@ class Answers:
     def __init__(self, site: Site, journal: Journal) -> None:
         self.site = site
         self.journal = journal
+        self.calls = Calls(site)
+        self._failed = ""  # what became of a call; empty: none has failed
         self.session, self.number, self.saved = "", 0, 0
         self.replies: dict[int, bytes] = {}
         journal.save("start", {"site": site.state_dict()})
@@ -79,13 +72,14 @@ class Answers:
             )
         self.site.load_state_dict(self.journal.load(name)["site"])
         self.session, self.number, self.replies = session, 0, {}
+        self._failed = ""
         self._save()
 
     def rewind(self) -> None:
         """Returns to the state in the journal."""
         state = self.journal.load("journal")
         self.site.load_state_dict(state["site"])
-        self.session = state["session"]
+        self.session, self._failed = state["session"], ""
         self.number = self.saved = state["number"]
         replies = {n: data.numpy().tobytes() for n, data in state["replies"].items()}
         self.replies = replies
@@ -94,11 +88,12 @@ class Answers:
         """Carries out a call; returns the reply, or `None` to a call that came before.
 
         Raises:
-            FrameError: If the bytes are no call, or not the next one.
+            FrameError: If the bytes are no call, or not the next one. Nothing has
+                changed then.
         """
         kind, number, value = decoded(data)
-        if kind != "call":
-            raise FrameError(f"expected a call, but got {kind!r}")
+        if kind != "call" or not self.session:
+            raise FrameError(f"expected a call of a session, but got {kind!r:.80}")
         if number <= self.number:
             return None
         if number != self.number + 1:
@@ -106,11 +101,10 @@ class Answers:
         if not isinstance(value, tuple) or len(value) != 3:
             raise FrameError("a call is a method, its arguments, and a number")
         method, arguments, answered = value
-        result: Any
-        try:
-            kind, result = "reply", self._carry_out(method, arguments)
-        except Exception as error:
-            kind, result = "error", f"{type(error).__name__}: {error}"
+        self.calls.check(method, arguments)
+        if type(answered) is not int:
+            raise FrameError("a call names the last one whose reply came")
+        kind, result = self._result(method, arguments)
         self.number = number
         is_due = self._is_due(method)
         saved = number if is_due else self.saved
@@ -121,11 +115,22 @@ class Answers:
             self._save()
         return reply
 
+    def _result(self, method: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
+        """Carries out a call; returns the kind of the reply, and its value."""
+        if self._failed:
+            return "error", self._failed
+        try:
+            return "reply", self._carry_out(method, arguments)
+        except NotFinite as found:
+            return "error", f"{NotFinite.__name__}: {found}"
+        except Exception as error:  # somewhere in the middle
+            self.rewind()
+            self._failed = f"{type(error).__name__}: {error}"[:_LONGEST]
+            return "error", self._failed
+
     def _carry_out(self, method: str, arguments: tuple[Any, ...]) -> Any:
         if method == "keep":
             return self._keep(*arguments)
-        if method not in _METHODS:
-            raise FrameError(f"there is no call {method!r}")
         return getattr(self.site, method)(*arguments)
 
     def _keep(self, barrier: str) -> None:
@@ -134,9 +139,12 @@ class Answers:
         self.journal.keep_newest("barrier-*", _BARRIERS)
 
     def _is_due(self, method: str) -> bool:
-        if self.site.is_waiting:
+        if self._failed or self.site.is_waiting:
             return False
-        return method in ("step", "keep") or self.number - self.saved >= _SAVE_AFTER
+        return (
+            method in ("step", "discard", "keep")
+            or self.number - self.saved >= _SAVE_AFTER
+        )
 
     def _save(self) -> None:
         state = {

@@ -33,13 +33,20 @@ class Authority:
         builder = builder.add_extension(x509.BasicConstraints(True, 0), critical=True)
         self.certificate = builder.sign(self._key, hashes.SHA256())
 
-    def issue(self, folder: Path, name: str, hosts: Sequence[str] = ()) -> None:
+    def issue(
+        self,
+        folder: Path,
+        name: str,
+        hosts: Sequence[str] = (),
+        ends: datetime | None = None,
+    ) -> None:
         """Writes a party's certificate, its key, and the authority's certificate.
 
         Args:
             folder: Where to write `NAME.crt`, `NAME.key` and `authority.crt`.
             name: The party, such as `server` or `client-3`.
             hosts: The names and addresses under which a server is reached.
+            ends: Until when it is valid; `None`: as long as the authority's.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         usage = (
@@ -48,7 +55,7 @@ class Authority:
             else ExtendedKeyUsageOID.CLIENT_AUTH
         )
         names = x509.SubjectAlternativeName([*map(_host, hosts or [name])])
-        builder = self._builder(_named(name), key.public_key())
+        builder = self._builder(_named(name), key.public_key(), ends)
         builder = builder.add_extension(
             x509.BasicConstraints(False, None), critical=True
         )
@@ -66,15 +73,17 @@ class Authority:
         (folder / "authority.crt").write_bytes(self.certificate.public_bytes(pem))
         _write_secret(folder / f"{name}.key", secret)
 
-    def _builder(self, subject: x509.Name, public_key: Any) -> x509.CertificateBuilder:
-        begins, ends = self.valid
+    def _builder(
+        self, subject: x509.Name, public_key: Any, ends: datetime | None = None
+    ) -> x509.CertificateBuilder:
+        begins, last = self.valid
         return x509.CertificateBuilder(
             self._name,
             subject,
             public_key,
             x509.random_serial_number(),
             begins,
-            ends,
+            ends or last,
         )
 
 

@@ -100,6 +100,7 @@ class Engine:
         placement: Which party has which segment.
         channel: Delivers messages.
         cohort: How clients of a step share one state; `None`: each has its own.
+        may_discard: Whether a step may be discarded; then its buffers are kept.
         passed_on: The parts of a state that clients continue from, one after another.
         joint_norm: Whether BatchNorm of clients that share a state sees their samples
             as one batch.
@@ -118,6 +119,7 @@ class Engine:
         self.sites = sites or NO_SITES
         self.spill = None if spill_to is None else SpillFolder(spill_to)
         self.cohort: Cohort | None = None
+        self.may_discard = False
         self.passed_on: Sequence[Part] = PARTS
         self.joint_norm = False
         self.optimizers: Mapping[str, Stepping] = {}
@@ -196,6 +198,7 @@ class Engine:
         # The samples of the step that sites have begun ahead, and these sites.
         self._ahead: tuple[list[SampleRef | None], set[RemoteSite]] = [], set()
         self._unsettled: list[Future[Any]] = []
+        self._buffers: list[tuple[Tensor, Tensor]] = []  # before the step
 
     @property
     def num_live(self) -> int:
@@ -331,6 +334,9 @@ class Engine:
             batches = [batch._replace(share=share) for batch, share in pairs]
         if self._live is None or self._live.clients != clients or self.stash:
             self._live = self._bring(clients)
+        if self.may_discard:
+            seats = (seat for store in self.stores for seat in store.seats)
+            self._buffers = kept_buffers(seats)
         if self.cohort and self.joint_norm:
             self._exchange_statistics(clients)
         self.channel.recent.clear()
@@ -470,15 +476,26 @@ class Engine:
     def step(self) -> None:
         """Steps the optimizers of the parties of the last step."""
         self.accumulated = 0
-        away: dict[RemoteSite, list[str]] = {}
-        for party in self.parties():
-            if isinstance(party, RemoteParty):
-                away.setdefault(party.site, []).append(party.name)
-        for site, names in away.items():
+        for site, names in self._by_site().items():
             roles = dict.fromkeys(map(role_of, names))
             options = {role: options_of(self.raw[role]) for role in roles}
             self._unsettled.append(site.step(names, options))
         step(self.parties(), self.optimizers, self.clip)
+
+    def _by_site(self) -> dict[RemoteSite, list[str]]:
+        """Returns the parties of the last step that are at other sites, by site."""
+        found: dict[RemoteSite, list[str]] = {}
+        for party in self.parties():
+            if isinstance(party, RemoteParty):
+                found.setdefault(party.site, []).append(party.name)
+        return found
+
+    def are_sound(self) -> bool:
+        """Returns whether the gradients of parties at other sites are finite."""
+        found = [
+            site.call("is_sound", names) for site, names in self._by_site().items()
+        ]
+        return all(sound.result() for sound in found)
 
     def settle(self) -> None:
         """Waits until parties at other sites have stepped.
@@ -510,10 +527,14 @@ class Engine:
         return [gradient for gradient in found if gradient is not None]
 
     def discard(self) -> None:
-        """Drops the gradients that wait for a step."""
+        """Drops the gradients that wait for a step, and what buffers have learned."""
         self.accumulated = 0
+        for site, names in self._by_site().items():
+            site.call("discard", names)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
+        for buffer, before in self._buffers:
+            buffer.copy_(before)
 
     def trained(self, counts: Sequence[int]) -> None:
         """Notes on how many samples each client of the last step trained."""
@@ -634,6 +655,11 @@ class Engine:
         self.forget()
         if self.spill is not None:
             self.spill.close()
+
+
+def kept_buffers(seats: Iterable[Seat]) -> list[tuple[Tensor, Tensor]]:
+    """Returns the buffers of live copies, each with its values now."""
+    return [(own, own.clone()) for seat in seats for own in seat.module.buffers()]
 
 
 def _itself(party: Party, engine: Engine) -> Any:

@@ -11,16 +11,18 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from split_lightning.credentials import read_credentials
 from split_lightning.engines.answers import Answers
-from split_lightning.engines.grpc_sites import METHOD, OPTIONS, SERVICE
+from split_lightning.engines.calls import is_barrier
+from split_lightning.engines.grpc_sites import METHOD, SERVICE, options
 from split_lightning.engines.hello import Hello
-from split_lightning.engines.wire import Frame, decoded, encoded
+from split_lightning.engines.patience import PAUSE, Patience
+from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
 
 # Of the final network, each with the party that has its weights.
 Segments: TypeAlias = list[tuple[int, str]]
 _logger = logging.getLogger(__name__)
-_PAUSE = 0.2  # seconds between two tries to connect
-_REFUSED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAUTHENTICATED)
+_MOST_REFUSED = 3  # frames in a row, before the site ends
 
 
 class GrpcClient:
@@ -46,7 +48,7 @@ class GrpcClient:
         self.server = server
         self.certificates = Path(certificates)
         self.says = says
-        self.patience = patience
+        self.waiting = Patience(name, server, patience)
 
     def serve(self, answers: Answers) -> Segments:
         """Answers calls until the server ends the run.
@@ -55,42 +57,41 @@ class GrpcClient:
             The segments of the final network that are here.
 
         Raises:
-            RuntimeError: If the server refuses the site, or does not answer.
+            ConnectionError: If the server refuses the site, does not answer, or sends
+                what it may not.
         """
-        self._since, self._told = time.monotonic(), False
+        self.waiting.renew()
+        self._refused, self._furthest = 0, 0
         while (final := self._connect(answers)) is None:
-            time.sleep(_PAUSE)
+            time.sleep(PAUSE)
         return final
 
     def _connect(self, answers: Answers) -> Segments | None:
         """Answers calls over one connection; returns what there is in the end."""
-        credentials = self._credentials()
+        credentials = grpc.ssl_channel_credentials(
+            *read_credentials(self.certificates, self.name)
+        )
         try:
-            with grpc.secure_channel(self.server, credentials, OPTIONS) as channel:
+            most = options(answers.site.shapes.most_bytes)
+            with grpc.secure_channel(self.server, credentials, most) as channel:
                 return self._serve_stream(channel, answers)
         except grpc.RpcError as error:
-            self._wait_after(error)
-            return None
+            self.waiting.after(error)
+        except FrameError as error:
+            self._refuse(error)
+        return None
 
-    def _wait_after(self, error: Any) -> None:
-        """Decides what follows a broken connection."""
-        if error.code() in _REFUSED:
-            raise RuntimeError(
-                f"The server refuses {self.name}: {error.details()}."
+    def _refuse(self, error: FrameError) -> None:
+        """Counts a frame that was refused; gives up after a few in a row."""
+        self._refused += 1
+        if self._refused == _MOST_REFUSED:
+            raise ConnectionError(
+                f"The server at {self.server} has sent what it may not, {self._refused}"
+                f" times in a row. The last time: {error}."
             ) from error
-        if time.monotonic() - self._since > self.patience:
-            raise RuntimeError(
-                f"The server at {self.server} has not answered for "
-                f"{self.patience:.0f} s."
-            ) from error
-        if not self._told:
-            _logger.warning(
-                "%s waits for the server at %s, for %.0f s at most.",
-                self.name,
-                self.server,
-                self.patience,
-            )
-            self._told = True
+        _logger.warning(
+            "The server at %s sent what it may not: %s.", self.server, error
+        )
 
     def _serve_stream(self, channel: Any, answers: Answers) -> Segments | None:
         """Answers calls over one connection; returns what there is in the end."""
@@ -106,30 +107,51 @@ class GrpcClient:
         stream = connect(_until_none(replies))
         try:
             for data in stream:
-                self._since, self._told = time.monotonic(), False
+                self.waiting.renew()
                 frame = decoded(data)
                 if frame.kind == "welcome":
-                    answers.begin(frame.value["session"], frame.value["barrier"])
+                    answers.begin(*_welcome(frame.value))
                     for reply in answers.replies.values():
                         replies.put(reply)
                 elif frame.kind == "end":
-                    return [(number, name) for number, name in frame.value]
+                    return _final(frame.value, answers)
                 else:
                     answer = answers.answer(data)
                     if answer is not None:
                         replies.put(answer)
+                    if answers.number > self._furthest:
+                        self._refused, self._furthest = 0, answers.number
         finally:
             replies.put(None)
         return None
-
-    def _credentials(self) -> Any:
-        read = [
-            (self.certificates / name).read_bytes()
-            for name in ("authority.crt", f"{self.name}.key", f"{self.name}.crt")
-        ]
-        return grpc.ssl_channel_credentials(*read)
 
 
 def _until_none(items: queue.Queue[bytes | None]) -> Iterator[bytes]:
     while (item := items.get()) is not None:
         yield item
+
+
+def _welcome(value: Any) -> tuple[str, str | None]:
+    """Returns the session and the barrier in the value of a welcome.
+
+    Raises:
+        FrameError: If it has none.
+    """
+    found = value if isinstance(value, dict) else {}
+    session, barrier = found.get("session"), found.get("barrier")
+    if not is_barrier(session) or not (barrier is None or is_barrier(barrier)):
+        raise FrameError("a welcome names a session, and a barrier or none")
+    return str(session), barrier
+
+
+def _final(value: Any, answers: Answers) -> Segments:
+    """Returns the segments of the final network that a server names.
+
+    Raises:
+        FrameError: If there are no such segments.
+    """
+    found: list[Any] = value if isinstance(value, list) else [None]
+    for pair in found:
+        if not isinstance(pair, tuple) or not answers.calls.names_segment(*pair[:2]):
+            raise FrameError("the end names segments of the network, and parties")
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from split_lightning.engine_options import check_options
 from split_lightning.engines.engine import Engine
 from split_lightning.engines.grpc_sites import GrpcSites
 from split_lightning.system.absences import Absences
@@ -35,16 +36,24 @@ def grpc_engine(
         own_data: Of a client: whether all samples of its source are its own.
 
     Raises:
-        ValueError: If a server has no certificates.
+        ValueError: If an option is wrong, or a server has no certificates.
     """
+    check_options(
+        {
+            "listen": listen,
+            "certificates": certificates,
+            "deadline": deadline,
+            "absences": absences,
+            "server": server,
+            "folder": folder,
+            "patience": patience,
+            "own_data": own_data,
+        }
+    )
     if listen is not None and certificates is None:
         raise ValueError(
             "Expected argument `certificates` to be a folder where `listen` is set, "
             "but got None. `split-lightning certificates` writes them."
-        )
-    if deadline is not None and deadline <= 0:
-        raise ValueError(
-            f"Expected argument `deadline` to be positive seconds, but got {deadline}."
         )
     address, folder = listen or "127.0.0.1:0", certificates or "."
     record = None if deadline is None else Absences(absences)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -13,6 +14,8 @@ from typing import Any
 import grpc
 from typing_extensions import override
 
+from split_lightning.credentials import read_credentials
+from split_lightning.engines.expected import Expected
 from split_lightning.engines.hello import ClientData, Hello, require_alike
 from split_lightning.engines.link import Link
 from split_lightning.engines.remote import (
@@ -22,14 +25,17 @@ from split_lightning.engines.remote import (
     client_of_site,
     site_of,
 )
+from split_lightning.engines.shapes import Shapes
 from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
 from split_lightning.message import role_of
 from split_lightning.system.absences import Absences
 
-SERVICE, METHOD = "split_lightning.Sites", "Connect"
-OPTIONS = [
+SERVICE, METHOD, WORDS = "split_lightning.Sites", "Connect", "Words"
+_MOST_OF_HELLO = 1 << 20  # bytes of a frame, before shapes are known
+MOST_OF_WORDS = 1 << 20  # bytes of the frame with a run's keys
+_OPTIONS = [
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.so_reuseport", 0),  # two servers do not share a port
     # A connection whose other end is gone without a word is closed.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -39,6 +45,15 @@ OPTIONS = [
 ]
 _SAY_EVERY = 30  # seconds, which sites are missing
 _logger = logging.getLogger(__name__)
+
+
+def options(most_bytes: int) -> list[tuple[str, int]]:
+    """Returns the options of an end of gRPC.
+
+    Args:
+        most_bytes: How large a frame may be that comes.
+    """
+    return [*_OPTIONS, ("grpc.max_receive_message_length", most_bytes)]
 
 
 class GrpcSites(Sites):
@@ -55,6 +70,8 @@ class GrpcSites(Sites):
 
     Attributes:
         port: The port.
+        words: What was typed for the run, as sites may ask for it.
+        most_bytes: How large a frame from a site may be.
     """
 
     def __init__(
@@ -71,9 +88,12 @@ class GrpcSites(Sites):
             self.absences = absences or Absences()
             self.absences.decide = self._decide
         self.port = 0
+        self.words: Sequence[str] = ()
         self.session = ""
         self.links: dict[str, Link] = {}
+        self.most_bytes = _MOST_OF_HELLO
         self._agreed: Mapping[str, str] = {}
+        self._shapes: Shapes | None = None
         self._sites: dict[str, RemoteSite] = {}
         self._told: dict[str, list[ClientData]] = {}  # by sites that said hello
         self._barriers: dict[str, str] = {}  # the last one of each site
@@ -82,6 +102,7 @@ class GrpcSites(Sites):
         self._loop = asyncio.new_event_loop()
         self._server: Any = None
         self._failed: Exception | None = None
+        self._watching: asyncio.Future[None] | None = None
         self._begun = asyncio.Event()
         # Is called with the port once the server listens.
         self.start: Callable[[int], Any] = lambda port: None
@@ -93,9 +114,21 @@ class GrpcSites(Sites):
         name = site_of(party)
         if name not in self._sites:
             link = Link(name)
+            if self._shapes is not None:
+                link.expected = Expected(self._shapes)
             self.links[name] = link
             self._sites[name] = RemoteSite(name, link.deliver)
         return self._sites[name]
+
+    @override
+    def expect(self, shapes: Shapes) -> None:
+        self._shapes = shapes
+        for link in self.links.values():
+            link.expected = Expected(shapes)
+        if self.most_bytes != shapes.most_bytes:
+            self.most_bytes = shapes.most_bytes
+            again = self._listen_again()
+            asyncio.run_coroutine_threadsafe(again, self._loop).result()
 
     @override
     def meet(
@@ -125,6 +158,10 @@ class GrpcSites(Sites):
             while missing := [name for name in self.links if name not in self._told]:
                 if not self._changed.wait(timeout=_SAY_EVERY):
                     _logger.info("Waiting for %s.", ", ".join(missing))
+
+    def connected(self) -> set[str]:
+        """Returns the sites that are connected now."""
+        return set(self._streams)
 
     @override
     def begin(self, barrier: Mapping[str, str]) -> None:
@@ -199,18 +236,28 @@ class GrpcSites(Sites):
 
     async def _listen(self) -> None:
         handler: Any = grpc.stream_stream_rpc_method_handler(self._connect)
-        service = grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})
-        self._server = grpc.aio.server(options=OPTIONS)
-        self._server.add_generic_rpc_handlers([service])
+        tell: Any = grpc.unary_unary_rpc_method_handler(self._tell)
+        methods = {METHOD: handler, WORDS: tell}
+        service = grpc.method_handlers_generic_handler(SERVICE, methods)
+        server = grpc.aio.server(options=options(self.most_bytes))
+        server.add_generic_rpc_handlers([service])
+        own = read_credentials(self.certificates, "server")
         credentials = grpc.ssl_server_credentials(
-            [(self._read("server.key"), self._read("server.crt"))],
-            self._read("authority.crt"),
-            require_client_auth=True,
+            [(own.key, own.certificate)], own.authority, require_client_auth=True
         )
-        self.port = self._server.add_secure_port(self.listen, credentials)
-        await self._server.start()
-        if self.deadline is not None:
+        _require_free(self.listen)
+        self.port = server.add_secure_port(self.listen, credentials)
+        await server.start()
+        self._server = server
+        if self.deadline is not None and self._watching is None:
             self._watching = asyncio.ensure_future(self._watch(self.deadline))
+
+    async def _listen_again(self) -> None:
+        """Listens at the same port, with another limit; sites connect again."""
+        await self._server.stop(grace=None)
+        host, _, _ = self.listen.rpartition(":")
+        self.listen = f"{host}:{self.port}"
+        await self._listen()
 
     async def _watch(self, deadline: float) -> None:
         """Gives sites up that are silent for too long."""
@@ -221,12 +268,19 @@ class GrpcSites(Sites):
                     link.fail(SiteAbsent(name, deadline))
 
     async def _end(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
         for stream in self._streams.values():
             stream.put_nowait(None)
         await self._server.stop(grace=5)
 
-    def _read(self, name: str) -> bytes:
-        return (self.certificates / name).read_bytes()
+    async def _tell(self, data: bytes, context: Any) -> bytes:
+        """Tells a site what was typed for the run."""
+        try:
+            self._link(_name_in_certificate(context))
+        except FrameError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        return encoded(Frame("words", 0, list(self.words)))
 
     async def _connect(
         self, frames: AsyncIterator[bytes], context: Any
@@ -234,9 +288,9 @@ class GrpcSites(Sites):
         """Serves the stream of a site."""
         name = _name_in_certificate(context)
         try:
-            link, hello = self._greeted(name, await anext(frames))
+            link, hello = self._greeted(name, await anext(frames, b""))
         except FrameError as error:
-            _logger.warning("Refused %s (%s): %s", name, context.peer(), error)
+            _logger.warning("Refused %s (%s): %s.", name, context.peer(), error)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             return
         await self._begun.wait()
@@ -245,10 +299,9 @@ class GrpcSites(Sites):
         def send(data: bytes) -> None:
             self._loop.call_soon_threadsafe(stream.put_nowait, data)
 
-        same = hello["session"] == self.session
         welcome = {"session": self.session, "barrier": self._barriers.get(name)}
         stream.put_nowait(encoded(Frame("welcome", 0, welcome)))
-        link.attach(hello["saved"] if same else 0, send)
+        link.attach(self._saved(hello), send)
         self._note(name, stream)
         taking = asyncio.ensure_future(self._take(link, frames, stream, send))
         try:
@@ -269,6 +322,17 @@ class GrpcSites(Sites):
                 self._streams[name] = stream
             self._changed.notify_all()
 
+    def _link(self, name: str) -> Link:
+        """Returns the link of a site.
+
+        Raises:
+            FrameError: If there is no such site.
+        """
+        if name not in self.links:
+            known = ", ".join(self.links)
+            raise FrameError(f"there is no site {name!r} in this run ({known})")
+        return self.links[name]
+
     def _greeted(self, name: str, data: bytes) -> tuple[Link, dict[str, Any]]:
         """Returns the link of a site, and its hello.
 
@@ -276,19 +340,17 @@ class GrpcSites(Sites):
             FrameError: If it is refused; says why.
         """
         kind, _, hello = decoded(data)
-        link = self.links.get(name)
-        if link is None:
-            known = ", ".join(self.links)
-            raise FrameError(f"there is no site {name!r} in this run ({known})")
+        link = self._link(name)
         if kind != "hello" or not isinstance(hello, dict):
             raise FrameError("expected a hello first")
         if hello.get("site") != name:
             raise FrameError(
-                f"it says that it is {hello.get('site')!r}, but its certificate is "
+                f"it says that it is {hello.get('site')!r:.80}, but its certificate is "
                 f"that of {name!r}"
             )
         if type(hello.get("saved")) is not int:
             raise FrameError("its hello names no call")
+        link.require_saved(self._saved(hello))
         try:
             told = list(Hello.of(hello, self._agreed).data)
         except ValueError as error:
@@ -300,6 +362,11 @@ class GrpcSites(Sites):
                 raise FrameError("its data differ from those that it began with")
             self._changed.notify_all()
         return link, hello
+
+    def _saved(self, hello: dict[str, Any]) -> int:
+        """Returns the last call of this session that a site has saved."""
+        saved: int = hello["saved"]
+        return saved if hello.get("session") == self.session else 0
 
     async def _take(
         self,
@@ -317,6 +384,26 @@ class GrpcSites(Sites):
         except Exception as error:  # the stream broke
             _logger.debug("%s: %s", link.name, error)
         stream.put_nowait(None)
+
+
+def _require_free(address: str) -> None:
+    """Stops where a server cannot listen at an address; gRPC does not say why.
+
+    Raises:
+        OSError: Says why.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, int(port)))
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(
+                f"Cannot listen at {address} (`engine.listen`): {reason}."
+            ) from error
 
 
 def _name_in_certificate(context: Any) -> str:

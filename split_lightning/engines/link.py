@@ -6,17 +6,28 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NamedTuple
 
+from split_lightning.engines.expected import Expected, Reply
 from split_lightning.engines.remote import Call
 from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
 from split_lightning.finite import NotFinite
 
 Send = Callable[[bytes], None]
+_MOST_REFUSED = 3  # frames in a row, before the run ends
+_LONGEST = 2000  # characters of an error's message
 
 
 class SiteError(RuntimeError):
     """A site could not carry out a call; the message says why."""
+
+
+class _Waiting(NamedTuple):
+    """A call without a reply."""
+
+    method: str
+    future: Future[Any]
+    expected: Reply
 
 
 class Link:
@@ -28,11 +39,15 @@ class Link:
     the replies are the same; those that came before are ignored. Each call names the
     last one up to which all are answered: the site keeps the replies to later ones.
 
+    A reply that does not fit its call changes nothing. After a few in a row the calls
+    fail.
+
     Args:
         name: The name of the site.
 
     Attributes:
         since: When the site was last heard of, or first waited for, in seconds.
+        expected: Knows what replies must look like; set before the first call.
         sent: Number of bytes that were sent.
         received: Number of bytes that came.
     """
@@ -42,6 +57,7 @@ class Link:
         self.sent = self.received = 0
         self.since = 0.0
         self._lock = threading.Lock()
+        self.expected: Expected | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -50,14 +66,20 @@ class Link:
             self._forget_all()
 
     def _forget_all(self) -> None:
+        if self.expected is not None:
+            self.expected = Expected(self.expected.shapes)
         self._number = 0  # of the last call
+        self._saved = 0  # the last call that the site need not carry out again
+        self._refused = 0  # frames in a row
         self._calls: dict[int, bytes] = {}  # that may have to be sent again
-        self._waiting: dict[int, Future[Any]] = {}
+        self._waiting: dict[int, _Waiting] = {}
         self._send: Send | None = None
         self._failed: Exception | None = None
 
     def deliver(self, call: Call) -> Future[Any]:
         """Sends a call; returns the reply to come."""
+        assert self.expected is not None
+        reply = self.expected.reply_to(call)
         future: Future[Any] = Future()
         with self._lock:
             if self._failed is not None:
@@ -69,7 +91,7 @@ class Link:
             self._number += 1
             frame = Frame("call", self._number, (*call, answered))
             self._calls[self._number] = data = encoded(frame)
-            self._waiting[self._number] = future
+            self._waiting[self._number] = _Waiting(call.method, future, reply)
             if self._send is not None:
                 self._write(data)
         return future
@@ -80,8 +102,22 @@ class Link:
             if self._send is not None:
                 self._write(encoded(frame))
 
+    def require_saved(self, saved: int) -> None:
+        """Stops where a site cannot continue after the last call that it has saved.
+
+        Raises:
+            FrameError: Says why.
+        """
+        with self._lock:
+            first, last = self._saved, self._number
+        if not first <= saved <= last:
+            raise FrameError(
+                f"the last call that it has saved is {saved}, but that must be one "
+                f"from {first} to {last}; its folder may be that of another run, or new"
+            )
+
     def attach(self, saved: int, send: Send) -> None:
-        """Goes on over a new connection.
+        """Continues over a new connection.
 
         Args:
             saved: The number of the last call that the site has saved.
@@ -113,8 +149,16 @@ class Link:
                 that is no longer in use is ignored.
 
         Raises:
-            FrameError: If the bytes are no reply to a call; nothing changes then.
+            FrameError: If the bytes are no reply that fits a call; no state changes
+                then.
         """
+        try:
+            self._take(data, send)
+        except FrameError as error:
+            self._refuse(error)
+            raise
+
+    def _take(self, data: bytes, send: Send) -> None:
         kind, number, value = decoded(data)
         with self._lock:
             if self._send is not send:
@@ -129,24 +173,57 @@ class Link:
                 raise FrameError("a reply is a pair") from error
             if type(saved) is not int or not 0 <= saved <= number:
                 raise FrameError("a reply names a call that was saved")
+            waiting = self._waiting.get(number)
+            if waiting is not None:
+                self._require_fit(waiting, number, kind, result)
+                del self._waiting[number]
+                self._refused = 0
             self.received += len(data)
             self.since = time.monotonic()
             self._forget(saved)
-            future = self._waiting.pop(number, None)
-        if future is None:
+        if waiting is None:
             return  # it came before
         if kind == "reply":
-            future.set_result(result)
+            waiting.future.set_result(result)
         else:
-            future.set_exception(self._error(result))
+            waiting.future.set_exception(self._error(result))
 
     def fail(self, error: Exception) -> None:
         """Ends all calls that wait for a reply, and those to come."""
         with self._lock:
             self._failed = error
             waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
-            future.set_exception(error)
+        for own in waiting.values():
+            own.future.set_exception(error)
+
+    def _require_fit(
+        self, waiting: _Waiting, number: int, kind: str, result: Any
+    ) -> None:
+        """Stops where a reply does not fit its call."""
+        try:
+            if kind == "reply":
+                waiting.expected.accept(result)
+            elif not isinstance(result, str):
+                raise FrameError("an error is a text")
+        except FrameError as error:
+            raise FrameError(
+                f"its reply to call {number}, `{waiting.method}`, does not fit: {error}"
+            ) from error
+
+    def _refuse(self, error: FrameError) -> None:
+        """Counts a frame that was refused; gives up after a few in a row."""
+        with self._lock:
+            self._refused += 1
+            if self._refused < _MOST_REFUSED:
+                return
+            waits = next(iter(self._waiting.items()), None)
+        what = "no call" if waits is None else f"call {waits[0]}, `{waits[1].method}`"
+        self.fail(
+            SiteError(
+                f"{self.name} has sent what it may not, {_MOST_REFUSED} times in a "
+                f"row, where {what}, waits for a reply. The last time: {error}."
+            )
+        )
 
     def _write(self, data: bytes) -> None:
         assert self._send is not None
@@ -155,11 +232,13 @@ class Link:
 
     def _forget(self, saved: int) -> None:
         """Forgets the calls up to one that the site has saved."""
+        self._saved = max(self._saved, saved)
         for number in [number for number in self._calls if number <= saved]:
             del self._calls[number]
 
-    def _error(self, result: Any) -> Exception:
-        kind, _, text = str(result).partition(": ")
+    def _error(self, result: str) -> Exception:
+        line = " ".join(result.split())[:_LONGEST]
+        kind, _, text = line.partition(": ")
         if kind == NotFinite.__name__:
             return NotFinite(f"{text} at {self.name}")
-        return SiteError(f"{self.name}: {result}")
+        return SiteError(f"{self.name}: {line}")

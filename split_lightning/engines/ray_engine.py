@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from split_lightning.engine_options import check_options
 from split_lightning.engines.engine import Engine
 from split_lightning.engines.ray_sites import RaySites
 
@@ -18,6 +19,7 @@ def ray_engine(
 
     Raises:
         ImportError: If Ray is not installed.
-        ValueError: If there is no worker.
+        ValueError: If an option is wrong.
     """
+    check_options({"address": address, "workers": workers, "num_cpus": num_cpus})
     return Engine(sites=RaySites(address, workers, num_cpus))

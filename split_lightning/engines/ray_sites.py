@@ -7,17 +7,19 @@ from collections.abc import Mapping, Sequence
 
 from typing_extensions import override
 
+from split_lightning.engines.expected import Expected
 from split_lightning.engines.hello import ClientData, Hello
 from split_lightning.engines.link import Link
 from split_lightning.engines.ray_cluster import RayCluster
 from split_lightning.engines.ray_worker import NewAnswers, RayWorker
 from split_lightning.engines.remote import RemoteSite, Sites
+from split_lightning.engines.shapes import Shapes
 from split_lightning.message import role_of
 from split_lightning.placement import client_of
 
 
 class RaySites(Sites):
-    """Places the clients of a run on workers of a cluster of one trust domain.
+    """Places the clients of a run on the workers of a cluster that one party trusts.
 
     Ray runs code on any node for every member, and sends Python objects pickled. The
     calls themselves are frames, in arrays of bytes.
@@ -103,6 +105,11 @@ class RaySites(Sites):
             return list(Hello.of(plain, agreed).data)
         except ValueError as error:
             raise ValueError(f"{worker.link.name} cannot take part: {error}.") from None
+
+    @override
+    def expect(self, shapes: Shapes) -> None:
+        for link in self.links:
+            link.expected = Expected(shapes)
 
     @override
     def begin(self, barrier: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,11 @@ from split_lightning.placement import client_of
 from split_lightning.store import PARTS, WEIGHTS, Part, State, StateAway, StateStore
 from split_lightning.system.absences import Absences
 
+if TYPE_CHECKING:
+    from split_lightning.engines.shapes import Shapes
+
 # The calls of a step, which do not look at states.
-_STEPS = ("forward", "labels", "loss", "backward", "step")
+_STEPS = ("forward", "labels", "loss", "backward", "step", "is_sound", "discard")
 
 
 class Call(NamedTuple):
@@ -193,6 +196,10 @@ class Sites(ABC):
         """
 
     @abstractmethod
+    def expect(self, shapes: Shapes) -> None:
+        """Takes notice of what sites send looks like, before the first session."""
+
+    @abstractmethod
     def begin(self, barrier: Mapping[str, str]) -> None:
         """Begins a session of training.
 
@@ -227,6 +234,10 @@ class _NoSites(Sites):
     @override
     def meet(self, *unused: Any) -> list[ClientData]:
         return []
+
+    @override
+    def expect(self, shapes: Shapes) -> None:
+        pass
 
     @override
     def begin(self, barrier: Mapping[str, str]) -> None:

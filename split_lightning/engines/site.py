@@ -12,6 +12,7 @@ from torch import Tensor
 from split_lightning.engines.engine import Engine
 from split_lightning.engines.networks import evaluated, score_of
 from split_lightning.engines.remote import Kept, SampleRef
+from split_lightning.engines.shapes import Shapes
 from split_lightning.finite import NotFinite, are_finite
 from split_lightning.message import Values, as_values
 from split_lightning.party import Key, Party, step
@@ -30,10 +31,12 @@ class Site:
     Args:
         engine: Has the segments, with seats for all parties that train at once.
         samples: Returns inputs and labels.
+        shapes: What passes between the site and the server looks like.
     """
 
-    def __init__(self, engine: Engine, samples: Samples) -> None:
+    def __init__(self, engine: Engine, samples: Samples, shapes: Shapes) -> None:
         self.engine = engine
+        self.shapes = shapes
         self.samples = samples
         self.parties: dict[str, Party] = {}  # that compute until the next step
         self._batch: tuple[SampleRef, tuple[Tensor, Tensor]] | None = None
@@ -46,6 +49,14 @@ class Site:
     def is_waiting(self) -> bool:
         """Whether the next calls need what is not saved."""
         return bool(self.parties or self._kept)
+
+    def has_kept(self, number: int) -> bool:
+        """Returns whether a value of a number stays here."""
+        return number in self._kept
+
+    def has_begun(self, name: object) -> bool:
+        """Returns whether a party has begun a step ahead."""
+        return name in self._before
 
     # Training
 
@@ -67,14 +78,19 @@ class Site:
             random: The state of the random numbers; `None`: the segment draws none.
 
         Returns:
-            The smashed data, and the new state of the random numbers.
+            The smashed data, and the new state of the random numbers. What the last
+            segment returns is not sent: the loss is computed here.
         """
         own = tuple(self._here(value) for value in values)
         party = self._party(name)
+        if self.engine.may_discard and key[1] == min(party.segments):
+            self._remember_buffers(name)
         if random is not None:
             torch.set_rng_state(random)
         (outputs,) = party.forward(key, [own], [len(own[0])])
         new = None if random is None else torch.get_rng_state()
+        if self._is_last(key[1]):
+            return (), new
         return self._keep(outputs) if stays else outputs, new
 
     def begin(self, name: str, key: Key, values: Values) -> Values:
@@ -83,22 +99,32 @@ class Site:
         Returns:
             The smashed data.
         """
+        self._remember_buffers(name)
+        return self.forward(name, key, values, stays=False)[0]
+
+    def _remember_buffers(self, name: str) -> None:
         segments = enumerate(self.engine.placement.of(client_of(name)))
         self._before[name] = {
             number: clone(self.engine.stores[number].peek(name, "buffers"))
             for number, own in segments
             if own == name
         }
-        return self.forward(name, key, values, stays=False)[0]
 
     def take_back(self, name: str) -> None:
-        """Returns a party to the state before `begin`."""
+        """Returns a party to the state before its passes."""
         del self.parties[name]
         for number, buffers in self._before.pop(name).items():
             self.write(name, number, "buffers", buffers)
 
     def labels(self, samples: SampleRef) -> Values:
-        """Returns the labels of samples."""
+        """Returns the labels of samples.
+
+        Raises:
+            ValueError: If they stay with the client.
+        """
+        way = self.engine.way_of_labels(samples.client_id)
+        if way.sender == way.receiver:
+            raise ValueError(f"Expected the labels of {way.sender} to stay there.")
         return (self._load(samples)[1],)
 
     def loss(
@@ -155,6 +181,19 @@ class Site:
         for name in names:
             del self.parties[name]
             self._before.pop(name, None)
+
+    def is_sound(self, names: Sequence[str]) -> bool:
+        """Returns whether the gradients of parties are finite."""
+        return are_finite(
+            [p.grad for name in names for p in self.parties[name].parameters()]
+        )
+
+    def discard(self, names: Sequence[str]) -> None:
+        """Undoes the last step's passes of parties, which do not step."""
+        for name in names:
+            for parameter in self.parties[name].parameters():
+                parameter.grad = None
+            self.take_back(name)
 
     # States
 
@@ -235,7 +274,13 @@ class Site:
     # Evaluation
 
     def evaluate(self, segment: int, party: str, values: Values, stays: bool) -> Values:
-        """Returns what a segment returns in evaluation, with a party's weights."""
+        """Returns what a segment returns in evaluation, with a party's weights.
+
+        Raises:
+            ValueError: If it is the last, whose outputs stay with the labels.
+        """
+        if self._is_last(self.engine.stores[segment].depth):
+            raise ValueError("Expected the outputs of the last segment to stay here.")
         outputs = self._evaluated(segment, party, values)
         return self._keep(outputs) if stays else outputs
 
@@ -258,6 +303,9 @@ class Site:
         for module in modules:
             module.train()
         return outputs
+
+    def _is_last(self, depth: int) -> bool:
+        return depth == self.engine.num_depths - 1
 
     def _has(self, name: str, store: StateStore) -> bool:
         """Returns whether a party has a segment."""

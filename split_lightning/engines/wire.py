@@ -31,6 +31,9 @@ _NAMES = (
     "num_samples",
 )
 _MAX_DEPTH = 16  # of containers in containers
+# What a frame has beside its tensors, at most: bytes of the frame itself, of a tensor,
+# of another value, and of a character (a JSON string escapes some).
+_OF_FRAME, _OF_TENSOR, _OF_VALUE, _OF_CHARACTER = 1024, 512, 64, 6
 
 
 class FrameError(ValueError):
@@ -78,6 +81,8 @@ def decoded(data: bytes) -> Frame:
         kind, number, tree = json.loads(bytes(rest[:header_size]))
         tensors = load(bytes(rest[header_size:])) if body_size else {}
         value = _value(tree, tensors, 0)
+        if tensors:
+            raise ValueError("a tensor has no place in the value")
     except (
         SafetensorError,
         ValueError,
@@ -90,6 +95,30 @@ def decoded(data: bytes) -> Frame:
     if not isinstance(kind, str) or type(number) is not int:
         raise FrameError("a frame has no kind or no number")
     return Frame(kind, number, value)
+
+
+def most_bytes(value: Any) -> int:
+    """Returns how large a frame with a value may be.
+
+    >>> import torch
+    >>> most_bytes(torch.zeros(1000))
+    5536
+    """
+    return _OF_FRAME + _most_bytes(value)
+
+
+def _most_bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return _OF_TENSOR + value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return _OF_VALUE + sum(_most_bytes(own) for own in value.items())
+    if isinstance(value, (list, tuple)):
+        return _OF_VALUE + sum(map(_most_bytes, value))
+    if isinstance(value, str):
+        return _OF_VALUE + _OF_CHARACTER * len(value)
+    if isinstance(value, SampleRef):
+        return (1 + len(_NAMES)) * _OF_VALUE
+    return _OF_VALUE
 
 
 def _tree(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -134,23 +163,39 @@ def _value(tree: Any, tensors: dict[str, Tensor], depth: int) -> Any:
         return tree
     ((kind, own),) = tree.items()
     if kind == "tensor":
-        number, shape, strides, requires_grad = own
-        numbers = tensors[str(number)]
-        ends = [(n - 1) * stride for n, stride in zip(shape, strides, strict=True)]
-        if prod(shape) != len(numbers) or sum(ends) >= max(len(numbers), 1):
-            raise ValueError("a tensor has another size than it says")
-        return numbers.as_strided(shape, strides).requires_grad_(requires_grad)
+        return _tensor(tensors, *own)
     if kind == "samples":
         part, *numbers = own
-        if len(numbers) != 6 or not all(type(n) is int for n in numbers):
+        if len(numbers) != 6 or not _are_sizes(numbers):
             raise ValueError("samples are named by six numbers")
         return SampleRef(str(part), *numbers)
     if kind == "kept":
         number, requires_grad = own
-        return Kept(int(number), bool(requires_grad))
+        if not _are_sizes([number]):
+            raise ValueError("what is kept is named by a number")
+        return Kept(number, bool(requires_grad))
     if kind == "dict":
         return {str(k): _value(v, tensors, depth + 1) for k, v in own}
     if kind in ("list", "tuple"):
         values = [_value(v, tensors, depth + 1) for v in own]
         return values if kind == "list" else tuple(values)
     raise ValueError(f"there is no {kind!r}")
+
+
+def _tensor(
+    tensors: dict[str, Tensor], number: Any, shape: Any, strides: Any, grad: Any
+) -> Tensor:
+    """Takes a tensor, in its layout: dense, so that no two numbers share memory."""
+    numbers = tensors.pop(str(number))
+    if not _are_sizes(shape) or not _are_sizes(strides) or prod(shape) != len(numbers):
+        raise ValueError("a tensor has another size than it says")
+    due = 1
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size > 1 and len(numbers) and stride != due:
+            raise ValueError("a tensor has another layout than a dense one")
+        due *= size
+    return numbers.as_strided(shape, strides).requires_grad_(grad)
+
+
+def _are_sizes(values: Any) -> bool:
+    return all(type(value) is int and value >= 0 for value in values)

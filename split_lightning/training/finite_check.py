@@ -37,13 +37,7 @@ class FiniteCheck:
     def __init__(self, policy: NonFinitePolicy) -> None:
         self.policy = policy
         self.every = 1
-        self._buffers: list[tuple[Tensor, Tensor]] = []
         self._norm: Tensor | None = None  # the largest that was not looked at yet
-
-    def begin(self, module: SplitLightningModule) -> None:
-        """A step begins."""
-        if self.policy == "skip":
-            self._buffers = [(b, b.clone()) for b in module.buffers()]
 
     def accepts(
         self,
@@ -76,6 +70,8 @@ class FiniteCheck:
                     return True
                 self._norm = None
             is_sound = bool(norm.isfinite()) or are_finite(values)
+            if self.policy == "skip":
+                is_sound = module.engine.are_sound() and is_sound
         if module.trainer.world_size > 1:
             is_sound = all_agree(module.trainer, is_sound)
         if is_sound:
@@ -93,8 +89,6 @@ class FiniteCheck:
             raise NonFiniteError(_message(where, what))
         module.channel.recent.clear()
         _logger.warning("Skipped %s: %s is not finite.", where, what)
-        for buffer, kept in self._buffers:
-            buffer.copy_(kept)
         module.engine.discard()
         return False
 

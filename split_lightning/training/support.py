@@ -191,11 +191,6 @@ def _require_sites(
             f"{protocol.in_flight}: weights of batches on their way are kept in one "
             "process."
         )
-    if module.finite.policy == "skip":
-        raise MisconfigurationException(
-            f"Expected argument `non_finite` to be 'stop'{away}, but got 'skip': a "
-            "client steps before all others have seen their gradients."
-        )
     require_one_device(trainer)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, LOOK_AT_CLIENTS):

@@ -1,0 +1,125 @@
+"""Clients with data sets of their own: the server learns sizes, and no more."""
+
+from functools import partial
+
+import pytest
+import torch
+from conftest import RandomImages
+from protocols import assert_close, batches_of, make_split, network, state_of
+from pytorch_lightning import Trainer
+from test_sites import SitesHere
+from torch.nn.functional import cross_entropy
+
+from split_lightning import Engine, RoundRobinWeightPassing, SplitDataModule
+from split_lightning.data.sources import Images
+from split_lightning.engines.hello import ClientData, Hello
+
+SGD = partial(torch.optim.SGD, lr=0.05)
+COUNTS = [14, 30, 21]  # samples of each client, of which it validates on some
+
+
+class Own(RandomImages):
+    """The data set of one client."""
+
+    def __init__(self, client_id, **changed):
+        super().__init__()
+        self.client_id = client_id
+        vars(self).update(changed)
+
+    def load(self, train):
+        drawn = torch.Generator().manual_seed(10 * self.client_id + train)
+        count = COUNTS[self.client_id] if train else 5 + self.client_id
+        inputs = torch.rand(count, *self.shape, generator=drawn)
+        targets = torch.randint(0, 3, (count,), generator=drawn)
+        return Images(inputs, targets)
+
+
+def data_of(client_id, source=None):
+    source = source or Own(client_id)
+    data = SplitDataModule(source, 3, batch_size=6, val_share=0.2, seed=3)
+    data.sole_client = client_id
+    return data
+
+
+def run(tmp_path, sources=None, rounds=2):
+    """Trains with each client's data at its own site, and none at the server."""
+
+    def make_site(number):
+        protocol = RoundRobinWeightPassing()
+        module = make_split(net=network(norm=False), optimizer=SGD)
+        data = data_of(number, sources and sources[number])
+        data.prepare_data()
+        data.setup("fit")
+        return module.as_site(data, protocol, 1), partial(module.hello, data)
+
+    engine = Engine(sites=SitesHere(make_site, 3))
+    module = make_split(net=network(norm=False), optimizer=SGD, engine=engine)
+    data = SplitDataModule(None, 3, batch_size=6, val_share=0.2, seed=3)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=rounds,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[RoundRobinWeightPassing()],
+    )
+    trainer.fit(module, datamodule=data)
+    return trainer, module, data
+
+
+def test_weights_are_those_of_a_plain_loop(tmp_path):
+    trainer, module, data = run(tmp_path)
+    net = network(norm=False)
+    optimizer = SGD(net.parameters())
+    for round_index in range(2):
+        for client_id in range(3):
+            for step in batches_of(data_of(client_id), round_index):
+                for owner, inputs, targets in step:
+                    assert owner == client_id  # the others have nothing
+                    optimizer.zero_grad()
+                    cross_entropy(net(inputs), targets).backward()
+                    optimizer.step()
+    assert_close(state_of(module), dict(net.state_dict()))
+    right = count = 0
+    for client_id in range(3):
+        own = data_of(client_id)
+        own.setup("test")
+        for inputs, targets in own.test_dataloader():
+            right += int((net(inputs).argmax(1) == targets).sum())
+            count += len(targets)
+    (metrics,) = trainer.test(module, datamodule=data, verbose=False)
+    assert count == 5 + 6 + 7
+    assert metrics["test/accuracy"] == pytest.approx(right / count)
+
+
+def test_data_that_differ_are_refused(tmp_path):
+    sources = [Own(0), Own(1, classes=("a", "b", "d")), Own(2)]
+    with pytest.raises(ValueError, match=r"the same `classes`.*client 0.*client 1"):
+        run(tmp_path, sources)
+
+
+SAID = ClientData(1, 3, 1, 2, True, (1, 6, 6), True, ("a", "b"), 0)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"train": -1},
+        {"train": 1.5},
+        {"train": True},
+        {"shape": [1, 6]},
+        {"shape": ("1",)},
+        {"classes": (1,)},
+        {"is_own": 1},
+        {"partition": None},
+        {"more": 1},
+    ],
+)
+def test_a_hello_that_is_none_is_refused(changed):
+    plain = Hello({}, [SAID]).plain()
+    assert Hello.of(plain, {}).data == [SAID]
+    plain["data"][0].update(changed)
+    with pytest.raises(ValueError, match=next(iter(changed)).replace("more", "words")):
+        Hello.of(plain, {})
