@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import logging
 import math
@@ -94,7 +93,9 @@ def import_ray() -> Any:
 
     It takes long, and a new cluster is set up by variables that it reads then.
     """
-    return importlib.import_module("ray")
+    import ray
+
+    return ray
 
 
 def _require_answer(address: str) -> None:
