@@ -43,6 +43,7 @@ _OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 ]
+_GRACE = 5  # seconds, in which streams may end
 _SAY_EVERY = 30  # seconds, which sites are missing
 _logger = logging.getLogger(__name__)
 
@@ -254,7 +255,11 @@ class GrpcSites(Sites):
 
     async def _listen_again(self) -> None:
         """Listens at the same port, with another limit; sites connect again."""
-        await self._server.stop(grace=None)
+        before, self._begun = self._begun, asyncio.Event()
+        before.set()
+        for stream in self._streams.values():
+            stream.put_nowait(None)
+        await self._server.stop(grace=_GRACE)
         host, _, _ = self.listen.rpartition(":")
         self.listen = f"{host}:{self.port}"
         await self._listen()
@@ -272,7 +277,7 @@ class GrpcSites(Sites):
             self._watching.cancel()
         for stream in self._streams.values():
             stream.put_nowait(None)
-        await self._server.stop(grace=5)
+        await self._server.stop(grace=_GRACE)
 
     async def _tell(self, data: bytes, context: Any) -> bytes:
         """Tells a site what was typed for the run."""
@@ -293,7 +298,10 @@ class GrpcSites(Sites):
             _logger.warning("Refused %s (%s): %s.", name, context.peer(), error)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             return
-        await self._begun.wait()
+        begun = self._begun
+        await begun.wait()
+        if begun is not self._begun:  # it is to connect again
+            return
         stream: asyncio.Queue[bytes | None] = asyncio.Queue()
 
         def send(data: bytes) -> None:
@@ -350,11 +358,11 @@ class GrpcSites(Sites):
             )
         if type(hello.get("saved")) is not int:
             raise FrameError("its hello names no call")
-        link.require_saved(self._saved(hello))
         try:
             told = list(Hello.of(hello, self._agreed).data)
         except ValueError as error:
             raise FrameError(str(error)) from error
+        link.require_saved(self._saved(hello))
         if [own.client_id for own in told] != [client_of_site(name)]:
             raise FrameError("its hello has the data of other clients")
         with self._changed:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 PAUSE = 0.2  # seconds between two tries to connect
+_TELL_AFTER = 1.0  # second without an answer
 _REFUSED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAUTHENTICATED)
 _logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Patience:
                 "this address (`split-lightning certificates --host NAME`), from the "
                 f"same authority as that of {self.name}?"
             ) from error
-        if not self._has_told:
+        if not self._has_told and time.monotonic() - self._since > _TELL_AFTER:
             _logger.warning(
                 "%s waits for the server at %s, for %g s at most.",
                 self.name,
