@@ -103,7 +103,7 @@ class Link:
                 self._write(encoded(frame))
 
     def require_saved(self, saved: int) -> None:
-        """Stops where a site cannot go on after the last call that it has saved.
+        """Stops where a site cannot continue after the last call that it has saved.
 
         Raises:
             FrameError: Says why.
