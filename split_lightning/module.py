@@ -597,9 +597,9 @@ class SplitLightningModule(pl.LightningModule):
             num_hosted: Number of clients that it computes for.
         """
         require_cut(self, protocol)
+        # A site begins a step ahead while it takes no part in another.
         at_once = min(protocol.num_together(data.num_clients), num_hosted)
-        # One more for what is begun ahead.
-        self.follow(protocol, data.num_clients, num_live=at_once + 1)
+        self.follow(protocol, data.num_clients, num_live=at_once)
         data.protocol = protocol
         optimizers, _ = self.configure_optimizers()
         by_role = dict(zip(self.optimizer_names, optimizers, strict=True))
@@ -610,7 +610,8 @@ class SplitLightningModule(pl.LightningModule):
     def _shapes(self, data: SplitDataModule) -> Shapes:
         factory = self.makes_optimizer["client"] or self.makes_optimizer["server"]
         assert factory is not None
-        return Shapes(self.engine, data.example(), data.batch_size, factory)
+        new_optimizer = partial(make_optimizer, "client", factory)
+        return Shapes(self.engine, data.example(), data.batch_size, new_optimizer)
 
     @override
     def setup(self, stage: str) -> None:

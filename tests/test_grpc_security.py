@@ -1,11 +1,11 @@
-"""gRPC and parties that do not trust each other: strangers, bad frames, what is seen."""
+"""gRPC without trust: strangers, bad frames, and what each party sees."""
 
 import copy
 import json
 import socket
 import ssl
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -16,7 +16,7 @@ import test_grpc
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from protocols import fit, make_data, make_split
+from protocols import ROUNDS, fit, make_data, make_split
 from pytorch_lightning import Callback
 from test_grpc import BUILDING, NUM_CLIENTS, Run, assert_equal_states, states_of
 
@@ -38,6 +38,7 @@ from split_lightning.engines.wire import (
 )
 from split_lightning.finite import NonFiniteError
 
+PARTS = ("train", "val", "test")
 NAMES = [f"client-{client}" for client in range(NUM_CLIENTS)]
 
 
@@ -91,11 +92,18 @@ class OwnRun(Run):
     def serve(self, number, port, failing=()):
         """Serves as a client; one that is refused begins again, once."""
         for _ in range(2):
-            try:
+            with suppress(RuntimeError), self.noting():
                 super().serve(number, port)
                 return
-            except RuntimeError as error:
-                self.ended.append(str(error))
+
+    @contextmanager
+    def noting(self):
+        """Notes why a client ends."""
+        try:
+            yield
+        except RuntimeError as error:
+            self.ended.append(str(error))
+            raise
 
 
 @pytest.fixture(scope="module")
@@ -149,12 +157,14 @@ def first_bytes(port, run, folder=None, plain=False):
     if folder is not None:
         (name,) = {path.stem for path in folder.glob("*.key")}
         context.load_cert_chain(folder / f"{name}.crt", folder / f"{name}.key")
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as stream:
-        with suppress(ConnectionError, ssl.SSLError):
-            if not plain:
-                stream = context.wrap_socket(stream, server_hostname="127.0.0.1")
-            stream.sendall(PREFACE)
-            return stream.recv(9)
+    stream = socket.create_connection(("127.0.0.1", port), timeout=10)
+    with suppress(ConnectionError, ssl.SSLError), ExitStack() as stack:
+        stack.enter_context(stream)
+        if not plain:
+            stream = context.wrap_socket(stream, server_hostname="127.0.0.1")
+            stack.enter_context(stream)
+        stream.sendall(PREFACE)
+        return stream.recv(9)
     return b""
 
 
@@ -437,9 +447,7 @@ def test_a_frame_that_is_too_large_is_refused_and_the_run_goes_on(tmp_path, loca
 
 @pytest.mark.parametrize("name", test_grpc.RUNS)
 def test_no_legal_frame_is_larger_than_the_limits(tmp_path, name, recorded):
-    run = OwnRun(tmp_path, name)
-    _, module, data = run.make()
-    trainer, _ = run.fit()
+    trainer, _ = OwnRun(tmp_path, name).fit()
     limit = trainer.lightning_module.engine.sites.most_bytes
     assert max(len(data) for _, _, data in recorded) <= limit
     largest = max(most_bytes(decoded(data).value) for _, _, data in recorded)
@@ -708,9 +716,9 @@ def test_a_value_that_stays_is_known_by_its_shape(tmp_path):
     expected.reply_to(forward).accept(((Kept(0, True),), None))
     behind = Call("forward", ("client/2", (0, 1), (Kept(0, True),), False, None))
     reply = expected.reply_to(behind)
-    reply.accept(((torch.zeros(6, 36, requires_grad=True),), None))
-    with pytest.raises(FrameError, match=r"to be .*\(6, 36\).*, but got .*\(6, 35\)"):
-        reply.accept(((torch.zeros(6, 35, requires_grad=True),), None))
+    reply.accept(((torch.zeros(6, 8, requires_grad=True),), None))
+    with pytest.raises(FrameError, match=r"to be .*\(6, 8\).*, but got .*\(6, 7\)"):
+        reply.accept(((torch.zeros(6, 7, requires_grad=True),), None))
 
 
 # What each party sees
@@ -746,9 +754,10 @@ class Private:
 
     def __init__(self):
         self.inputs = {name: set() for name in NAMES}
-        self.labels = {name: set() for name in NAMES}
+        self.labels = {(name, part): set() for name in NAMES for part in PARTS}
         self.weights = {name: set() for name in NAMES}
         self.logits = {name: set() for name in NAMES}
+        self.control = []  # frames with inputs, such as no party sends
 
     def note(self, client, answers):
         site, name = answers.site, client.name
@@ -759,20 +768,22 @@ class Private:
 
         def samples(ref):
             inputs, labels = load(ref)
+            self.control.append((name, "sent", encoded(Frame("reply", 1, inputs))))
             for row in inputs:
                 self.inputs[name].add(bytes_of(row))
                 self.inputs[name].add(bytes_of((row * 127.5 + 127.5).round().byte()))
-            if len(labels) > 3:  # fewer may be other numbers, too
-                for dtype in (torch.int64, torch.int32, torch.float32):
-                    self.labels[name].add(bytes_of(labels.to(dtype)))
-                self.labels[name].add(json.dumps(labels.tolist()).encode()[1:-1])
+            if len(labels) > 5 and len(labels.unique()) > 1:  # others may be anything
+                own = self.labels[name, ref.part]
+                for dtype in (torch.int64, torch.float32):
+                    own.add(bytes_of(labels.to(dtype)))
+                own.add(json.dumps(labels.tolist()).encode()[1:-1])
             return inputs, labels
 
         def stepped(*arguments):
             step(*arguments)
             weights = site.weights_of(name.replace("-", "/"))
             self.weights[name] |= {
-                bytes_of(t) for t in weights.values() if t.numel() > 3
+                bytes_of(t) for t in weights.values() if t.numel() > 30
             }
 
         def hook(module, inputs, outputs):
@@ -809,31 +820,36 @@ TABLE = {  # labels at the server, weights at the server, at other clients
 def test_each_party_sees_what_the_table_says(tmp_path, recorded, name):
     labels, at_server, at_clients = TABLE[name]
     private = Private()
-    run = OwnRun(tmp_path, name, dict.fromkeys(range(NUM_CLIENTS), private.note))
-    seen_in_fit = []
+    change = dict.fromkeys(range(NUM_CLIENTS), private.note)
+    run = OwnRun(tmp_path, name, change, {"val_share": 0.4})
+    in_fit = []
 
     def test(trainer):
-        seen_in_fit.extend(recorded)
+        in_fit.extend(recorded)
         trainer.test(trainer.lightning_module, datamodule=trainer.datamodule)
 
     run.fit(after=test)
     for own in NAMES:
+        assert len(private.inputs[own]) >= 40
+        assert len(private.weights[own]) >= 6
+        inputs = private.inputs[own]
+        assert seen(private.control, "sent", inputs, [own]) == len(inputs) // 2
+        for direction in ("sent", "received"):
+            assert seen(recorded, direction, inputs) == 0
+        weights = private.weights[own]
+        assert (seen(in_fit, "received", weights, [own]) > 0) == at_server
         others = [other for other in NAMES if other != own]
-        assert len(private.inputs[own]) > 40
-        assert len(private.labels[own]) > 10
-        assert len(private.weights[own]) > 10
-        assert len(private.logits[own]) > 10
-        for direction in ("sent", "received"):
-            assert seen(recorded, direction, private.inputs[own]) == 0
-        found = seen(recorded, "received", private.labels[own])
-        assert (found > 3) == labels
-        assert seen(recorded, "sent", private.labels[own]) == 0
-        found = seen(seen_in_fit, "received", private.weights[own])
-        assert (found > 0) == at_server
-        found = seen(recorded, "sent", private.weights[own], others)
-        assert (found > 0) == at_clients
-        for direction in ("sent", "received"):
-            assert seen(recorded, direction, private.logits[own]) == 0
+        assert (seen(recorded, "sent", weights, others) > 0) == at_clients
+    for (_, part), secrets in private.labels.items():
+        assert secrets or part == "test"  # which one client computes
+        expected = len(secrets) // 3 if labels else 0  # as int64 alone
+        assert seen(recorded, "received", secrets) == expected
+        assert seen(recorded, "sent", secrets) == 0
+    assert any(private.labels[own, "test"] for own in NAMES)
+    logits = set.union(*private.logits.values())
+    assert (len(logits) > 10) != labels  # no client of a vanilla split has them
+    for direction in ("sent", "received"):
+        assert seen(recorded, direction, logits) == 0
 
 
 def test_a_site_gives_no_labels_or_logits_away(tmp_path):
@@ -861,29 +877,28 @@ def test_a_site_gives_no_labels_or_logits_away(tmp_path):
 
 
 def crossing(frames):
-    """Returns the bytes of tensors by direction and method, and those of headers."""
-    calls, found, headers = {}, Counter(), []
+    """Returns the bytes of tensors by direction and method; checks those of headers.
+
+    The state of the random numbers, which travels with the first forward passes, is
+    left out.
+    """
+    calls, found = {}, Counter()
     for name, direction, data in frames:
         kind, number, value = decoded(data)
-        tensors = sum(t.nbytes for t in all_tensors(value))
-        headers.append(len(data) - tensors - 256 * len(all_tensors(value)))
+        if kind not in ("call", "reply"):
+            assert len(data) < 2048
+            continue
         if kind == "call":
             calls[name, number] = value[:2]
-        if kind not in ("call", "reply"):
-            continue
+        tensors = all_tensors(value)
+        num_bytes = sum(tensor.nbytes for tensor in tensors)
+        assert 0 < len(data) - num_bytes < 1024 + 256 * len(tensors)
+        random = sum(t.nbytes for t in tensors if t.dtype == torch.uint8)
         method, arguments = calls[name, number]
-        is_training = method != "labels" or arguments[0].part == "train"
-        random = tensors_of_random(method, value)
-        found[direction, method if is_training else "evaluation"] += tensors - random
-    return found, headers
-
-
-def tensors_of_random(method, value):
-    """The state of random numbers that travels with the first forward passes."""
-    if method != "forward":
-        return 0
-    own = value[1][4] if len(value) == 3 else value[1][1]
-    return 0 if own is None else own.nbytes
+        if method == "labels":
+            method = f"labels to {arguments[0].part}"
+        found[direction, method] += num_bytes - random
+    return found
 
 
 def all_tensors(value):
@@ -894,3 +909,29 @@ def all_tensors(value):
     if isinstance(value, (list, tuple)):
         return [tensor for own in value for tensor in all_tensors(own)]
     return []
+
+
+@pytest.mark.parametrize("val_share", [0, 0.2])
+@pytest.mark.parametrize("name", test_grpc.RUNS)
+def test_the_bytes_of_frames_are_those_that_are_logged(
+    tmp_path, recorded, name, val_share
+):
+    run, in_fit = OwnRun(tmp_path, name, data={"val_share": val_share}), []
+    trainer, _ = run.fit(after=lambda trainer: in_fit.extend(recorded))
+    found, totals = crossing(in_fit), trainer.lightning_module.totals()
+    steps = trainer.global_step * (NUM_CLIENTS if "parallel" in name else 1)
+    losses = found["received", "loss"]
+    if losses:
+        losses -= 2 * 4 * steps  # the losses, which are logged as numbers
+    up = found["received", "forward"] + found["received", "labels to train"]
+    up += losses + found["received", "backward"]
+    assert up == totals["uplink_bytes"]
+    down = found["sent", "forward"] + found["sent", "backward"]
+    assert down == totals["downlink_bytes"]
+    if val_share == 0:  # weights travel to be evaluated, too
+        passed = found["sent", "write"]  # the server relays what clients pass on
+        averaged = totals["averaging_bytes"] // 2
+        assert passed == totals["handoff_bytes"]
+        assert found["received", "read"] == passed + averaged
+        # The last mean is sent to a client that trains or is evaluated with it.
+        assert found["sent", "share"] == averaged * 2 // ROUNDS * (averaged > 0)

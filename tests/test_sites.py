@@ -204,6 +204,20 @@ def test_holders_at_sites_of_their_own(tmp_path, name, route):
     check(tmp_path, make, vertical.make_data, 6)
 
 
+@pytest.mark.parametrize("route", ["server", "U"])
+def test_holders_that_lack_samples(tmp_path, route):
+    """What they send has as many rows as they have samples, or none."""
+
+    def make(engine=None):
+        torch.manual_seed(2)
+        net = vertical.network("halves", "mean", "skip")
+        module = vertical.made(net, route, engine=engine)
+        return RoundRobinWeightPassing(), module
+
+    make_data = partial(vertical.make_data, lack=0.5, batch_size=3)
+    check(tmp_path, make, make_data, 6)
+
+
 def check(tmp_path, make, make_data, num_sites):
     """Compares a run with parties at sites to one in this process."""
 

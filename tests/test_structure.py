@@ -39,7 +39,7 @@ LAYERS = [
 MAY_IMPORT = {"hydra": {"cli"}, "omegaconf": {"cli", "runs"}}
 # What imports a module by its name, which these tests do not follow: public names of
 # the package and of `runs`, when they are first used; modules of a pickled network.
-BY_NAME = {"", "runs", "models.code"}
+BY_NAME = {"", "runs", "models.code", "engines.ray_cluster"}
 # A checkpoint of the command line says how Hydra builds its module.
 EXCEPTIONS = {("training.loading", "hydra")}
 

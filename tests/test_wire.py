@@ -1,15 +1,23 @@
 """Frames: what is sent is what arrives, and no bytes from outside do harm."""
 
 import json
+import math
 import struct
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 from split_lightning.engines.remote import Kept, SampleRef
-from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
+from split_lightning.engines.wire import (
+    Frame,
+    FrameError,
+    decoded,
+    encoded,
+    most_bytes,
+)
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(-1, 1) | st.text("ab/")
 TREES = st.recursive(
@@ -66,6 +74,14 @@ def test_a_frame_has_the_bytes_of_its_tensors_and_a_header():
     assert 0 <= len(encoded(Frame("reply", 1, tensor))) - tensor.nbytes < 300
 
 
+@given(TREES)
+def test_a_header_has_a_limit(value):
+    tensors = [torch.ones(2, 3, 4, 5), torch.zeros(0, 7), torch.tensor(1)]
+    refs = [SampleRef("train", *[2**40] * 6), Kept(2**40, True)]
+    frame = Frame("reply", 2**40, {"a" * 50: tensors, "b": [value, refs]})
+    assert len(encoded(frame)) <= most_bytes(frame.value)
+
+
 def test_what_cannot_be_sent_is_named():
     with pytest.raises(TypeError, match="a object cannot be sent"):
         encoded(Frame("call", 1, object()))
@@ -111,7 +127,10 @@ def framed(tree, body=b"", kind="call", number=1):
         {"list": [], "tuple": []},
         {"samples": ["train", 1, 2]},
         {"samples": ["train", 1, 2, 3, 4, 5, "6"]},
+        {"samples": ["train", 1, 2, 3, 4, 5, -6]},
         {"kept": ["a", 1]},
+        {"kept": [math.inf, True]},
+        {"kept": [-1, True]},
         {"dict": [[1]]},
         [1],
     ],
@@ -119,6 +138,22 @@ def framed(tree, body=b"", kind="call", number=1):
 def test_a_wrong_tree_is_refused(tree):
     with pytest.raises(FrameError, match="cannot be read"):
         decoded(framed(tree))
+
+
+def test_a_frame_has_no_tensors_beside_its_value():
+    body = save({"0": torch.ones(4), "1": torch.ones(4)})
+    tree = {"tensor": [0, [4], [1], False]}
+    with pytest.raises(FrameError, match="a tensor has no place in the value"):
+        decoded(framed(tree, body))
+    with pytest.raises(FrameError):  # nor one in two places
+        decoded(framed({"list": [tree, tree]}, save({"0": torch.ones(4)})))
+
+
+def test_lists_in_lists_have_a_limit():
+    header = b"[" * 10**6
+    start = struct.pack("!4sII", b"SPL1", len(header), 0)
+    with pytest.raises(FrameError, match="cannot be read"):
+        decoded(start + header)
 
 
 def test_containers_in_containers_have_a_limit():
@@ -131,11 +166,21 @@ def test_containers_in_containers_have_a_limit():
 
 @pytest.mark.parametrize(
     ("shape", "strides"),
-    [([3], [1]), ([2, 2], [9, 1]), ([2, 2], [1]), ([-1, -4], [1, 1]), ([4], [-1])],
+    [
+        ([3], [1]),
+        ([2, 2], [9, 1]),
+        ([2, 2], [1]),
+        ([-1, -4], [1, 1]),
+        ([4], [-1]),
+        ([2, 2], [1, 1]),  # numbers of one place in memory
+        ([2, 2], [0, 0]),
+        ([1, 4], [2**70, 1]),
+        ([10**12, "a"], [1, 1]),  # not a text of 10**12 letters
+        ([4.0], [1]),
+        ([True, 4], [4, 1]),
+    ],
 )
 def test_a_tensor_does_not_reach_beyond_its_numbers(shape, strides):
-    from safetensors.torch import save
-
     tree = {"tensor": [0, shape, strides, False]}
     with pytest.raises(FrameError):
         decoded(framed(tree, save({"0": torch.ones(4)})))

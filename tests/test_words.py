@@ -20,7 +20,7 @@ RETIRED = {
     r"pieces?\b": [],
     r"bundles?\b": [],
     r"entering\b": [],
-    r"spreads?\b": ["SPREAD"],  # a strategy of Ray
+    r"spreads?\b": ["SPREAD"],  # a word of Ray
     r"collects?\b": [],
     r"hand(s|ed|ing)? (it |them )?(over|in)\b": [],
     r"hand-ins?\b": [],
@@ -46,7 +46,7 @@ ABOUT_HOLDERS = (
         f"split_lightning/{path}"
         for path in (
             *("batch_norm.py", "callbacks/virtual_clock.py", "cli/certificates.py"),
-            *("cli/client_site.py", "cli/measured_cuts.py", "engines/"),
+            *("cli/client_site.py", "cli/measured_cuts.py", "engines/grpc_sites.py"),
             *("data/", "models/", "module.py", "observers/", "placement.py"),
             *("runs/plan_report.py", "step.py", "training/support.py", "topologies/"),
         )

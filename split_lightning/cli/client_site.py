@@ -83,9 +83,9 @@ def new_site(
     data = build_data(cfg, sole_client=sole_client)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     module = build_module(cfg, None)
+    check_network(module, data)
     protocol = instantiate(cfg.protocol, _convert_="all")
     site = module.as_site(data, protocol, len(clients))
-    check_network(module, data)
     choose_threads(cfg, module, data)
     return NewSite(site, module, data)
 

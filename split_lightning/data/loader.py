@@ -370,11 +370,11 @@ class EvaluationLoader:
 
 
 def _with_upcoming(steps: Iterator[Step]) -> Iterator[Step]:
-    """Yields steps, each with the batches of the next where nothing is between."""
+    """Yields steps, each with the batches of the next that may begin meanwhile."""
     step = next(steps, None)
     while step is not None:
         following = next(steps, None)
-        if following is not None and not following.before:
+        if following is not None and following.may_overlap(step):
             step = step._replace(upcoming=following.parts)
         yield step
         step = following

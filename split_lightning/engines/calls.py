@@ -19,6 +19,8 @@ from split_lightning.store import PARTS
 # The arguments of each call, by kind.
 _ARGUMENTS = {
     "forward": ("computing", "key", "values", "flag", "random"),
+    "begin": ("computing", "key", "values"),
+    "take_back": ("begun",),
     "labels": ("samples",),
     "loss": ("computing", "key", "targets", "weight", "scale"),
     "backward": ("computing", "key", "values"),
@@ -57,6 +59,7 @@ class Calls:
             "targets": lambda value: isinstance(value, (SampleRef, Tensor)),
             "weight": lambda value: value is None or isinstance(value, Tensor),
             "scale": lambda value: type(value) in (int, float),
+            "begun": self.site.has_begun,
             "stepping": self._are_stepping,
             "options": self._are_options,
             "party": _is_party,

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from hashlib import sha256
+from operator import is_
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -25,7 +26,7 @@ from split_lightning.engines.remote import (
     options_of,
 )
 from split_lightning.message import AGGREGATOR, Values, role_of
-from split_lightning.party import BackwardPass, Key, Party, Stepping, step
+from split_lightning.party import BackwardPass, Party, Stepping, step
 from split_lightning.placement import PartyType, Placement
 from split_lightning.running_mean import StateMean
 from split_lightning.spill import SpillFolder
@@ -194,8 +195,8 @@ class Engine:
         self.seen: set[int] = set()
         self.barrier: Mapping[str, str] = {}
         self._live: Live | None = None
-        # What parties at other sites have begun to compute, by party and key.
-        self._begun: dict[tuple[str, Key], list[Any]] = {}
+        # The samples of the step that sites have begun ahead, and these sites.
+        self._ahead: tuple[list[SampleRef | None], set[RemoteSite]] = [], set()
         self._unsettled: list[Future[Any]] = []
         self._buffers: list[tuple[Tensor, Tensor]] = []  # before the step
 
@@ -319,8 +320,8 @@ class Engine:
         Args:
             several: The batch of each client of the step.
             scale: What the loss is multiplied by before the backward pass.
-            upcoming: The batches of the next step. Clients at other sites begin it
-                while this step is computed, where they do not take part in this one.
+            upcoming: The batches of the next step, where nothing before it concerns its
+                clients. Sites that take no part in this step begin it meanwhile.
         """
         clients = tuple([own.client_id for own in several])
         batches = [
@@ -340,29 +341,54 @@ class Engine:
             self._exchange_statistics(clients)
         self.channel.recent.clear()
         self._settle(wait=False)
-        if upcoming and clients[0] not in {own.client_id for own in upcoming}:
-            self._begin(several, self.number)
-            self._begin(upcoming, self.number + 1)
+        self._require_begun(several)
+        self._begin(upcoming, clients)
         route = self._live.route
         losses = split_step(self.number, batches, route, self.channel, scale)
         self.number += 1
         self.accumulated += 1
         return losses
 
-    def _begin(self, several: Sequence[Samples], number: int) -> None:
-        """Has clients at other sites run their first segment."""
+    def _require_begun(self, several: Sequence[Samples]) -> None:
+        """Takes back what sites began ahead, if another step came than expected."""
+        expected, sites = self._ahead
+        found = [own.ref for own in several]
+        if not all(map(is_, found, expected)) or len(found) != len(expected):
+            for site in sites:
+                site.take_back()
+        self._ahead = [], set()
+
+    def _begin(self, several: Sequence[Samples], busy: Sequence[int]) -> None:
+        """Has sites run the first segments of the next step ahead.
+
+        Args:
+            several: The batches of this step.
+            busy: The clients whose sites compute the current step.
+        """
+        sites = {self.sites.of(n) for k in busy for _, n in self.segments_of(k)}
+        self._ahead = [own.ref for own in several], set()
         for own in several:
             for store, name in self.segments_of(own.client_id):
                 site = self.sites.of(name)
-                if site is None or store.depth > 0 or own.ref is None:
+                if store.depth > 0 or site in {None, *sites} or own.ref is None:
                     continue
-                if site.draws(name, 0):  # in the order of the steps
-                    continue
-                key = name, (number, 0)
-                if key not in self._begun:
-                    party = self._provided(name, own.client_id, site)
-                    inputs: Values = (own.ref,)
-                    self._begun[key] = party.forward(key[1], [inputs], [len(own.ref)])
+                assert site is not None
+                # Random numbers are drawn in the order of the steps.
+                if not site.draws(name, 0) and self._leaves(name, own.client_id):
+                    self._provide(name, own.client_id, site)
+                    site.begin(name, (self.number + 1, 0), own.ref)
+                    self._ahead[1].add(site)
+
+    def _leaves(self, name: str, client_id: int) -> bool:
+        """Returns whether another party gets the outputs of a party's first segment."""
+        found = self.segments_of(client_id)
+        return (name, 1) not in {(own, store.depth) for store, own in found}
+
+    def _provide(self, name: str, client_id: int, site: RemoteSite) -> None:
+        """Sees to it that a party has its states at its site."""
+        for number, store in enumerate(self.stores):
+            if self.placement.of(client_id)[number] == name:
+                site.provide(store, number, name)
 
     def _bring(self, clients: tuple[int, ...]) -> Live:
         """Makes live what a step of some clients needs."""
@@ -402,15 +428,6 @@ class Engine:
         self.last_client = clients[0]
         return Live(clients, Route(visits, labels), list(parties.values()), counted)
 
-    def _provided(self, name: str, client_id: int, site: RemoteSite) -> Any:
-        """Returns a party at another site, which has its states there."""
-        depths = list[int]()
-        for number, store in enumerate(self.stores):
-            if self.placement.of(client_id)[number] == name:
-                site.provide(store, number, name)
-                depths.append(store.depth)
-        return self._party(name, dict.fromkeys(depths), (client_id,))
-
     def visits(
         self, members: Sequence[Member], parties: Mapping[str, Any]
     ) -> list[Visit]:
@@ -440,7 +457,7 @@ class Engine:
         if site is not None:
             ways = [self.way_of_labels(client) for client in clients]
             sends = any(own.sender == name != own.receiver for own in ways)
-            return RemoteParty(name, site, list(segments), sends, self._begun)
+            return RemoteParty(name, site, list(segments), sends)
         normalisation: Normalisation = "joint"
         if self.cohort and not self.joint_norm and role_of(name) == "client":
             mixes = all(is_only_mixer(seat.module) for seat in segments.values())

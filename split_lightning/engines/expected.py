@@ -61,6 +61,8 @@ class Expected:
         self._inputs: dict[tuple[str, Key], Values] = {}
         self._of: dict[str, Callable[..., Reply]] = {
             "forward": self._forward,
+            "begin": self._begin,
+            "take_back": lambda name: self._step([name]),
             "loss": self._loss,
             "backward": self._backward,
             "step": self._step,
@@ -96,6 +98,10 @@ class Expected:
             sent.take(reply[0])
 
         return Reply((sent.like, random), take)
+
+    def _begin(self, name: str, key: Key, values: Values) -> Reply:
+        sent = self._forward(name, key, values, stays=False, random=None)
+        return Reply(sent.like[0], lambda reply: sent.take((reply, None)))
 
     def _loss(self, name: str, key: Key, *unused: Any) -> Reply:
         gradients = self._gradients(name, key)
@@ -275,11 +281,11 @@ def _require_some(value: Any, like: Tensor, where: str) -> None:
 
 
 def _require_rows(values: Any) -> None:
-    """Stops where a holder sends other rows than it says that it has."""
+    """Stops where a party sends other rows than it says that it has."""
     sent, has = values
     if len(sent) != int(has.sum()):
         raise FrameError(
-            f"expected a row for each of {int(has.sum())} samples that the holder "
+            f"expected a row for each of {int(has.sum())} samples that the party "
             f"has, but got {len(sent)}"
         )
 

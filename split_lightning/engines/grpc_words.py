@@ -33,9 +33,7 @@ def words_of_run(
     waiting, most = Patience(name, server, patience), options(MOST_OF_WORDS)
     while True:
         try:
-            with grpc.secure_channel(
-                server, credentials, options(MOST_OF_WORDS)
-            ) as channel:
+            with grpc.secure_channel(server, credentials, most) as channel:
                 ask: Any = channel.unary_unary(f"/{SERVICE}/{WORDS}")
                 words = decoded(ask(b"")).value
                 return [str(word) for word in words]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +22,9 @@ from split_lightning.system.absences import Absences
 
 if TYPE_CHECKING:
     from split_lightning.engines.shapes import Shapes
+
+# The calls of a step, which do not look at states.
+_STEPS = ("forward", "labels", "loss", "backward", "step", "is_sound", "discard")
 
 
 class Call(NamedTuple):
@@ -69,6 +72,8 @@ class RemoteSite:
         self._common: dict[tuple[int, str, Part], State | None] = {}
         self._lent: dict[tuple[int, str], Any] = {}
         self._draws: dict[tuple[str, int], bool] = {}
+        # What parties compute ahead of their step, by party.
+        self._ahead: dict[str, Future[Any]] = {}
 
     def draws(self, party: str, depth: int) -> bool:
         """Returns whether a party's segment draws random numbers, or may."""
@@ -79,8 +84,29 @@ class RemoteSite:
         self._draws[party, depth] = draws
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
-        """Asks the site to do something; calls are carried out in order."""
+        """Asks the site to do something; calls are carried out in order.
+
+        A call that looks at a party's state takes back what it computed ahead.
+        """
+        if method not in _STEPS:
+            every = method == "keep"
+            self.take_back([p for p in self._ahead if every or p in arguments])
         return self.deliver(Call(method, arguments))
+
+    def begin(self, party: str, key: Key, samples: SampleRef) -> None:
+        """Has a party run its first segment ahead of its step."""
+        call = Call("begin", (party, key, (samples,)))
+        self._ahead[party] = self.deliver(call)
+
+    def begun(self, party: str) -> Future[Any] | None:
+        """Returns what a party computed ahead, now that its step is there."""
+        return self._ahead.pop(party, None)
+
+    def take_back(self, parties: Iterable[str] | None = None) -> None:
+        """Takes back what parties computed ahead; `None`: all of them."""
+        for party in list(self._ahead if parties is None else parties):
+            del self._ahead[party]
+            self.deliver(Call("take_back", (party,)))
 
     def provide(self, store: StateStore, segment: int, party: str) -> None:
         """Sees to it that a party has its state of a segment at the site."""
@@ -304,7 +330,6 @@ class RemoteParty:
         site: Its site.
         depths: The depths of its segments in the network.
         sends_labels: Whether the party that computes the loss needs its labels.
-        begun: The forward passes that were begun ahead, by party and key.
     """
 
     def __init__(
@@ -313,33 +338,36 @@ class RemoteParty:
         site: RemoteSite,
         depths: Sequence[int],
         sends_labels: bool,
-        begun: dict[tuple[str, Key], list[Any]],
     ) -> None:
         self.name, self.role = name, role_of(name)
         self.site = site
         self.depths = set(depths)
         self.sends_labels = sends_labels
-        self.begun = begun
 
     def forward(
         self, key: Key, several: Sequence[Values], sizes: Sequence[int]
     ) -> list[Any]:
         """Has the site run a segment; returns the smashed data as a future."""
-        if (self.name, key) in self.begun:
-            return self.begun.pop((self.name, key))
         (values,) = several
+        begun = self.site.begun(self.name) if key[1] == 0 else None
+        if begun is not None:
+            self._send_labels(values)
+            return [begun]
         stays = key[1] + 1 in self.depths
         # All parties draw from one sequence of random numbers, in the order of a step.
         random = torch.get_rng_state() if self.site.draws(self.name, key[1]) else None
         reply = self.site.call("forward", self.name, key, values, stays, random)
-        for value in values:
-            if isinstance(value, SampleRef) and self.sends_labels:
-                value.labels = self.site.call("labels", value)
+        self._send_labels(values)
         if random is not None:
             new = reply.result()[1]
             torch.set_rng_state(new)
             self.site.note_draws(self.name, key[1], not torch.equal(new, random))
         return [_then(reply, lambda found: found[0])]
+
+    def _send_labels(self, values: Values) -> None:
+        for value in values:
+            if isinstance(value, SampleRef) and self.sends_labels:
+                value.labels = self.site.call("labels", value)
 
     def loss(
         self,

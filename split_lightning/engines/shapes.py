@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from split_lightning.engines.engine import Engine
 from split_lightning.engines.wire import most_bytes
@@ -15,7 +17,6 @@ from split_lightning.models.vertical import Bottom
 from split_lightning.placement import client_of
 from split_lightning.random_state import unchanged_random_state
 from split_lightning.store import PARTS, WEIGHTS, Part, State, StateStore
-from split_lightning.training.optimizers import OptimizerFactory, make_optimizer
 
 _JOINED = 3  # samples, at most, of two batches that are too small to be trained on
 _OF_THE_REST = 1 << 16  # bytes: options, random numbers, an error's message
@@ -30,7 +31,7 @@ class Shapes:
         engine: Has the segments.
         example: One sample, as the network gets it, of shape `(1, ...)`.
         batch_size: The number of samples in a batch.
-        optimizer: Makes the optimizer of the clients' parameters.
+        new_optimizer: Makes the optimizer of clients' parameters.
 
     Attributes:
         most_bytes: How large a frame may be: of a state, or of a batch's activations.
@@ -41,12 +42,12 @@ class Shapes:
         engine: Engine,
         example: Tensor,
         batch_size: int,
-        optimizer: OptimizerFactory,
+        new_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
     ) -> None:
         self.engine = engine
         self.example = example.to("meta")
         self.batch_size = max(batch_size, _JOINED)
-        self.optimizer = optimizer
+        self.new_optimizer = new_optimizer
         self._outputs: dict[Any, Values] = {}
         self._states: dict[tuple[int, Part], State] = {}
         self.most_bytes = self._most_bytes()
@@ -76,7 +77,7 @@ class Shapes:
         return self._outputs[key]
 
     def may_lack(self, segment: int) -> bool:
-        """Returns whether a segment leaves out samples that its holder lacks."""
+        """Returns whether a segment leaves out samples that its party lacks."""
         module = self.engine.stores[segment].seats[0].module
         return any(isinstance(m, Bottom) and m.may_lack for m in module.modules())
 
@@ -123,7 +124,7 @@ class Shapes:
         if not named:
             return {}
         with unchanged_random_state():
-            optimizer = make_optimizer("client", self.optimizer, named.values())
+            optimizer = self.new_optimizer(named.values())
             for parameter in named.values():
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
@@ -141,17 +142,17 @@ class Shapes:
 
 def _run(module: nn.Module, inputs: Values) -> Values:
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    values = tuple(
-        torch.zeros(v.shape, dtype=v.dtype, device=device).requires_grad_(
-            v.requires_grad
-        )
-        if isinstance(v, Tensor)
-        else v
-        for v in inputs
-    )
+    values = (_zeros(v, device) if isinstance(v, Tensor) else v for v in inputs)
     with unchanged_random_state(), torch.set_grad_enabled(module.training):
         outputs: Values = without_numbers(as_values(module(*values)))
     return outputs
+
+
+def _zeros(like: Tensor, device: torch.device) -> Tensor:
+    """Returns zeros; a mask of the samples that are there is true."""
+    number = like.dtype == torch.bool
+    found = torch.full(like.shape, number, dtype=like.dtype, device=device)
+    return found.requires_grad_(like.requires_grad)
 
 
 def _kind(value: Any) -> Any:

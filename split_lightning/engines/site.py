@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from split_lightning.engines.engine import Engine, kept_buffers
+from split_lightning.engines.engine import Engine
 from split_lightning.engines.networks import evaluated, score_of
 from split_lightning.engines.remote import Kept, SampleRef
 from split_lightning.engines.shapes import Shapes
@@ -38,10 +38,10 @@ class Site:
         self.engine = engine
         self.shapes = shapes
         self.samples = samples
-        self._buffers: dict[str, list[tuple[Tensor, Tensor]]] = {}  # before a step
         self.parties: dict[str, Party] = {}  # that compute until the next step
         self._batch: tuple[SampleRef, tuple[Tensor, Tensor]] | None = None
         self._kept: dict[int, Any] = {}
+        self._before: dict[str, dict[int, State]] = {}  # buffers, of those ahead
         for store in engine.stores:
             store.remember_start()
 
@@ -53,6 +53,10 @@ class Site:
     def has_kept(self, number: int) -> bool:
         """Returns whether a value of a number stays here."""
         return number in self._kept
+
+    def has_begun(self, name: object) -> bool:
+        """Returns whether a party has begun a step ahead."""
+        return name in self._before
 
     # Training
 
@@ -80,7 +84,7 @@ class Site:
         own = tuple(self._here(value) for value in values)
         party = self._party(name)
         if self.engine.may_discard and key[1] == min(party.segments):
-            self._buffers[name] = kept_buffers(party.segments.values())
+            self._remember_buffers(name)
         if random is not None:
             torch.set_rng_state(random)
         (outputs,) = party.forward(key, [own], [len(own[0])])
@@ -88,6 +92,29 @@ class Site:
         if self._is_last(key[1]):
             return (), new
         return self._keep(outputs) if stays else outputs, new
+
+    def begin(self, name: str, key: Key, values: Values) -> Values:
+        """Runs a party's first segment ahead of its step; `take_back` undoes it.
+
+        Returns:
+            The smashed data.
+        """
+        self._remember_buffers(name)
+        return self.forward(name, key, values, stays=False)[0]
+
+    def _remember_buffers(self, name: str) -> None:
+        segments = enumerate(self.engine.placement.of(client_of(name)))
+        self._before[name] = {
+            number: clone(self.engine.stores[number].peek(name, "buffers"))
+            for number, own in segments
+            if own == name
+        }
+
+    def take_back(self, name: str) -> None:
+        """Returns a party to the state before its passes."""
+        del self.parties[name]
+        for number, buffers in self._before.pop(name).items():
+            self.write(name, number, "buffers", buffers)
 
     def labels(self, samples: SampleRef) -> Values:
         """Returns the labels of samples.
@@ -153,7 +180,7 @@ class Site:
         step(parties, self.engine.optimizers, self.engine.clip)
         for name in names:
             del self.parties[name]
-            self._buffers.pop(name, None)
+            self._before.pop(name, None)
 
     def is_sound(self, names: Sequence[str]) -> bool:
         """Returns whether the gradients of parties are finite."""
@@ -164,10 +191,9 @@ class Site:
     def discard(self, names: Sequence[str]) -> None:
         """Undoes the last step's passes of parties, which do not step."""
         for name in names:
-            for parameter in self.parties.pop(name).parameters():
+            for parameter in self.parties[name].parameters():
                 parameter.grad = None
-            for buffer, before in self._buffers.pop(name):
-                buffer.copy_(before)
+            self.take_back(name)
 
     # States
 
@@ -217,6 +243,7 @@ class Site:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from what `state_dict` returned."""
         self.parties, self._kept, self._batch = {}, {}, None
+        self._before = {}
         for store, saved in zip(self._stores(), state["stores"], strict=True):
             for seat, own in zip(store.seats, saved["live"], strict=True):
                 seat.module.load_state_dict(own)

@@ -56,6 +56,10 @@ class Action(ABC):
     def apply(self, engine: Engine) -> None:
         """Applies the action."""
 
+    def concerns(self, client: int) -> bool:
+        """Returns whether a client's next step needs what the action does."""
+        return True
+
     def leaked(self, engine: Engine) -> set[str]:
         """Returns the parties that still have states which the action takes away.
 
@@ -164,6 +168,10 @@ class Contribute(Action):
     roles: tuple[str, ...] = ("client",)
     policy: Policy = _DEFAULT
     closes = True
+
+    @override
+    def concerns(self, client: int) -> bool:
+        return client == self.client
 
     @override
     def apply(self, engine: Engine) -> None:

@@ -17,7 +17,7 @@ class Step(NamedTuple):
         before: The actions since the last step.
         after: The actions behind the round's last step.
         is_last: Whether it is the round's last step.
-        upcoming: The batches of the next step, where no action comes before it.
+        upcoming: The batches of the next step, where it may overlap this one.
     """
 
     parts: tuple[Any, ...]
@@ -30,6 +30,16 @@ class Step(NamedTuple):
     def client_ids(self) -> tuple[int, ...]:
         """The clients that take part."""
         return tuple(part.client_id for part in self.parts)
+
+    def may_overlap(self, before: Step) -> bool:
+        """Returns whether the clients may begin while another step is computed.
+
+        Args:
+            before: The step before this one.
+        """
+        own = set(self.client_ids)
+        is_free = not any(a.concerns(client) for a in self.before for client in own)
+        return is_free and own.isdisjoint(before.client_ids)
 
     @property
     def ends_turn(self) -> bool:
