@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
 import math
 import os
-import pkgutil
 import secrets
 import socket
-from importlib.util import find_spec
 from typing import Any
 
 _SECONDS_TO_ANSWER = 10
@@ -33,7 +33,7 @@ class RayCluster:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        if find_spec("ray") is None:
+        if importlib.util.find_spec("ray") is None:
             raise ImportError(
                 "Expected the package ray to be installed for engine=ray, but it is "
                 'not. Install it with pip install "split-lightning[ray]".'
@@ -94,7 +94,7 @@ def import_ray() -> Any:
 
     It takes long, and a new cluster is set up by variables that it reads then.
     """
-    return pkgutil.resolve_name("ray")
+    return importlib.import_module("ray")
 
 
 def _require_answer(address: str) -> None:
