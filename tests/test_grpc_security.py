@@ -48,12 +48,15 @@ class OwnRun(Run):
     Attributes:
         change: Changes a client's end of the stream before it begins.
         ended: Why clients ended.
+        says: What clients say first.
+        answers: What answers for clients.
     """
 
     def __init__(self, folder, name, change=None, data=None):
         super().__init__(folder, name)
         self.authority = Authority()
-        self.change, self.data, self.ended = change or {}, data or {}, []
+        self.change, self.data = change or {}, data or {}
+        self.ended, self.says, self.answers = [], {}, {}
         for party, hosts in [("server", ["127.0.0.1"]), *((n, ()) for n in NAMES)]:
             self.authority.issue(folder / "certs" / party, party, hosts)
 
@@ -63,7 +66,8 @@ class OwnRun(Run):
 
     def client(self, number, port):
         client, answers = super().client(number, port)
-        client.patience = 2
+        client.waiting.seconds = 2
+        self.says[number], self.answers[number] = client.says.plain(), answers
         if number in self.change:
             self.change[number](client, answers)
         return client, answers
@@ -71,14 +75,15 @@ class OwnRun(Run):
     def fit(self, after=lambda trainer: None, **options):
         """Trains, and does more before the clients end."""
         sites = test_grpc.GrpcSites("127.0.0.1:0", self.folder / "certs" / "server")
-        sites.begin = self.begin
+        sites.start = self.begin
         with BUILDING:
             _, module, data = self.make(Engine(sites=sites))
+        data.source = None  # the server has no data
         try:
             trainer = fit(self.folder, module, data, **options)
             after(trainer)
             states = states_of(module)
-            sites.end()
+            module.end()
             self.join()
         finally:
             module.engine.close()
@@ -92,7 +97,7 @@ class OwnRun(Run):
     def serve(self, number, port, failing=()):
         """Serves as a client; one that is refused begins again, once."""
         for _ in range(2):
-            with suppress(RuntimeError), self.noting():
+            with suppress(ConnectionError), self.noting():
                 super().serve(number, port)
                 return
 
@@ -101,7 +106,7 @@ class OwnRun(Run):
         """Notes why a client ends."""
         try:
             yield
-        except RuntimeError as error:
+        except ConnectionError as error:
             self.ended.append(str(error))
             raise
 
@@ -168,8 +173,8 @@ def first_bytes(port, run, folder=None, plain=False):
     return b""
 
 
-def hello_of(agreed, **changes):
-    hello = {"site": "client-1", "agreed": agreed, "session": "", "saved": 0}
+def hello_of(run, **changes):
+    hello = {"site": "client-1", **run.says[1], "session": "", "saved": 0}
     return encoded(Frame("hello", 0, {**hello, **changes}))
 
 
@@ -204,7 +209,7 @@ def test_strangers_are_refused_in_the_middle_of_a_run(tmp_path, local, capfd, ca
         assert knock(tmp_path / "expired") == b""
         assert knock(certs / "server") == b""
         assert knock(plain=True) == b""
-        hello = hello_of(module.engine.sites.agreed, site="client-0")
+        hello = hello_of(run, site="client-0")
         code, why = refusal(port, run, hello)
         assert code == grpc.StatusCode.FAILED_PRECONDITION
         assert why == (
@@ -224,15 +229,28 @@ def test_strangers_are_refused_in_the_middle_of_a_run(tmp_path, local, capfd, ca
     assert "\n" not in record
 
 
+def of_data(**changes):
+    return lambda says: {"data": [{**says["data"][0], **changes}]}
+
+
 HELLOS = {
-    "another kind": (Frame("reply", 0, {"site": "client-1"}), "expected a hello first"),
-    "no dictionary": (Frame("hello", 0, ["client-1"]), "expected a hello first"),
-    "nothing": (Frame("hello", 0, {}), "it says that it is None, but"),
-    "another name": (Frame("hello", 0, {"site": "x" * 999}), "it says that it is 'xxx"),
-    "other options": (
-        Frame("hello", 0, {"site": "client-1", "agreed": {}}),
-        "its `cut_layer` differs from the server's",
-    ),
+    "another name": (lambda says: {"site": "x" * 999}, "it says that it is 'xxx"),
+    "no name": (lambda says: {"site": None}, "it says that it is None, but"),
+    "other options": (lambda says: {"agreed": {}}, "its `cut_layer` differs"),
+    "no options": (lambda says: {"agreed": 1}, "expected a hello with digests"),
+    "no data": (lambda says: {"data": None}, "expected a hello with digests"),
+    "data of none": (lambda says: {"data": []}, "its hello has the data of other"),
+    "no words": (lambda says: {"data": [{}]}, "a client's data are described by"),
+    "data of another": (of_data(client_id=0), "its hello has the data of other"),
+    "other data": (of_data(train=7), "its data differ from those that it began with"),
+    "a negative count": (of_data(val=-1), "`val` of a client's data is no count"),
+    "a count of words": (of_data(test="1"), "`test` of a client's data is no count"),
+    "a shape of words": (of_data(shape=("1",)), "`shape` of a client's data is no"),
+    "calls that never were": (lambda says: {"saved": 10**6}, "the last call that it"),
+    "calls before any": (lambda says: {"saved": -1}, "the last call that it has"),
+    "calls that are gone": (lambda says: {"saved": 0}, "the last call that it has"),
+    "a call of words": (lambda says: {"saved": "1"}, "its hello names no call"),
+    "a call that is true": (lambda says: {"saved": True}, "its hello names no call"),
 }
 
 
@@ -242,24 +260,21 @@ def test_bad_hellos_are_refused_in_the_middle_of_a_run(tmp_path, local, caplog):
     def call(module):
         sites = module.engine.sites
         check = partial(refusal, sites.port, run)
-        for frame, message in HELLOS.values():
-            code, why = check(encoded(frame))
+        for change, message in HELLOS.values():
+            own = {"saved": run.answers[1].saved, **change(run.says[1])}
+            code, why = check(hello_of(run, session=sites.session, **own))
             assert code == grpc.StatusCode.FAILED_PRECONDITION
             assert why.startswith(message)
+        for kind, value in (("reply", {}), ("hello", ["client-1"])):
+            assert check(encoded(Frame(kind, 0, value)))[1] == "expected a hello first"
         assert check(b"")[1] == "a frame of 0 bytes is too short"
         assert check(b"\0" * 99)[1] == "a frame begins with other bytes"
         assert check()[1] == "a frame of 0 bytes is too short"
-        own = {"agreed": sites.agreed, "session": sites.session}
-        for saved in (-1, 10**6, 0):  # calls that are gone; calls that never were
-            assert "must be one from" in check(hello_of(**own, saved=saved))[1]
-        for saved in (True, "1", None):
-            why = check(hello_of(**own, saved=saved))[1]
-            assert why == "its hello names no call"
 
     _, states = run.fit(callbacks=[At(5, call)])
     assert_equal_states(states, local("round robin"))
     refused = [r.getMessage() for r in caplog.records if "Refused" in r.message]
-    assert len(refused) == len(HELLOS) + 9
+    assert len(refused) == len(HELLOS) + 5
     assert max(map(len, refused)) < 400
 
 
@@ -536,7 +551,7 @@ def new_answers(folder):
     protocol, module, data = OwnRun(folder, "round robin").make()
     data.prepare_data()
     data.setup("fit")
-    answers = Answers(module.as_site(data, protocol), Journal(folder))
+    answers = Answers(module.as_site(data, protocol, num_hosted=1), Journal(folder))
     answers.begin("session", None)
     for number in (1, 4):
         forward = ("client/1", (number, 0), (REF,), False, None)
@@ -673,34 +688,35 @@ def test_a_spoiled_call_changes_nothing_or_is_a_call(shared, data):
 def test_a_spoiled_reply_changes_nothing_or_fits(shared, data):
     shared.begin("session", None)
     forward = Call("forward", ("client/1", (8, 0), (REF,), False, None))
-    sent = []
+    send = [].append
     link = Link("client-1")
     link.expected = Expected(shared.site.shapes)
-    link.attach(0, sent.append)
+    link.attach(0, send)
     future = link.deliver(forward)
     frame = decoded(shared.answer(encoded(call(4, *forward))))
     reply = encoded(frame._replace(number=1, value=(0, frame.value[1])))
     try:
-        link.take(spoiled(data.draw, reply))
+        link.take(spoiled(data.draw, reply), send)
     except FrameError:
         assert not future.done()
-        link.take(reply)
+        link.take(reply, send)
         assert same(future.result(), frame.value[1])
     else:  # other numbers, or a message of an error
         assert future.exception() or future.result()[0][0].shape == (6, 4, 6, 6)
 
 
 def test_replies_out_of_order_go_to_their_calls(shared):
+    send = [].append
     link = Link("client-1")
     link.expected = Expected(shared.site.shapes)
-    futures = [
-        link.deliver(Call("labels", (replace(REF, num_samples=n),))) for n in (6, 5)
-    ]
+    link.attach(0, send)
+    refs = [replace(REF, num_samples=number) for number in (6, 5)]
+    futures = [link.deliver(Call("labels", (ref,))) for ref in refs]
     labels = torch.zeros(6, dtype=torch.int64)
     with pytest.raises(FrameError, match="`labels`, does not fit"):  # of the other call
-        link.take(encoded(Frame("reply", 2, (0, (labels,)))))
-    link.take(encoded(Frame("reply", 2, (0, (labels[:5],)))))
-    link.take(encoded(Frame("reply", 1, (0, (labels,)))))
+        link.take(encoded(Frame("reply", 2, (0, (labels,)))), send)
+    link.take(encoded(Frame("reply", 2, (0, (labels[:5],)))), send)
+    link.take(encoded(Frame("reply", 1, (0, (labels,)))), send)
     assert [len(future.result()[0]) for future in futures] == [6, 5]
 
 
@@ -711,7 +727,7 @@ def test_a_value_that_stays_is_known_by_its_shape(tmp_path):
     module = make_split(**options)
     data.prepare_data()
     data.setup("fit")
-    expected = Expected(module.as_site(data, data.protocol).shapes)
+    expected = Expected(module.as_site(data, data.protocol, num_hosted=1).shapes)
     forward = Call("forward", ("client/2", (0, 0), (REF,), True, None))
     expected.reply_to(forward).accept(((Kept(0, True),), None))
     behind = Call("forward", ("client/2", (0, 1), (Kept(0, True),), False, None))
@@ -781,7 +797,9 @@ class Private:
 
         def stepped(*arguments):
             step(*arguments)
-            weights = site.weights_of(name.replace("-", "/"))
+            party = name.replace("-", "/")
+            placed = enumerate(site.engine.placement.of(int(name[-1])))
+            weights = site.weights_of([(n, own) for n, own in placed if own == party])
             self.weights[name] |= {
                 bytes_of(t) for t in weights.values() if t.numel() > 30
             }
@@ -857,7 +875,7 @@ def test_a_site_gives_no_labels_or_logits_away(tmp_path):
     protocol, module, data = OwnRun(tmp_path, "u-shaped").make()
     data.prepare_data()
     data.setup("fit")
-    answers = Answers(module.as_site(data, protocol), Journal(tmp_path))
+    answers = Answers(module.as_site(data, protocol, num_hosted=1), Journal(tmp_path))
     answers.begin("session", None)
     wanted = {
         "labels": ((REF,), "the labels of client/1 to stay there"),
@@ -923,7 +941,8 @@ def test_the_bytes_of_frames_are_those_that_are_logged(
     losses = found["received", "loss"]
     if losses:
         losses -= 2 * 4 * steps  # the losses, which are logged as numbers
-    up = found["received", "forward"] + found["received", "labels to train"]
+    up = found["received", "forward"] + found["received", "begin"]
+    up += found["received", "labels to train"]
     up += losses + found["received", "backward"]
     assert up == totals["uplink_bytes"]
     down = found["sent", "forward"] + found["sent", "backward"]

@@ -9,7 +9,11 @@ from typing import Any
 import grpc
 
 PAUSE = 0.2  # seconds between two tries to connect
-_REFUSED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAUTHENTICATED)
+_REFUSED = (
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,  # a frame is too large for one of them
+    grpc.StatusCode.UNAUTHENTICATED,
+)
 _logger = logging.getLogger(__name__)
 
 
