@@ -20,12 +20,13 @@ from protocols import ROUNDS, fit, make_data, make_split
 from pytorch_lightning import Callback
 from test_grpc import BUILDING, NUM_CLIENTS, Run, assert_equal_states, states_of
 
-from split_lightning import Engine
+from split_lightning import AsynchronousWeightPassing, Engine, SplitFedV3
 from split_lightning.engines import grpc_client
 from split_lightning.engines.answers import Answers
 from split_lightning.engines.certificates import Authority
 from split_lightning.engines.expected import Expected
 from split_lightning.engines.grpc_sites import METHOD, SERVICE, GrpcSites
+from split_lightning.engines.grpc_words import words_of_run
 from split_lightning.engines.journal import Journal
 from split_lightning.engines.link import Link, SiteError
 from split_lightning.engines.remote import Call, Kept, SampleRef
@@ -38,6 +39,11 @@ from split_lightning.engines.wire import (
 )
 from split_lightning.finite import NonFiniteError
 
+RUNS = {
+    **test_grpc.RUNS,
+    "splitfed v3": (SplitFedV3, {}),
+    "asynchronous": (AsynchronousWeightPassing, {}),
+}
 PARTS = ("train", "val", "test")
 NAMES = [f"client-{client}" for client in range(NUM_CLIENTS)]
 
@@ -53,7 +59,8 @@ class OwnRun(Run):
     """
 
     def __init__(self, folder, name, change=None, data=None):
-        super().__init__(folder, name)
+        super().__init__(folder, "round robin")
+        self.make_protocol, self.options = RUNS[name]
         self.authority = Authority()
         self.change, self.data = change or {}, data or {}
         self.ended, self.says, self.answers = [], {}, {}
@@ -252,6 +259,30 @@ HELLOS = {
     "a call of words": (lambda says: {"saved": "1"}, "its hello names no call"),
     "a call that is true": (lambda says: {"saved": True}, "its hello names no call"),
 }
+
+
+def test_a_client_of_another_run_learns_nothing(tmp_path, local, caplog):
+    """Its certificate is of the same authority, but the run has no such client."""
+    run = OwnRun(tmp_path, "round robin")
+    run.authority.issue(tmp_path / "certs" / "client-9", "client-9")
+    why = "there is no site 'client-9' in this run (client-0, client-1, client-2)"
+
+    def call(module):
+        sites = module.engine.sites
+        sites.words = ["rounds=3"]
+        hello = hello_of(run, site="client-9")
+        assert refusal(sites.port, run, hello, name="client-9")[1] == why
+        server = f"127.0.0.1:{sites.port}"
+        certs = tmp_path / "certs"
+        with pytest.raises(ConnectionError, match="there is no site 'client-9'"):
+            words_of_run("client-9", server, certs / "client-9", 5)
+        assert words_of_run("client-1", server, certs / "client-1", 5) == ["rounds=3"]
+
+    _, states = run.fit(callbacks=[At(4, call)])
+    assert_equal_states(states, local("round robin"))
+    refused = [r.getMessage() for r in caplog.records if "Refused" in r.message]
+    assert len(refused) == 2
+    assert all(line.endswith(f": {why}.") for line in refused)
 
 
 def test_bad_hellos_are_refused_in_the_middle_of_a_run(tmp_path, local, caplog):
@@ -460,7 +491,7 @@ def test_a_frame_that_is_too_large_is_refused_and_the_run_goes_on(tmp_path, loca
     assert "Received message larger than max" in ended
 
 
-@pytest.mark.parametrize("name", test_grpc.RUNS)
+@pytest.mark.parametrize("name", RUNS)
 def test_no_legal_frame_is_larger_than_the_limits(tmp_path, name, recorded):
     trainer, _ = OwnRun(tmp_path, name).fit()
     limit = trainer.lightning_module.engine.sites.most_bytes
@@ -830,6 +861,8 @@ TABLE = {  # labels at the server, weights at the server, at other clients
     "parallel": (True, False, False),
     "u-shaped": (False, True, True),
     "u-shaped in parallel": (False, False, False),
+    "splitfed v3": (True, False, False),
+    "asynchronous": (True, True, False),
     "fedavg": (False, True, False),
 }
 
@@ -930,7 +963,7 @@ def all_tensors(value):
 
 
 @pytest.mark.parametrize("val_share", [0, 0.2])
-@pytest.mark.parametrize("name", test_grpc.RUNS)
+@pytest.mark.parametrize("name", RUNS)
 def test_the_bytes_of_frames_are_those_that_are_logged(
     tmp_path, recorded, name, val_share
 ):
@@ -948,9 +981,12 @@ def test_the_bytes_of_frames_are_those_that_are_logged(
     down = found["sent", "forward"] + found["sent", "backward"]
     assert down == totals["downlink_bytes"]
     if val_share == 0:  # weights travel to be evaluated, too
-        passed = found["sent", "write"]  # the server relays what clients pass on
+        passed = totals["handoff_bytes"]  # the server relays what clients pass on
         averaged = totals["averaging_bytes"] // 2
-        assert passed == totals["handoff_bytes"]
         assert found["received", "read"] == passed + averaged
-        # The last mean is sent to a client that trains or is evaluated with it.
-        assert found["sent", "share"] == averaged * 2 // ROUNDS * (averaged > 0)
+        if name == "asynchronous":  # each client gets a mean of its own
+            assert found["sent", "write"] == averaged > 0
+        else:
+            assert found["sent", "write"] == passed
+            # The last mean is sent when a client trains or is evaluated with it.
+            assert found["sent", "share"] == averaged * (ROUNDS - 1) // ROUNDS
