@@ -20,12 +20,13 @@ from protocols import ROUNDS, fit, make_data, make_split
 from pytorch_lightning import Callback
 from test_grpc import BUILDING, NUM_CLIENTS, Run, assert_equal_states, states_of
 
-from split_lightning import Engine
+from split_lightning import AsynchronousWeightPassing, Engine, SplitFedV3
 from split_lightning.engines import grpc_client
 from split_lightning.engines.answers import Answers
 from split_lightning.engines.certificates import Authority
 from split_lightning.engines.expected import Expected
 from split_lightning.engines.grpc_sites import METHOD, SERVICE, GrpcSites
+from split_lightning.engines.grpc_words import words_of_run
 from split_lightning.engines.journal import Journal
 from split_lightning.engines.link import Link, SiteError
 from split_lightning.engines.remote import Call, Kept, SampleRef
@@ -38,6 +39,11 @@ from split_lightning.engines.wire import (
 )
 from split_lightning.finite import NonFiniteError
 
+RUNS = {
+    **test_grpc.RUNS,
+    "splitfed v3": (SplitFedV3, {}),
+    "asynchronous": (AsynchronousWeightPassing, {}),
+}
 PARTS = ("train", "val", "test")
 NAMES = [f"client-{client}" for client in range(NUM_CLIENTS)]
 
@@ -48,13 +54,16 @@ class OwnRun(Run):
     Attributes:
         change: Changes a client's end of the stream before it begins.
         ended: Why clients ended.
+        says: What clients say first.
+        answers: What answers for clients.
     """
 
     def __init__(self, folder, name, change=None, data=None):
-        super().__init__(folder, name)
+        super().__init__(folder, "round robin")
+        self.make_protocol, self.options = RUNS[name]
         self.authority = Authority()
-        self.change, self.data, self.ended = change or {}, data or {}, []
-        self.says = {}  # what clients say first
+        self.change, self.data = change or {}, data or {}
+        self.ended, self.says, self.answers = [], {}, {}
         for party, hosts in [("server", ["127.0.0.1"]), *((n, ()) for n in NAMES)]:
             self.authority.issue(folder / "certs" / party, party, hosts)
 
@@ -65,7 +74,7 @@ class OwnRun(Run):
     def client(self, number, port):
         client, answers = super().client(number, port)
         client.waiting.seconds = 2
-        self.says[number] = client.says.plain()
+        self.says[number], self.answers[number] = client.says.plain(), answers
         if number in self.change:
             self.change[number](client, answers)
         return client, answers
@@ -76,6 +85,7 @@ class OwnRun(Run):
         sites.start = self.begin
         with BUILDING:
             _, module, data = self.make(Engine(sites=sites))
+        data.source = None  # the server has no data
         try:
             trainer = fit(self.folder, module, data, **options)
             after(trainer)
@@ -226,16 +236,53 @@ def test_strangers_are_refused_in_the_middle_of_a_run(tmp_path, local, capfd, ca
     assert "\n" not in record
 
 
+def of_data(**changes):
+    return lambda says: {"data": [{**says["data"][0], **changes}]}
+
+
 HELLOS = {
-    "another kind": (Frame("reply", 0, {"site": "client-1"}), "expected a hello first"),
-    "no dictionary": (Frame("hello", 0, ["client-1"]), "expected a hello first"),
-    "nothing": (Frame("hello", 0, {}), "it says that it is None, but"),
-    "another name": (Frame("hello", 0, {"site": "x" * 999}), "it says that it is 'xxx"),
-    "other options": (
-        Frame("hello", 0, {"site": "client-1", "saved": 0, "agreed": {}, "data": []}),
-        "its `cut_layer` differs from the server's",
-    ),
+    "another name": (lambda says: {"site": "x" * 999}, "it says that it is 'xxx"),
+    "no name": (lambda says: {"site": None}, "it says that it is None, but"),
+    "other options": (lambda says: {"agreed": {}}, "its `cut_layer` differs"),
+    "no options": (lambda says: {"agreed": 1}, "expected a hello with digests"),
+    "no data": (lambda says: {"data": None}, "expected a hello with digests"),
+    "data of none": (lambda says: {"data": []}, "its hello has the data of other"),
+    "no words": (lambda says: {"data": [{}]}, "a client's data are described by"),
+    "data of another": (of_data(client_id=0), "its hello has the data of other"),
+    "other data": (of_data(train=7), "its data differ from those that it began with"),
+    "a negative count": (of_data(val=-1), "`val` of a client's data is no count"),
+    "a count of words": (of_data(test="1"), "`test` of a client's data is no count"),
+    "a shape of words": (of_data(shape=("1",)), "`shape` of a client's data is no"),
+    "calls that never were": (lambda says: {"saved": 10**6}, "the last call that it"),
+    "calls before any": (lambda says: {"saved": -1}, "the last call that it has"),
+    "calls that are gone": (lambda says: {"saved": 0}, "the last call that it has"),
+    "a call of words": (lambda says: {"saved": "1"}, "its hello names no call"),
+    "a call that is true": (lambda says: {"saved": True}, "its hello names no call"),
 }
+
+
+def test_a_client_of_another_run_learns_nothing(tmp_path, local, caplog):
+    """Its certificate is of the same authority, but the run has no such client."""
+    run = OwnRun(tmp_path, "round robin")
+    run.authority.issue(tmp_path / "certs" / "client-9", "client-9")
+    why = "there is no site 'client-9' in this run (client-0, client-1, client-2)"
+
+    def call(module):
+        sites = module.engine.sites
+        sites.words = ["rounds=3"]
+        hello = hello_of(run, site="client-9")
+        assert refusal(sites.port, run, hello, name="client-9")[1] == why
+        server = f"127.0.0.1:{sites.port}"
+        certs = tmp_path / "certs"
+        with pytest.raises(ConnectionError, match="there is no site 'client-9'"):
+            words_of_run("client-9", server, certs / "client-9", 5)
+        assert words_of_run("client-1", server, certs / "client-1", 5) == ["rounds=3"]
+
+    _, states = run.fit(callbacks=[At(4, call)])
+    assert_equal_states(states, local("round robin"))
+    refused = [r.getMessage() for r in caplog.records if "Refused" in r.message]
+    assert len(refused) == 2
+    assert all(line.endswith(f": {why}.") for line in refused)
 
 
 def test_bad_hellos_are_refused_in_the_middle_of_a_run(tmp_path, local, caplog):
@@ -244,24 +291,21 @@ def test_bad_hellos_are_refused_in_the_middle_of_a_run(tmp_path, local, caplog):
     def call(module):
         sites = module.engine.sites
         check = partial(refusal, sites.port, run)
-        for frame, message in HELLOS.values():
-            code, why = check(encoded(frame))
+        for change, message in HELLOS.values():
+            own = {"saved": run.answers[1].saved, **change(run.says[1])}
+            code, why = check(hello_of(run, session=sites.session, **own))
             assert code == grpc.StatusCode.FAILED_PRECONDITION
             assert why.startswith(message)
+        for kind, value in (("reply", {}), ("hello", ["client-1"])):
+            assert check(encoded(Frame(kind, 0, value)))[1] == "expected a hello first"
         assert check(b"")[1] == "a frame of 0 bytes is too short"
         assert check(b"\0" * 99)[1] == "a frame begins with other bytes"
         assert check()[1] == "a frame of 0 bytes is too short"
-        own = partial(hello_of, run, session=sites.session)
-        for saved in (-1, 10**6, 0):  # calls that are gone; calls that never were
-            assert "must be one from" in check(own(saved=saved))[1]
-        for saved in (True, "1", None):
-            why = check(own(saved=saved))[1]
-            assert why == "its hello names no call"
 
     _, states = run.fit(callbacks=[At(5, call)])
     assert_equal_states(states, local("round robin"))
     refused = [r.getMessage() for r in caplog.records if "Refused" in r.message]
-    assert len(refused) == len(HELLOS) + 9
+    assert len(refused) == len(HELLOS) + 5
     assert max(map(len, refused)) < 400
 
 
@@ -447,7 +491,7 @@ def test_a_frame_that_is_too_large_is_refused_and_the_run_goes_on(tmp_path, loca
     assert "Received message larger than max" in ended
 
 
-@pytest.mark.parametrize("name", test_grpc.RUNS)
+@pytest.mark.parametrize("name", RUNS)
 def test_no_legal_frame_is_larger_than_the_limits(tmp_path, name, recorded):
     trainer, _ = OwnRun(tmp_path, name).fit()
     limit = trainer.lightning_module.engine.sites.most_bytes
@@ -538,7 +582,7 @@ def new_answers(folder):
     protocol, module, data = OwnRun(folder, "round robin").make()
     data.prepare_data()
     data.setup("fit")
-    answers = Answers(module.as_site(data, protocol, 1), Journal(folder))
+    answers = Answers(module.as_site(data, protocol, num_hosted=1), Journal(folder))
     answers.begin("session", None)
     for number in (1, 4):
         forward = ("client/1", (number, 0), (REF,), False, None)
@@ -675,30 +719,30 @@ def test_a_spoiled_call_changes_nothing_or_is_a_call(shared, data):
 def test_a_spoiled_reply_changes_nothing_or_fits(shared, data):
     shared.begin("session", None)
     forward = Call("forward", ("client/1", (8, 0), (REF,), False, None))
-    sent = []
+    send = [].append
     link = Link("client-1")
     link.expected = Expected(shared.site.shapes)
-    link.attach(0, sent.append)
+    link.attach(0, send)
     future = link.deliver(forward)
     frame = decoded(shared.answer(encoded(call(4, *forward))))
     reply = encoded(frame._replace(number=1, value=(0, frame.value[1])))
     try:
-        link.take(spoiled(data.draw, reply), sent.append)
+        link.take(spoiled(data.draw, reply), send)
     except FrameError:
         assert not future.done()
-        link.take(reply, sent.append)
+        link.take(reply, send)
         assert same(future.result(), frame.value[1])
     else:  # other numbers, or a message of an error
         assert future.exception() or future.result()[0][0].shape == (6, 4, 6, 6)
 
 
 def test_replies_out_of_order_go_to_their_calls(shared):
-    link, send = Link("client-1"), print
+    send = [].append
+    link = Link("client-1")
     link.expected = Expected(shared.site.shapes)
     link.attach(0, send)
-    futures = [
-        link.deliver(Call("labels", (replace(REF, num_samples=n),))) for n in (6, 5)
-    ]
+    refs = [replace(REF, num_samples=number) for number in (6, 5)]
+    futures = [link.deliver(Call("labels", (ref,))) for ref in refs]
     labels = torch.zeros(6, dtype=torch.int64)
     with pytest.raises(FrameError, match="`labels`, does not fit"):  # of the other call
         link.take(encoded(Frame("reply", 2, (0, (labels,)))), send)
@@ -714,7 +758,7 @@ def test_a_value_that_stays_is_known_by_its_shape(tmp_path):
     module = make_split(**options)
     data.prepare_data()
     data.setup("fit")
-    expected = Expected(module.as_site(data, data.protocol, 1).shapes)
+    expected = Expected(module.as_site(data, data.protocol, num_hosted=1).shapes)
     forward = Call("forward", ("client/2", (0, 0), (REF,), True, None))
     expected.reply_to(forward).accept(((Kept(0, True),), None))
     behind = Call("forward", ("client/2", (0, 1), (Kept(0, True),), False, None))
@@ -784,7 +828,9 @@ class Private:
 
         def stepped(*arguments):
             step(*arguments)
-            weights = site.weights_of(name.replace("-", "/"))
+            party = name.replace("-", "/")
+            placed = enumerate(site.engine.placement.of(int(name[-1])))
+            weights = site.weights_of([(n, own) for n, own in placed if own == party])
             self.weights[name] |= {
                 bytes_of(t) for t in weights.values() if t.numel() > 30
             }
@@ -815,6 +861,8 @@ TABLE = {  # labels at the server, weights at the server, at other clients
     "parallel": (True, False, False),
     "u-shaped": (False, True, True),
     "u-shaped in parallel": (False, False, False),
+    "splitfed v3": (True, False, False),
+    "asynchronous": (True, True, False),
     "fedavg": (False, True, False),
 }
 
@@ -860,7 +908,7 @@ def test_a_site_gives_no_labels_or_logits_away(tmp_path):
     protocol, module, data = OwnRun(tmp_path, "u-shaped").make()
     data.prepare_data()
     data.setup("fit")
-    answers = Answers(module.as_site(data, protocol, 1), Journal(tmp_path))
+    answers = Answers(module.as_site(data, protocol, num_hosted=1), Journal(tmp_path))
     answers.begin("session", None)
     wanted = {
         "labels": ((REF,), "the labels of client/1 to stay there"),
@@ -915,7 +963,7 @@ def all_tensors(value):
 
 
 @pytest.mark.parametrize("val_share", [0, 0.2])
-@pytest.mark.parametrize("name", test_grpc.RUNS)
+@pytest.mark.parametrize("name", RUNS)
 def test_the_bytes_of_frames_are_those_that_are_logged(
     tmp_path, recorded, name, val_share
 ):
@@ -926,15 +974,19 @@ def test_the_bytes_of_frames_are_those_that_are_logged(
     losses = found["received", "loss"]
     if losses:
         losses -= 2 * 4 * steps  # the losses, which are logged as numbers
-    up = found["received", "forward"] + found["received", "labels to train"]
+    up = found["received", "forward"] + found["received", "begin"]
+    up += found["received", "labels to train"]
     up += losses + found["received", "backward"]
     assert up == totals["uplink_bytes"]
     down = found["sent", "forward"] + found["sent", "backward"]
     assert down == totals["downlink_bytes"]
     if val_share == 0:  # weights travel to be evaluated, too
-        passed = found["sent", "write"]  # the server relays what clients pass on
+        passed = totals["handoff_bytes"]  # the server relays what clients pass on
         averaged = totals["averaging_bytes"] // 2
-        assert passed == totals["handoff_bytes"]
         assert found["received", "read"] == passed + averaged
-        # The last mean is sent to a client that trains or is evaluated with it.
-        assert found["sent", "share"] == averaged * 2 // ROUNDS * (averaged > 0)
+        if name == "asynchronous":  # each client gets a mean of its own
+            assert found["sent", "write"] == averaged > 0
+        else:
+            assert found["sent", "write"] == passed
+            # The last mean is sent when a client trains or is evaluated with it.
+            assert found["sent", "share"] == averaged * (ROUNDS - 1) // ROUNDS

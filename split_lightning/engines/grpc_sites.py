@@ -281,9 +281,11 @@ class GrpcSites(Sites):
 
     async def _tell(self, data: bytes, context: Any) -> bytes:
         """Tells a site what was typed for the run."""
+        name = _name_in_certificate(context)
         try:
-            self._link(_name_in_certificate(context))
+            self._link(name)
         except FrameError as error:
+            _logger.warning("Refused %s (%s): %s.", name, context.peer(), error)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         return encoded(Frame("words", 0, list(self.words)))
 

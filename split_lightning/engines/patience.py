@@ -10,7 +10,11 @@ import grpc
 
 PAUSE = 0.2  # seconds between two tries to connect
 _TELL_AFTER = 1.0  # second without an answer
-_REFUSED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNAUTHENTICATED)
+_REFUSED = (
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,  # a frame is too large for one of them
+    grpc.StatusCode.UNAUTHENTICATED,
+)
 _logger = logging.getLogger(__name__)
 
 
