@@ -11,7 +11,7 @@ import grpc
 from split_lightning.credentials import read_credentials
 from split_lightning.engines.grpc_sites import MOST_OF_WORDS, SERVICE, WORDS, options
 from split_lightning.engines.patience import PAUSE, Patience
-from split_lightning.engines.wire import decoded
+from split_lightning.engines.wire import FrameError, decoded
 
 
 def words_of_run(
@@ -36,6 +36,8 @@ def words_of_run(
             with grpc.secure_channel(server, credentials, most) as channel:
                 ask: Any = channel.unary_unary(f"/{SERVICE}/{WORDS}")
                 words = decoded(ask(b"")).value
+                if not isinstance(words, list):
+                    raise FrameError("expected the words of a run")
                 return [str(word) for word in words]
         except grpc.RpcError as error:
             waiting.after(error)
