@@ -401,6 +401,7 @@ def test_a_client_that_is_not_in_the_run_prints_the_servers_line(
         f"refuses client-3: there is no site 'client-3' in this run ({known})"
         in (said[0])
     )
+    assert not (tmp_path / "runs").exists()  # it has built nothing
 
 
 def test_a_key_that_differs_is_named(refused, monkeypatch, certs):
