@@ -532,3 +532,14 @@ def test_clients_on_this_machine_train_as_one_process_does(monkeypatch, tmp_path
         assert_equal_files(tmp_path / "run" / name, local / name)
     files = (tmp_path / "run").rglob("config.yaml")  # which tell of a run
     assert {file.parent.name for file in files} == {".hydra", "run"}
+
+
+def test_a_client_that_cannot_start_ends_the_run(tmp_path):
+    broken = "class Broken:\n    def load(self, train):\n        raise OSError('no disk')"
+    (tmp_path / "broken.py").write_text(broken)
+    words = ["engine=grpc", "num_clients=1", "data=custom", *QUIET]
+    words += ["data.source._target_=broken.Broken", "data.num_classes=2"]
+    words += ["data.in_channels=1", "data.image_size=8"]
+    process = started(tmp_path, "train", *words)
+    with pytest.raises(AssertionError, match=r"client-0 ended: .*OSError: no disk"):
+        ended([process], tmp_path)

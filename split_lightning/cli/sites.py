@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -65,7 +65,8 @@ def clients_here(cfg: DictConfig, module: SplitLightningModule) -> Iterator[None
                 f"engine.folder={folder / name}",
                 "engine.patience=5",  # they end with the process that started them
             ]
-            started.append(_Client(words, folder / f"{name}.log"))
+            give_up = partial(sites.give_up, name)
+            started.append(_Client(words, folder / f"{name}.log", give_up))
 
     sites.start = begin
     try:
@@ -79,10 +80,18 @@ def clients_here(cfg: DictConfig, module: SplitLightningModule) -> Iterator[None
 
 
 class _Client:
-    """A client's process, which is started again when it dies."""
+    """A client's process, which is started again when it is killed.
 
-    def __init__(self, words: Sequence[str], log: Path) -> None:
-        self.words, self.log = list(words), log
+    Args:
+        words: What its command has.
+        log: The file for what it prints.
+        give_up: Is told why it will not come back.
+    """
+
+    def __init__(
+        self, words: Sequence[str], log: Path, give_up: Callable[[str], None]
+    ) -> None:
+        self.words, self.log, self.give_up = list(words), log, give_up
         self._is_over = False
         self._process = self._start()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -94,9 +103,18 @@ class _Client:
 
     def _watch(self) -> None:
         for _ in range(_STARTS):
-            if self._process.wait() == 0 or self._is_over:
+            status = self._process.wait()
+            if status == 0 or self._is_over:
+                return
+            if status > 0:  # by itself: it would do so again
+                self.give_up(f"ended: {self._last_line()}")
                 return
             self._process = self._start()
+        self.give_up(f"was killed {_STARTS} times. It printed: {self._last_line()}")
+
+    def _last_line(self) -> str:
+        lines = self.log.read_text(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "nothing")
 
     def wait(self) -> None:
         """Waits for the process to end, which the server has told it to."""

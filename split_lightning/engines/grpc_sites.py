@@ -157,8 +157,22 @@ class GrpcSites(Sites):
         """Waits until all sites have said hello; says which have not."""
         with self._changed:
             while missing := [name for name in self.links if name not in self._told]:
+                if self._failed is not None:
+                    raise self._failed
                 if not self._changed.wait(timeout=_SAY_EVERY):
                     _logger.info("Waiting for %s.", ", ".join(missing))
+
+    def give_up(self, name: str, reason: str) -> None:
+        """Ends the run: a site will not come back.
+
+        Args:
+            name: The site.
+            reason: Why.
+        """
+        with self._changed:
+            self._failed = ConnectionError(f"{name} {reason}")
+            self._changed.notify_all()
+        self.links[name].fail(self._failed)
 
     def connected(self) -> set[str]:
         """Returns the sites that are connected now."""
