@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self, override
 
+from split_lightning.callbacks.logs import is_logged
 from split_lightning.callbacks.monitors import require_known_monitors
 from split_lightning.callbacks.segment_summary import SegmentSummary
 from split_lightning.channel import Channel
@@ -303,7 +304,7 @@ class SplitLightningModule(pl.LightningModule):
     # Training
 
     @override
-    def training_step(self, step: Step, batch_idx: int) -> Tensor:
+    def training_step(self, step: Step, batch_idx: int) -> Tensor | None:
         parts, first = step.parts, step.parts[0]
         self.traffic.counts_samples = first.share > 0
         # Gradients of several processes are averaged.
@@ -326,7 +327,7 @@ class SplitLightningModule(pl.LightningModule):
         self._mark_trained(batch_idx)
         self.engine.trained([part.num_samples_of_all for part in parts])
         self.clients.add(self.trainer, parts, losses)
-        return losses.total
+        return losses.total if losses.are_here else None
 
     def _compute(
         self,
@@ -335,7 +336,10 @@ class SplitLightningModule(pl.LightningModule):
         upcoming: Sequence[ClientBatch],
     ) -> StepLosses | NotFinite:
         try:
-            return self.engine.compute(parts, scale, upcoming)
+            losses = self.engine.compute(parts, scale, upcoming)
+            is_due = is_logged(self.trainer) or self.trainer.is_last_batch
+            # Otherwise a site that has all of the network computes on meanwhile.
+            return losses.here() if is_due or self.engine.may_discard else losses
         except NotFinite as found:
             return found
 
@@ -696,6 +700,7 @@ class SplitLightningModule(pl.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.finite.settle(self)
         self.resumption.save(self, checkpoint)
 
     @override

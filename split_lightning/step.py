@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from split_lightning.channel import Channel
 from split_lightning.message import Computed, Direction, Values
 from split_lightning.party import Party
+from split_lightning.pending import here, then
 
 
 class Member(NamedTuple):
@@ -85,15 +85,24 @@ class Batch(NamedTuple):
 
 
 class StepLosses(NamedTuple):
-    """The losses of a step, detached.
+    """The losses of a step, detached; on their way where one other site has all of it.
 
     Attributes:
         total: The mean loss over all samples.
         own: Each client's mean loss.
     """
 
-    total: Tensor
-    own: list[Tensor]
+    total: Any
+    own: list[Any]
+
+    @property
+    def are_here(self) -> bool:
+        """Whether none is on its way."""
+        return isinstance(self.total, Tensor)
+
+    def here(self) -> StepLosses:
+        """Returns them, once they are here."""
+        return StepLosses(here(self.total), [here(own) for own in self.own])
 
 
 def split_step(
@@ -156,7 +165,7 @@ class _Flow:
                 for sender, own in arriving[client]:
                     if sender and sender != name:
                         own = send("smashed", sender, name, own, self.number, depth - 1)
-                    values += _here(own)
+                    values += here(own)
                 several.append(values)
                 sizes.append(self.sizes[client])
                 way = self.route.labels[client]
@@ -190,14 +199,17 @@ class _Flow:
             found = party.loss((self.number, depth), targets, weights, shares, scale)
             begun.append((members, weights, found))
         for members, weights, found in begun:
-            found = _here(found)
+            if self.channel.computations:
+                self._note(members, "backward")
+            if depth == 0 and len(self.batches) == 1:  # no other party waits for it
+                own = then(found, lambda reply: reply.own[0])
+                return StepLosses(then(found, lambda reply: reply.total), [own])
+            found = here(found)
             total = found.total if weights is None else None
             returned = zip(members, found.own, found.gradients, strict=True)
             for (client, name, _), own, values in returned:
                 losses[client] = own
                 gradients[client][name] = values
-            if self.channel.computations:
-                self._note(members, "backward")
         self._return(depth, gradients)
         if total is None:  # each client has a loss of its own
             parts = torch.tensor(self.sizes) / sum(self.sizes)
@@ -226,9 +238,9 @@ class _Flow:
         self.returned = [{} for _ in self.batches]
         for client, by_name in enumerate(gradients):
             for name, values in by_name.items():
-                values, start = _here(values), 0
+                values, start = here(values), 0
                 for sender, sent in self.sent[depth][client]:
-                    own = _here(sent)
+                    own = here(sent)
                     part = values[start : start + len(own)]
                     start += len(own)
                     if sender != name:
@@ -262,8 +274,3 @@ class _Flow:
         for observer in self.channel.computations:
             for client, name, segment in members:
                 observer(Computed(name, segment, direction, self.sizes[client]))
-
-
-def _here(value: Any) -> Any:
-    """Returns a value, once it is there: a party at another site returns a future."""
-    return value.result() if isinstance(value, Future) else value

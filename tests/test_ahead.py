@@ -33,6 +33,8 @@ class LazySites(SitesHere):
     """
 
     def __init__(self, make, num_sites):
+        own = {"__init__": lambda future: Waited.__init__(future, self)}
+        self.future = type("OwnFuture", (Waited,), own)
         super().__init__(make, num_sites)
         self.queues = [deque() for _ in self.made]
         self.waits = []
@@ -46,9 +48,6 @@ class LazySites(SitesHere):
             return future
 
         return deliver
-
-    def future(self):
-        return Waited(self)
 
     def wait_for(self, future):
         pending = [{call.method for call, *_ in queue} for queue in self.queues]
@@ -152,7 +151,7 @@ def test_which_protocols_have_sites_compute_at_once(
     tmp_path, monkeypatch, make_protocol
 ):
     sites, module, data = with_sites(make_protocol, LazySites)
-    monkeypatch.setattr("split_lightning.engines.remote.Future", sites.future)
+    monkeypatch.setattr("split_lightning.pending.Future", sites.future)
     fit(tmp_path, module, data, rounds=2)
     assert any(map(all, sites.waits)) == OVERLAPS[make_protocol]
 

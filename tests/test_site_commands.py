@@ -535,7 +535,9 @@ def test_clients_on_this_machine_train_as_one_process_does(monkeypatch, tmp_path
 
 
 def test_a_client_that_cannot_start_ends_the_run(tmp_path):
-    broken = "class Broken:\n    def load(self, train):\n        raise OSError('no disk')"
+    broken = (
+        "class Broken:\n    def load(self, train):\n        raise OSError('no disk')"
+    )
     (tmp_path / "broken.py").write_text(broken)
     words = ["engine=grpc", "num_clients=1", "data=custom", *QUIET]
     words += ["data.source._target_=broken.Broken", "data.num_classes=2"]

@@ -16,6 +16,7 @@ from typing_extensions import override
 from split_lightning.engines.hello import ClientData
 from split_lightning.message import Values, role_of
 from split_lightning.party import Key, Losses
+from split_lightning.pending import then
 from split_lightning.placement import client_of
 from split_lightning.store import PARTS, WEIGHTS, Part, State, StateAway, StateStore
 from split_lightning.system.absences import Absences
@@ -362,7 +363,7 @@ class RemoteParty:
             new = reply.result()[1]
             torch.set_rng_state(new)
             self.site.note_draws(self.name, key[1], not torch.equal(new, random))
-        return [_then(reply, lambda found: found[0])]
+        return [then(reply, lambda found: found[0])]
 
     def _send_labels(self, values: Values) -> None:
         for value in values:
@@ -380,7 +381,10 @@ class RemoteParty:
         """Has the site run stage 1 of the backward pass."""
         weight = None if weights is None else weights[0]
         reply = self.site.call("loss", self.name, key, targets[0], weight, scale)
-        return _then(reply, lambda found: Losses(found[0], [found[1]], [found[2]]))
+        losses: Future[Losses] = then(
+            reply, lambda found: Losses(found[0], [found[1]], [found[2]])
+        )
+        return losses
 
     def backward(
         self,
@@ -412,18 +416,3 @@ def client_of_site(site: str) -> int:
     3
     """
     return client_of(site.replace("-", "/"))
-
-
-def _then(future: Future[Any], change: Callable[[Any], Any]) -> Future[Any]:
-    """Returns a future of what a function makes of another's result."""
-    changed: Future[Any] = Future()
-
-    def finish(done: Future[Any]) -> None:
-        error = done.exception()
-        if error is None:
-            changed.set_result(change(done.result()))
-        else:
-            changed.set_exception(error)
-
-    future.add_done_callback(finish)
-    return changed

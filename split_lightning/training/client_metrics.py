@@ -39,7 +39,7 @@ class ClientMetrics:
     ) -> None:
         """Adds the losses of a step; logs `train/batch_loss` where loggers are due."""
         for part, own in zip(parts, losses.own, strict=True):
-            self.losses.add(part.client_id, own.float(), part.num_samples)
+            self.losses.add(part.client_id, own, part.num_samples)
         is_due = is_logged(trainer)
         # Past `self.log`, which would cost more than the rest of the step's own work.
         if is_due or trainer.is_last_batch:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from split_lightning.pending import here, is_away
 from split_lightning.processes import summed
 
 # By client: the sum of its samples' losses, and their number.
@@ -15,19 +16,38 @@ Sums: TypeAlias = dict[int, tuple[Tensor | float, int]]
 
 
 class RoundLosses:
-    """Sums up the losses of the batches of a round, as this process sees them.
-
-    Attributes:
-        sums: For each client the sum of its samples' losses, and their number.
-    """
+    """Sums up the losses of the batches of a round, as this process sees them."""
 
     def __init__(self) -> None:
-        self.sums: Sums = {}
+        self._sums: Sums = {}
+        # Losses on their way, and those behind them: client, loss, number of samples.
+        self._coming: list[tuple[int, Any, int]] = []
 
-    def add(self, client_id: int, loss: Tensor, num_samples: int) -> None:
-        """Adds the mean loss of some samples of a client."""
-        total, count = self.sums.get(client_id, (0.0, 0))
-        self.sums[client_id] = (total + loss * num_samples, count + num_samples)
+    def add(self, client_id: int, loss: Any, num_samples: int) -> None:
+        """Adds the mean loss of some samples of a client; it may be on its way."""
+        self._coming.append((client_id, loss, num_samples))
+        if isinstance(loss, Tensor):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Sums up what is here, in order, until the next that is not."""
+        while self._coming and not is_away(self._coming[0][1]):
+            client_id, loss, num_samples = self._coming.pop(0)
+            total, count = self._sums.get(client_id, (0.0, 0))
+            own = here(loss).float()
+            self._sums[client_id] = total + own * num_samples, count + num_samples
+
+    @property
+    def sums(self) -> Sums:
+        """For each client the sum of its samples' losses, and their number."""
+        for _, loss, _ in self._coming:
+            here(loss)
+        self._settle()
+        return self._sums
+
+    @sums.setter
+    def sums(self, sums: Sums) -> None:
+        self._sums, self._coming = sums, []
 
     def by_client(self, trainer: pl.Trainer) -> dict[int, Tensor | float]:
         """Returns each client's mean over all processes; each must call it."""
