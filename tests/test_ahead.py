@@ -209,6 +209,25 @@ def test_a_run_resumes_where_a_step_has_begun(tmp_path, make_protocol):
     assert_same_networks(module, expected)
 
 
+@pytest.mark.parametrize("make_protocol", [FedAvg, Local])
+def test_clients_with_whole_networks_train_at_once(
+    tmp_path, monkeypatch, make_protocol
+):
+    """Where turns are short, sites have steps of several clients before one ends."""
+    sites, module, data = with_sites(partial(make_protocol, local_steps=1), LazySites)
+    monkeypatch.setattr("split_lightning.pending.Future", sites.future)
+    longest = []
+    wait_for = sites.wait_for
+
+    def note(future):
+        longest.append([sum(c.method == "step" for c, *_ in q) for q in sites.queues])
+        wait_for(future)
+
+    sites.wait_for = note
+    fit(tmp_path, module, data, rounds=2)
+    assert any(min(steps) >= 2 for steps in longest)  # by then, at each of two sites
+
+
 def assert_same_networks(module, expected):
     for client in range(4):
         found = module.segments(client)

@@ -143,7 +143,7 @@ def test_no_number_is_cut_off_however_narrow_the_terminal():
         ("round=3", "but got 3"),
         ("csv=", "`csv` to name a file"),
         ("trainer.max_steps=1", "plan does not use `trainer.max_steps`"),
-        ("protocol=fedavg local_steps=2", "FedAvg does not use `local_steps`"),
+        ("protocol=gpsl local_steps=2", "GPSL does not use `local_steps`"),
         ("protocol=fedavg topology=vanilla", "leave `topology` out"),
         ("num_client=3", "`num_clients`"),
     ],

@@ -70,8 +70,7 @@ EXPECTED = {
 NO_USE = {
     "clients_per_round": {"centralized"},
     "local_epochs": set(),
-    "local_steps": PROTOCOLS
-    - {"round_robin", "async_round_robin", "splitfed_v2", "multi_server"},
+    "local_steps": {"parallel", "gpsl", "cyclesl", "centralized"},
     "optimizer_state": {"centralized", "local", "gpsl", "splitfed_v3"},
     "server_optimizer_state": PROTOCOLS
     - {"splitfed_v1", "splitfed_v3", "multi_server"},

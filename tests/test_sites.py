@@ -113,6 +113,7 @@ RUNS = {
     "several turns": (RoundRobinWeightPassing, {"local_steps": 1}),
     "no passing": (RoundRobinWeightPassing, {"enabled": False}),
     "splitfed v1": (SplitFedV1, {}),
+    "splitfed v1, in short turns": (SplitFedV1, {"local_steps": 1}),
     "splitfed v1, of some": (SplitFedV1, {"clients_per_round": 2}),
     "splitfed v2": (SplitFedV2, {"optimizer_state": "travel"}),
     "splitfed v3": (SplitFedV3, {}),
@@ -121,6 +122,7 @@ RUNS = {
     "asynchronous": (AsynchronousWeightPassing, {"local_steps": 2}),
     "server first": (CycleSL, {"server_passes": 2}),
     "fedavg": (FedAvg, {}),
+    "fedavg, in short turns": (FedAvg, {"local_steps": 1}),
     "local": (Local, {}),
 }
 SHAPES = {

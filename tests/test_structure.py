@@ -31,7 +31,7 @@ LAYERS = [
     {"channel", "coders", "models", "spill", "store"},
     {
         "credentials", "engine_options", "finite", "losses", "message", "paths",
-        "placement", "processes", "random_state", "running_mean", "seeding",
+        "pending", "placement", "processes", "random_state", "running_mean", "seeding",
         "signals", "typed_words", "user_code",
     },
     {"", "quiet"},  # the package itself: its version

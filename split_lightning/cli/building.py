@@ -139,7 +139,7 @@ def _checkpoint(cfg: DictConfig) -> str | None:
     return find_checkpoint(cfg.ckpt_path, Path(cfg.output_dir), not is_in_sweep())
 
 
-def build_module(cfg: DictConfig, engine: Engine | None) -> SplitLightningModule:
+def build_module(cfg: DictConfig, engine: Engine | None = None) -> SplitLightningModule:
     """Builds the module, with initial weights if the configuration has them.
 
     Args:

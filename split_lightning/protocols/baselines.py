@@ -46,6 +46,10 @@ class FedAvg(Protocol):
         every: Average after every so many rounds.
         clients_per_round: Number of clients that take part in a round, drawn anew for
             each; `None`: all.
+        local_steps: Number of a client's batches before another computes; `None`: all of
+            its round. Clients do not depend on each other within a round, so this
+            changes the order of computations alone: at other sites they compute at the
+            same time.
         optimizer_state: What happens to clients' optimizer state where weights are
             averaged: each keeps its own (`keep`), it is averaged (`travel`), or it is
             dropped (`reset`).
@@ -62,23 +66,27 @@ class FedAvg(Protocol):
         self,
         every: int = 1,
         clients_per_round: int | None = None,
+        local_steps: int | None = None,
         optimizer_state: OptimizerState = "keep",
         buffers: Buffers = "average",
     ) -> None:
         super().__init__(clients_per_round)
         check_count("every", every, "rounds")
+        check_count("local_steps", local_steps, "batches, or null for no limit")
         check_policies(optimizer_state, buffers)
         self.every = every
+        self.local_steps = local_steps
         self.optimizer_state: OptimizerState = optimizer_state
         self.policy = Policy(optimizer_state, buffers=buffers)
 
     @override
     def plan(self, round: Round) -> Iterator[Any]:
         is_due = round.is_due(self.every)
-        for client, batches in round.turns(round.clients(self.clients_per_round)):
+        clients = round.clients(self.clients_per_round)
+        for client, batches in round.turns(clients, self.local_steps):
             for batch in batches:
                 yield Train((batch,))
-            if is_due:
+            if is_due and batches[-1].ends_round:
                 yield Contribute(client, ("client",), self.policy)
         if is_due:
             yield Average(("client",), self.policy)
@@ -90,16 +98,25 @@ class Local(Protocol):
     Args:
         clients_per_round: Number of clients that take part in a round, drawn anew for
             each; `None`: all.
+        local_steps: See `FedAvg`.
 
     Raises:
-        ValueError: If `clients_per_round` is not positive.
+        ValueError: If an argument is not positive.
     """
 
     unsplit_at = "client"
     moves_weights = False
 
+    def __init__(
+        self, clients_per_round: int | None = None, local_steps: int | None = None
+    ) -> None:
+        super().__init__(clients_per_round)
+        check_count("local_steps", local_steps, "batches, or null for no limit")
+        self.local_steps = local_steps
+
     @override
     def plan(self, round: Round) -> Iterator[Any]:
-        for _, batches in round.turns(round.clients(self.clients_per_round)):
+        clients = round.clients(self.clients_per_round)
+        for _, batches in round.turns(clients, self.local_steps):
             for batch in batches:
                 yield Train((batch,))

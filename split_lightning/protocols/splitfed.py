@@ -23,13 +23,16 @@ class SplitFedV1(Protocol):
     """Each client trains with a copy of the server; both segments are averaged.
 
     SplitFed v1 (Thapa et al. 2020, https://arxiv.org/abs/2004.12088). The copies are at
-    one server, so averaging them sends nothing. They do not meet within a round, so
-    clients are computed one after the other. The mean is weighted by the samples that
-    each client trained on.
+    one server, so averaging them sends nothing. They do not meet within a round. The
+    mean is weighted by the samples that each client trained on.
 
     Args:
         clients_per_round: Number of clients that take part in a round, drawn anew for
             each; `None`: all.
+        local_steps: Number of a client's batches before another computes; `None`: all of
+            its round. Clients do not depend on each other within a round, so this
+            changes the order of computations alone: at other sites they compute at the
+            same time.
         every: Average after every so many rounds.
         optimizer_state: What happens to clients' optimizer state where weights are
             averaged: each keeps its own (`keep`), it is averaged (`travel`), or it is
@@ -47,14 +50,17 @@ class SplitFedV1(Protocol):
     def __init__(
         self,
         clients_per_round: int | None = None,
+        local_steps: int | None = None,
         every: int = 1,
         optimizer_state: OptimizerState = "keep",
         server_optimizer_state: OptimizerState = "keep",
         buffers: Buffers = "average",
     ) -> None:
         super().__init__(clients_per_round)
+        check_count("local_steps", local_steps, "batches, or null for no limit")
         check_count("every", every, "rounds")
         check_policies(optimizer_state, buffers, server_optimizer_state)
+        self.local_steps = local_steps
         self.every = every
         self.optimizer_state: OptimizerState = optimizer_state
         self.policy = Policy(optimizer_state, server_optimizer_state, buffers)
@@ -62,10 +68,11 @@ class SplitFedV1(Protocol):
     @override
     def plan(self, round: Round) -> Iterator[Any]:
         roles, is_due = ("client", "server"), round.is_due(self.every)
-        for client, batches in round.turns(round.clients(self.clients_per_round)):
+        clients = round.clients(self.clients_per_round)
+        for client, batches in round.turns(clients, self.local_steps):
             for batch in batches:
                 yield Train((batch,))
-            if is_due:
+            if is_due and batches[-1].ends_round:
                 yield Contribute(client, roles, self.policy)
         if is_due:
             yield Average(roles, self.policy)
@@ -133,6 +140,7 @@ class SplitFedV3(Protocol):
 
     Args:
         clients_per_round: See `SplitFedV1`, as for the others.
+        local_steps: See `SplitFedV1`.
         every: Average after every so many rounds.
         server_optimizer_state: What happens to the optimizer state of the copies.
         buffers: Whether their buffers are averaged.
@@ -147,23 +155,27 @@ class SplitFedV3(Protocol):
     def __init__(
         self,
         clients_per_round: int | None = None,
+        local_steps: int | None = None,
         every: int = 1,
         server_optimizer_state: OptimizerState = "keep",
         buffers: Buffers = "average",
     ) -> None:
         super().__init__(clients_per_round)
+        check_count("local_steps", local_steps, "batches, or null for no limit")
         check_count("every", every, "rounds")
         check_policies("keep", buffers, server_optimizer_state)
+        self.local_steps = local_steps
         self.every = every
         self.policy = Policy("keep", server_optimizer_state, buffers)
 
     @override
     def plan(self, round: Round) -> Iterator[Any]:
         roles, is_due = ("server",), round.is_due(self.every)
-        for client, batches in round.turns(round.clients(self.clients_per_round)):
+        clients = round.clients(self.clients_per_round)
+        for client, batches in round.turns(clients, self.local_steps):
             for batch in batches:
                 yield Train((batch,))
-            if is_due:
+            if is_due and batches[-1].ends_round:
                 yield Contribute(client, roles, self.policy)
         if is_due:
             yield Average(roles, self.policy, pooled=False)
