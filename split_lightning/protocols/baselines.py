@@ -46,8 +46,8 @@ class FedAvg(Protocol):
         every: Average after every so many rounds.
         clients_per_round: Number of clients that take part in a round, drawn anew for
             each; `None`: all.
-        local_steps: Number of a client's batches before another computes; `None`: all of
-            its round. Clients do not depend on each other within a round, so this
+        local_steps: Number of a client's batches before another computes; `None`: all
+            of its round. Clients do not depend on each other within a round, so this
             changes the order of computations alone: at other sites they compute at the
             same time.
         optimizer_state: What happens to clients' optimizer state where weights are

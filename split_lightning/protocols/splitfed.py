@@ -29,8 +29,8 @@ class SplitFedV1(Protocol):
     Args:
         clients_per_round: Number of clients that take part in a round, drawn anew for
             each; `None`: all.
-        local_steps: Number of a client's batches before another computes; `None`: all of
-            its round. Clients do not depend on each other within a round, so this
+        local_steps: Number of a client's batches before another computes; `None`: all
+            of its round. Clients do not depend on each other within a round, so this
             changes the order of computations alone: at other sites they compute at the
             same time.
         every: Average after every so many rounds.
