@@ -146,7 +146,7 @@ def serve(options: argparse.Namespace) -> Figures:
                 own = ["--port", str(port), "--host", str(host)]
                 hosts.append(subprocess.Popen([*command, *own]))
 
-        sites.begin = begin
+        sites.start = begin
         protocol, module, data = parts(options, sl.Engine(sites=sites))
         trainer = pl.Trainer(
             accelerator="cpu",
@@ -161,7 +161,7 @@ def serve(options: argparse.Namespace) -> Figures:
         try:
             trainer.fit(module, datamodule=data)
             figures = steps.figures()
-            sites.end()
+            module.end()
             for host in hosts:
                 host.wait(60)
         finally:
@@ -180,13 +180,13 @@ def host(options: argparse.Namespace) -> None:
     for number in range(options.host, options.clients[0], options.hosts):
         protocol, module, _ = parts(options)
         name = f"client-{number}"
-        site = module.as_site(data, protocol)
+        site = module.as_site(data, protocol, num_hosted=1)
         answers = Answers(site, Journal(options.folder / "journals" / name))
         client = GrpcClient(
             name,
             f"127.0.0.1:{options.port}",
             options.folder / "certificates" / name,
-            module.agreed(data),
+            module.hello(data, [number]),
             patience=5,
         )
         threads.append(threading.Thread(target=client.serve, args=(answers,)))

@@ -94,6 +94,7 @@ class StateStore:
         self._persistent = set(self.seats[0].module.state_dict())
         self._weights = [p for p in WEIGHTS if self._view(0, p)]  # what it has of them
         self.own: dict[Part, MutableMapping[str, Any]] = {p: at_rest() for p in PARTS}
+        self._versions: dict[tuple[str, Part], tuple[int, State | None]] = {}
         self.forget()
 
     def forget(self) -> None:
@@ -234,6 +235,15 @@ class StateStore:
                 if part != "optimizer":  # which is written when a party trains
                     self._write(seat, part, state)
                 names[part] = None
+
+    def version_of_common(self, role: str, part: Part) -> int:
+        """Returns a number that is another when the common state of a role is."""
+        common = self.common[role].get(part)
+        number, known = self._versions.get((role, part), (0, None))
+        if known is not common:
+            number += 1
+        self._versions[role, part] = number, common
+        return number
 
     def put(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Gives a party weights from elsewhere."""

@@ -21,6 +21,7 @@ from split_lightning.engines.certificates import write_certificates
 from split_lightning.engines.grpc_client import GrpcClient
 from split_lightning.engines.grpc_sites import GrpcSites
 from split_lightning.engines.journal import Journal
+from split_lightning.engines.link import Room
 
 U_SHAPED = {"cut_layer": [2, 5], "labels": "client"}
 RUNS = {
@@ -92,9 +93,10 @@ class Run:
             thread.start()
             self.threads.append(thread)
 
-    def fit(self, port=0, failing=None, **options):
+    def fit(self, port=0, failing=None, room=None, **options):
         """Trains with a server here, until the clients have ended."""
         sites = GrpcSites(f"127.0.0.1:{port}", self.folder / "certs" / "server")
+        sites.room = Room() if room is None else Room(room)
         if port == 0:
             sites.start = lambda port: self.begin(port, failing)
         with BUILDING:
@@ -239,6 +241,8 @@ POINTS = {
     "at once": sent(0),
     "as weights are asked for": before("read", 1),
 }
+# Here clients save after each step, else when they have computed for a while.
+AS_SAVED = ["as the journal is written", "after it is written", "before a step"]
 SOME = ["round robin", "splitfed v1", "parallel", "u-shaped"]
 
 
@@ -247,7 +251,8 @@ SOME = ["round robin", "splitfed v1", "parallel", "u-shaped"]
 def test_a_client_dies_and_comes_back(tmp_path, local, name, point):
     expected, _, totals = local(name)
     failing = {1: [POINTS[point]], 2: [POINTS[point], sent(20)]}
-    trainer, states = Run(tmp_path, name).fit(failing=failing)
+    room = 0 if point in AS_SAVED else None
+    trainer, states = Run(tmp_path, name).fit(failing=failing, room=room)
     assert_equal_states(states, expected)
     assert trainer.lightning_module.totals() == totals
 

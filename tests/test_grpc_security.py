@@ -28,7 +28,7 @@ from split_lightning.engines.expected import Expected
 from split_lightning.engines.grpc_sites import METHOD, SERVICE, GrpcSites
 from split_lightning.engines.grpc_words import words_of_run
 from split_lightning.engines.journal import Journal
-from split_lightning.engines.link import Link, SiteError
+from split_lightning.engines.link import Link, Room, SiteError
 from split_lightning.engines.remote import Call, Kept, SampleRef
 from split_lightning.engines.wire import (
     Frame,
@@ -79,9 +79,10 @@ class OwnRun(Run):
             self.change[number](client, answers)
         return client, answers
 
-    def fit(self, after=lambda trainer: None, **options):
+    def fit(self, after=lambda trainer: None, room=None, **options):
         """Trains, and does more before the clients end."""
         sites = test_grpc.GrpcSites("127.0.0.1:0", self.folder / "certs" / "server")
+        sites.room = Room() if room is None else Room(room)
         sites.start = self.begin
         with BUILDING:
             _, module, data = self.make(Engine(sites=sites))
@@ -302,7 +303,7 @@ def test_bad_hellos_are_refused_in_the_middle_of_a_run(tmp_path, local, caplog):
         assert check(b"\0" * 99)[1] == "a frame begins with other bytes"
         assert check()[1] == "a frame of 0 bytes is too short"
 
-    _, states = run.fit(callbacks=[At(5, call)])
+    _, states = run.fit(room=0, callbacks=[At(5, call)])
     assert_equal_states(states, local("round robin"))
     refused = [r.getMessage() for r in caplog.records if "Refused" in r.message]
     assert len(refused) == len(HELLOS) + 5
@@ -529,7 +530,8 @@ BAD_CALLS = {
     "arguments in a list": lambda n: call(n, "labels", [REF]),
     "too few arguments": lambda n: call(n, "read", ("client/1", 0)),
     "too many": lambda n: call(n, "labels", (REF, REF)),
-    "no last reply": lambda n: Frame("call", n, ("labels", (REF,), None)),
+    "no last reply": lambda n: Frame("call", n, ("labels", (REF,), None, True)),
+    "to save or not": lambda n: Frame("call", n, ("labels", (REF,), n - 1, 2)),
     "a call too early": lambda n: call(n + 1, "labels", (REF,)),
     "a party that is none": lambda n: call(
         n, "forward", ("x", (0, 0), (REF,), False, None)
@@ -569,7 +571,8 @@ REF = SampleRef("train", 0, 1, 0, 0, 0, 6)
 
 
 def call(number, method, arguments):
-    return Frame("call", number, (method, arguments, number - 1))
+    saves = method == "step"
+    return Frame("call", number, (method, arguments, number - 1, saves))
 
 
 @pytest.fixture
@@ -720,7 +723,7 @@ def test_a_spoiled_reply_changes_nothing_or_fits(shared, data):
     shared.begin("session", None)
     forward = Call("forward", ("client/1", (8, 0), (REF,), False, None))
     send = [].append
-    link = Link("client-1")
+    link = Link("client-1", Room())
     link.expected = Expected(shared.site.shapes)
     link.attach(0, send)
     future = link.deliver(forward)
@@ -738,7 +741,7 @@ def test_a_spoiled_reply_changes_nothing_or_fits(shared, data):
 
 def test_replies_out_of_order_go_to_their_calls(shared):
     send = [].append
-    link = Link("client-1")
+    link = Link("client-1", Room())
     link.expected = Expected(shared.site.shapes)
     link.attach(0, send)
     refs = [replace(REF, num_samples=number) for number in (6, 5)]

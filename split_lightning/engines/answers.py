@@ -43,6 +43,7 @@ class Answers:
         self.journal = journal
         self.calls = Calls(site)
         self._failed = ""  # what became of a call; empty: none has failed
+        self._has_trained = False  # since its state was saved
         self.session, self.number, self.saved = "", 0, 0
         self.replies: dict[int, bytes] = {}
         journal.save("start", {"site": site.state_dict()})
@@ -81,6 +82,7 @@ class Answers:
         self.site.load_state_dict(state["site"])
         self.session, self._failed = state["session"], ""
         self.number = self.saved = state["number"]
+        self._has_trained = False
         replies = {n: data.numpy().tobytes() for n, data in state["replies"].items()}
         self.replies = replies
 
@@ -98,15 +100,17 @@ class Answers:
             return None
         if number != self.number + 1:
             raise FrameError(f"expected call {self.number + 1}, but got {number}")
-        if not isinstance(value, tuple) or len(value) != 3:
-            raise FrameError("a call is a method, its arguments, and a number")
-        method, arguments, answered = value
+        if not isinstance(value, tuple) or len(value) != 4:
+            raise FrameError("a call is a method, its arguments, and two values")
+        method, arguments, answered, save = value
         self.calls.check(method, arguments)
-        if type(answered) is not int:
-            raise FrameError("a call names the last one whose reply came")
+        if type(answered) is not int or type(save) is not bool:
+            raise FrameError(
+                "a call names the last reply that came, and may ask to save"
+            )
         kind, result = self._result(method, arguments)
         self.number = number
-        is_due = self._is_due(method)
+        is_due = self._is_due(method, save)
         saved = number if is_due else self.saved
         reply = encoded(Frame(kind, number, (saved, result)))
         later = {n: own for n, own in self.replies.items() if n > answered}
@@ -138,13 +142,17 @@ class Answers:
         self.journal.save(f"barrier-{barrier}", {"site": self.site.state_dict()})
         self.journal.keep_newest("barrier-*", _BARRIERS)
 
-    def _is_due(self, method: str) -> bool:
+    def _is_due(self, method: str, save: bool) -> bool:
+        """Returns whether to save the state, which is at rest between steps.
+
+        That is also when its weights leave, which is how turns end.
+        """
+        self._has_trained |= method == "step"
         if self._failed or self.site.is_waiting:
             return False
-        return (
-            method in ("step", "discard", "keep")
-            or self.number - self.saved >= _SAVE_AFTER
-        )
+        leaves = method == "read" and self._has_trained
+        is_late = self.number - self.saved >= _SAVE_AFTER
+        return save or leaves or method == "keep" or is_late
 
     def _save(self) -> None:
         state = {
@@ -157,4 +165,4 @@ class Answers:
             "site": self.site.state_dict(),
         }
         self.journal.save("journal", state)
-        self.saved = self.number
+        self.saved, self._has_trained = self.number, False

@@ -17,7 +17,7 @@ from typing_extensions import override
 from split_lightning.credentials import read_credentials
 from split_lightning.engines.expected import Expected
 from split_lightning.engines.hello import ClientData, Hello, require_alike
-from split_lightning.engines.link import Link
+from split_lightning.engines.link import Link, Room
 from split_lightning.engines.remote import (
     RemoteSite,
     SiteAbsent,
@@ -26,6 +26,7 @@ from split_lightning.engines.remote import (
     site_of,
 )
 from split_lightning.engines.shapes import Shapes
+from split_lightning.engines.spare_memory import SpareMemory
 from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
 from split_lightning.message import role_of
 from split_lightning.system.absences import Absences
@@ -73,6 +74,7 @@ class GrpcSites(Sites):
         port: The port.
         words: What was typed for the run, as sites may ask for it.
         most_bytes: How large a frame from a site may be.
+        room: The memory for calls.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class GrpcSites(Sites):
         self.port = 0
         self.words: Sequence[str] = ()
         self.session = ""
+        self.room = Room()
         self.links: dict[str, Link] = {}
         self.most_bytes = _MOST_OF_HELLO
         self._agreed: Mapping[str, str] = {}
@@ -101,6 +104,7 @@ class GrpcSites(Sites):
         self._streams: dict[str, asyncio.Queue[bytes | None]] = {}
         self._changed = threading.Condition()  # of what came from sites
         self._loop = asyncio.new_event_loop()
+        self._spare = SpareMemory()
         self._server: Any = None
         self._failed: Exception | None = None
         self._watching: asyncio.Future[None] | None = None
@@ -114,7 +118,7 @@ class GrpcSites(Sites):
             return None
         name = site_of(party)
         if name not in self._sites:
-            link = Link(name)
+            link = Link(name, self.room)
             if self._shapes is not None:
                 link.expected = Expected(self._shapes)
             self.links[name] = link
@@ -403,6 +407,7 @@ class GrpcSites(Sites):
         try:
             async for data in frames:
                 link.take(data, send)
+                self._spare.note(len(data))
         except FrameError as error:
             _logger.warning("%s sent what it may not: %s.", link.name, error)
         except Exception as error:  # the stream broke

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -22,6 +22,29 @@ class SiteError(RuntimeError):
     """A site could not carry out a call; the message says why."""
 
 
+class Room:
+    """Memory for the calls that several links keep.
+
+    Args:
+        size: How many bytes they may keep before sites are asked to save.
+    """
+
+    def __init__(self, size: int = 1 << 25) -> None:
+        self.size = size
+        self._taken = 0
+        self._lock = threading.Lock()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether sites should save their states, so that calls can be forgotten."""
+        return self._taken >= self.size
+
+    def take(self, size: int) -> None:
+        """Notes that a number of bytes is kept; a negative one: no longer."""
+        with self._lock:
+            self._taken += size
+
+
 class _Waiting(NamedTuple):
     """A call without a reply."""
 
@@ -33,17 +56,20 @@ class _Waiting(NamedTuple):
 class Link:
     """Sends calls to a site, and takes its replies.
 
-    A call is kept until the site has saved what came of it. Where a connection breaks,
+    A call is kept until the site has saved what came of it; the site is asked to save
+    its state when there is no more room for calls. Where a connection breaks,
     or the site's process dies, the site names the last call that it has saved, and all
     that follow are sent again. What the site computes is a function of its calls, so
     the replies are the same; those that came before are ignored. Each call names the
-    last one up to which all are answered: the site keeps the replies to later ones.
+    last one up to which all are answered: the site keeps the replies to later ones. It
+    also says whether the site should save its state.
 
     A reply that does not fit its call changes nothing. After a few in a row the calls
     fail.
 
     Args:
         name: The name of the site.
+        room: The memory for calls.
 
     Attributes:
         since: When the site was last heard of, or first waited for, in seconds.
@@ -52,12 +78,14 @@ class Link:
         received: Number of bytes that came.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, room: Room) -> None:
         self.name = name
+        self.room = room
         self.sent = self.received = 0
         self.since = 0.0
         self._lock = threading.Lock()
         self.expected: Expected | None = None
+        self._calls: dict[int, bytes] = {}  # that may have to be sent again
         self.reset()
 
     def reset(self) -> None:
@@ -71,7 +99,7 @@ class Link:
         self._number = 0  # of the last call
         self._saved = 0  # the last call that the site need not carry out again
         self._refused = 0  # frames in a row
-        self._calls: dict[int, bytes] = {}  # that may have to be sent again
+        self._drop(list(self._calls))
         self._waiting: dict[int, _Waiting] = {}
         self._send: Send | None = None
         self._failed: Exception | None = None
@@ -89,8 +117,9 @@ class Link:
                 self.since = time.monotonic()
             answered = next(iter(self._waiting), self._number + 1) - 1
             self._number += 1
-            frame = Frame("call", self._number, (*call, answered))
+            frame = Frame("call", self._number, (*call, answered, self.room.is_full))
             self._calls[self._number] = data = encoded(frame)
+            self.room.take(len(data))
             self._waiting[self._number] = _Waiting(call.method, future, reply)
             if self._send is not None:
                 self._write(data)
@@ -233,8 +262,11 @@ class Link:
     def _forget(self, saved: int) -> None:
         """Forgets the calls up to one that the site has saved."""
         self._saved = max(self._saved, saved)
-        for number in [number for number in self._calls if number <= saved]:
-            del self._calls[number]
+        self._drop([number for number in self._calls if number <= saved])
+
+    def _drop(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self.room.take(-len(self._calls.pop(number)))
 
     def _error(self, result: str) -> Exception:
         line = " ".join(result.split())[:_LONGEST]

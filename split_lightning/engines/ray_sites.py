@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from split_lightning.engines.expected import Expected
 from split_lightning.engines.hello import ClientData, Hello
-from split_lightning.engines.link import Link
+from split_lightning.engines.link import Link, Room
 from split_lightning.engines.ray_cluster import RayCluster
 from split_lightning.engines.ray_worker import NewAnswers, RayWorker
 from split_lightning.engines.remote import RemoteSite, Sites
@@ -55,7 +55,8 @@ class RaySites(Sites):
         self.num_cpus = num_cpus
         self.starts = starts
         self.cluster = RayCluster(address)
-        self.links = [Link(f"worker-{number}") for number in range(workers)]
+        room = Room()
+        self.links = [Link(f"worker-{number}", room) for number in range(workers)]
         self._sites = [RemoteSite(link.name, link.deliver) for link in self.links]
         self._parties: dict[str, int] = {}  # by party its number
         self._workers: list[RayWorker] = []

@@ -68,9 +68,9 @@ class RemoteSite:
     def reset(self) -> None:
         """Forgets what the site knows: it begins a session."""
         self._options: dict[str, Any] = {}  # of optimizers, as the site knows them
-        # The common states that the site has, by segment, role and part. A state at
-        # rest is never modified, so it is known by its identity.
-        self._common: dict[tuple[int, str, Part], State | None] = {}
+        # The versions of the common states that the site has, by segment, role and
+        # part; `None`: that of the start.
+        self._common: dict[tuple[int, str, Part], int | None] = {}
         self._lent: dict[tuple[int, str], Any] = {}
         self._draws: dict[tuple[str, int], bool] = {}
         # What parties compute ahead of their step, by party.
@@ -129,12 +129,12 @@ class RemoteSite:
         if part == "optimizer":
             self.call("write", party, segment, part, common or {})
             return
-        if common is store.start.get(part):
-            common = None  # which the site has from the beginning
+        is_start = common is store.start.get(part)
+        version = None if is_start else store.version_of_common(role, part)
         key = segment, role, part
-        if self._common.get(key) is not common:
-            self.call("share", segment, role, part, common)
-            self._common[key] = common
+        if self._common.get(key) != version:
+            self.call("share", segment, role, part, None if is_start else common)
+            self._common[key] = version
         self.call("adopt", party, segment, part)
 
     def lend(self, store: StateStore, segment: int, party: str, token: Any) -> None:
