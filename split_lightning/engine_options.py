@@ -66,6 +66,7 @@ _OPTIONS = {
     "address": _or_null(_is_path, "the address of a cluster, such as auto"),
     "workers": _Allowed(_is_count, "an integer of at least 1"),
     "num_cpus": _Allowed(_is_number, "a number of at least 0"),
+    "num_gpus": _Allowed(_is_number, "a number of at least 0"),
 }
 
 

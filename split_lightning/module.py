@@ -27,7 +27,7 @@ from split_lightning.engines.hello import Hello
 from split_lightning.engines.networks import Networks, Score
 from split_lightning.engines.remote import SampleRef
 from split_lightning.engines.shapes import Shapes
-from split_lightning.engines.site import Site
+from split_lightning.engines.site import CPU, Site
 from split_lightning.finite import NotFinite
 from split_lightning.observers.traffic import Traffic
 from split_lightning.processes import summed
@@ -591,7 +591,11 @@ class SplitLightningModule(pl.LightningModule):
         self.engine.make_room(num_live)
 
     def as_site(
-        self, data: SplitDataModule, protocol: Protocol, num_hosted: int
+        self,
+        data: SplitDataModule,
+        protocol: Protocol,
+        num_hosted: int,
+        device: torch.device = CPU,
     ) -> Site:
         """Returns a site: it computes for clients of a Trainer in another process.
 
@@ -599,6 +603,7 @@ class SplitLightningModule(pl.LightningModule):
             data: The clients' samples, set up to fit.
             protocol: The protocol of the run.
             num_hosted: Number of clients that it computes for.
+            device: Computes.
         """
         require_cut(self, protocol)
         # A site begins a step ahead while it takes no part in another.
@@ -609,7 +614,7 @@ class SplitLightningModule(pl.LightningModule):
         by_role = dict(zip(self.optimizer_names, optimizers, strict=True))
         self.engine.use(by_role, by_role)
         self.train()
-        return Site(self.engine, data.load, self._shapes(data))
+        return Site(self.engine, data.load, self._shapes(data), device)
 
     def _shapes(self, data: SplitDataModule) -> Shapes:
         factory = self.makes_optimizer["client"] or self.makes_optimizer["server"]

@@ -142,6 +142,7 @@ def cluster():
     with pytest.MonkeyPatch.context() as monkeypatch:
         path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+        monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 1}')  # Ray believes it
         started = RayCluster()
         started.open(num_cpus=2)
         yield
@@ -223,6 +224,18 @@ def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install "split-lightning\[ray\]"'):
         ray_engine()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+def test_a_worker_computes_on_the_gpu_that_is_reserved(tmp_path, monkeypatch, capsys):
+    """Or says that it finds none."""
+    options = ["data=digits", "num_clients=2", "rounds=1", "logger=none", "engine=ray"]
+    options += ["engine.num_cpus=0.5", "engine.num_gpus=0.5"]
+    with pytest.raises(SystemExit):
+        command(monkeypatch, tmp_path, *options)
+    message = capsys.readouterr().err
+    assert "worker-0 could not start: ValueError: Expected a GPU" in message
+    assert "reserve GPUs with `engine.num_gpus`" in message
 
 
 def test_the_command_trains_the_networks_of_one_process(tmp_path, monkeypatch):

@@ -230,6 +230,7 @@ RAY_MISTAKES = {
     "engine.num_cpus=abc": ["`engine.num_cpus`", "a number", "'abc'"],
     "engine.num_cpus=nan": ["`engine.num_cpus`", "a number", "nan"],
     "engine.num_cpus=-1": ["`engine.num_cpus`", "at least 0", "-1"],
+    "engine.num_gpus=-1": ["`engine.num_gpus`", "at least 0", "-1"],
     "engine.address=3": ["`engine.address`", "auto"],
 }
 

@@ -1,6 +1,7 @@
 """Parties at other sites train to the same weights as in one process, bit for bit."""
 
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -28,9 +29,11 @@ from split_lightning import (
     SplitFedV3,
 )
 from split_lightning.callbacks import PartitionPicture
+from split_lightning.engines.answers import Answers
 from split_lightning.engines.expected import Expected
 from split_lightning.engines.hello import Hello
-from split_lightning.engines.remote import RemoteSite, Sites
+from split_lightning.engines.journal import Journal
+from split_lightning.engines.remote import RemoteSite, SampleRef, Sites
 from split_lightning.engines.wire import Frame, decoded, encoded
 from split_lightning.finite import NotFinite
 from split_lightning.message import role_of
@@ -284,3 +287,28 @@ def test_what_needs_one_process_is_refused(tmp_path, case):
     data = make_data(protocol=protocol)
     with pytest.raises(MisconfigurationException, match=message):
         fit(tmp_path, make(engine=engine), data, **others)
+
+
+def test_a_site_computes_on_its_device(tmp_path):
+    """On `meta`, which has no numbers: a tensor elsewhere ends a pass."""
+    protocol, module = RoundRobinWeightPassing(), make_split(cut_layer=2)
+    data = make_data(protocol=protocol)
+    data.prepare_data()
+    data.setup("fit")
+    site = module.as_site(data, protocol, 1, torch.device("meta"))
+    answers = Answers(site, Journal(tmp_path))
+    samples = SampleRef("train", 0, 1, 0, 0, 0, 6)
+    (smashed,), _ = site.forward("client/1", (1, 0), (samples,), False)
+    slope = torch.ones(smashed.shape)
+    answers._carry_out("backward", ("client/1", (1, 0), (slope,)))
+    (labels,) = site.labels(samples)
+    gradients = [p.grad for p in site.parties["client/1"].parameters()]
+    assert gradients
+    assert {t.device.type for t in (smashed, labels, *gradients)} == {"meta"}
+    own = site.read("client/1", 0, "parameters")
+    cpu = {key: torch.zeros(value.shape) for key, value in own.items()}
+    answers._carry_out("share", (0, "client", "parameters", cpu))
+    answers._carry_out("adopt", ("client/2", 0, "parameters"))
+    test = replace(samples, part="val")
+    (outputs,) = site.evaluate(0, "client/2", (test,), False)
+    assert outputs.device.type == "meta"

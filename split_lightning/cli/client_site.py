@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytorch_lightning as pl
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -43,7 +44,7 @@ def serve(cfg: DictConfig, number: str) -> None:
     folder = Path(options.folder or Path("runs", cfg.name, name))
     client = client_of_site(name)
     sole_client = client if options.own_data else None
-    site = new_site(cfg, [client], sole_client)
+    site = new_site(cfg, [client], cfg.trainer.accelerator, sole_client)
     answers = Answers(site.site, Journal(folder))
     says = site.module.hello(site.data, [client])
     connection = GrpcClient(
@@ -70,13 +71,17 @@ class NewSite(NamedTuple):
 
 
 def new_site(
-    cfg: DictConfig, clients: Sequence[int], sole_client: int | None = None
+    cfg: DictConfig,
+    clients: Sequence[int],
+    accelerator: str,
+    sole_client: int | None = None,
 ) -> NewSite:
     """Builds a site.
 
     Args:
         cfg: The configuration of the run.
         clients: The clients that it computes for.
+        accelerator: What it computes on: `auto`, `cpu` or `gpu`.
         sole_client: The client that has all samples of the source; `None`: they are
             partitioned.
     """
@@ -85,9 +90,32 @@ def new_site(
     module = build_module(cfg, None)
     check_network(module, data)
     protocol = instantiate(cfg.protocol, _convert_="all")
-    site = module.as_site(data, protocol, len(clients))
+    device = _device(accelerator)
+    site = module.as_site(data, protocol, len(clients), device)
     choose_threads(cfg, module, data)
     return NewSite(site, module, data)
+
+
+def _device(accelerator: str) -> torch.device:
+    """Returns what a site computes on, which has no Trainer.
+
+    Raises:
+        ValueError: If it is not there.
+    """
+    has_gpu = torch.cuda.is_available()
+    if accelerator in ("gpu", "cuda") and not has_gpu:
+        raise ValueError(
+            f"Expected a GPU for `trainer.accelerator={accelerator}`, but torch finds "
+            "none here. Set `trainer.accelerator=cpu`; for workers on a Ray cluster, "
+            "reserve GPUs with `engine.num_gpus`."
+        )
+    names = ("auto", "cpu", "gpu", "cuda")
+    if accelerator not in names:
+        raise ValueError(
+            "Expected `trainer.accelerator` of a client to be one of "
+            f"{', '.join(names)}, but got {accelerator!r}."
+        )
+    return torch.device("cuda" if has_gpu and accelerator != "cpu" else "cpu")
 
 
 def worker_answers(
@@ -101,6 +129,11 @@ def worker_answers(
         clients: The clients that it computes for.
     """
     cfg = read_client(Path(folder, KEYS))
-    site = new_site(cfg, clients)
+    accelerator = cfg.trainer.accelerator
+    if not cfg.engine.num_gpus:
+        accelerator = "cpu"
+    elif accelerator == "auto":
+        accelerator = "gpu"
+    site = new_site(cfg, clients, accelerator)
     says = site.module.hello(site.data, range(cfg.num_clients))
     return Answers(site.site, Journal(Path(folder, name))), says

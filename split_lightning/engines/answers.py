@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning_fabric.utilities import move_data_to_device
 
 from split_lightning.engines.calls import Calls
 from split_lightning.engines.journal import Journal
@@ -135,7 +136,8 @@ class Answers:
     def _carry_out(self, method: str, arguments: tuple[Any, ...]) -> Any:
         if method == "keep":
             return self._keep(*arguments)
-        return getattr(self.site, method)(*arguments)
+        own = move_data_to_device(arguments, self.site.device)
+        return getattr(self.site, method)(*own)
 
     def _keep(self, barrier: str) -> None:
         """Saves the state under the name of a barrier; forgets that of old ones."""

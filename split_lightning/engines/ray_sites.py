@@ -28,6 +28,7 @@ class RaySites(Sites):
         address: The cluster: `auto` or `HOST:PORT`; `None`: a new one on this machine.
         workers: Number of workers; clients are dealt out among them.
         num_cpus: Number of CPUs that Ray reserves for each worker.
+        num_gpus: Number of GPUs; a part of one for workers that share it.
         starts: How often a worker may start, before the run ends.
 
     Attributes:
@@ -45,6 +46,7 @@ class RaySites(Sites):
         address: str | None = None,
         workers: int = 2,
         num_cpus: float = 1,
+        num_gpus: float = 0,
         starts: int = 10,
     ) -> None:
         if workers < 1:
@@ -52,7 +54,7 @@ class RaySites(Sites):
                 f"Expected argument `workers` to be at least 1, but got {workers}."
             )
         self.workers = workers
-        self.num_cpus = num_cpus
+        self.resources = {"num_cpus": num_cpus, "num_gpus": num_gpus}
         self.starts = starts
         self.cluster = RayCluster(address)
         room = Room()
@@ -75,7 +77,7 @@ class RaySites(Sites):
     ) -> list[ClientData]:
         if not self._workers:
             self._require_work(parties)
-            self.cluster.open(self.workers * self.num_cpus)
+            self.cluster.open(self.workers * self.resources["num_cpus"])
             self._workers = [self._new_worker(n, parties) for n in range(self.workers)]
             for worker in self._workers:
                 worker.start()
@@ -94,9 +96,8 @@ class RaySites(Sites):
     def _new_worker(self, number: int, parties: Sequence[str]) -> RayWorker:
         own = [party for party in parties if self.of(party) is self._sites[number]]
         clients = sorted({client_of(party) for party in own})
-        resources = {"num_cpus": self.num_cpus}
         return RayWorker(
-            self.links[number], self.new_answers, clients, resources, self.starts
+            self.links[number], self.new_answers, clients, self.resources, self.starts
         )
 
     def _heard(self, worker: RayWorker, agreed: Mapping[str, str]) -> list[ClientData]:

@@ -21,6 +21,7 @@ from split_lightning.store import Part, State, StateStore, clone
 
 # Returns the inputs and labels of samples.
 Samples = Callable[[SampleRef], tuple[Tensor, Tensor]]
+CPU = torch.device("cpu")
 
 
 class Site:
@@ -32,17 +33,27 @@ class Site:
         engine: Has the segments, with seats for all parties that train at once.
         samples: Returns inputs and labels.
         shapes: What passes between the site and the server looks like.
+        device: Computes. Arguments of calls are on it.
     """
 
-    def __init__(self, engine: Engine, samples: Samples, shapes: Shapes) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        samples: Samples,
+        shapes: Shapes,
+        device: torch.device = CPU,
+    ) -> None:
         self.engine = engine
         self.shapes = shapes
+        self.device = device
         self.samples = samples
         self.parties: dict[str, Party] = {}  # that compute until the next step
         self._batch: tuple[SampleRef, tuple[Tensor, Tensor]] | None = None
         self._kept: dict[int, Any] = {}
         self._before: dict[str, dict[int, State]] = {}  # buffers, of those ahead
         for store in engine.stores:
+            for seat in store.seats:
+                seat.module.to(device)
             store.remember_start()
 
     @property
@@ -86,7 +97,7 @@ class Site:
         if self.engine.may_discard and key[1] == min(party.segments):
             self._remember_buffers(name)
         if random is not None:
-            torch.set_rng_state(random)
+            torch.set_rng_state(random.cpu())
         (outputs,) = party.forward(key, [own], [len(own[0])])
         new = None if random is None else torch.get_rng_state()
         if self._is_last(key[1]):
@@ -345,5 +356,7 @@ class Site:
     def _load(self, samples: SampleRef) -> tuple[Tensor, Tensor]:
         """Returns inputs and labels; the last ones are at hand."""
         if self._batch is None or self._batch[0] != samples:
-            self._batch = replace(samples, labels=None), self.samples(samples)
+            inputs, labels = self.samples(samples)
+            batch = inputs.to(self.device), labels.to(self.device)
+            self._batch = replace(samples, labels=None), batch
         return self._batch[1]
