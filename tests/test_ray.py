@@ -230,7 +230,7 @@ def test_without_ray_the_extra_is_named(monkeypatch):
 def test_a_worker_computes_on_the_gpu_that_is_reserved(tmp_path, monkeypatch, capsys):
     """Or says that it finds none."""
     options = ["data=digits", "num_clients=2", "rounds=1", "logger=none", "engine=ray"]
-    options += ["engine.num_cpus=0.5", "engine.num_gpus=0.5"]
+    options += ["engine.num_cpus=0.5", "engine.num_gpus=1", "engine.workers=1"]
     with pytest.raises(SystemExit):
         command(monkeypatch, tmp_path, *options)
     message = capsys.readouterr().err

@@ -187,7 +187,7 @@ MISTAKES = {
         "model.cut_layer=conv1",
         "would change nothing",
     ],
-    "protocol=fedavg local_steps=2": ["local_steps=2", "nothing: protocol=fedavg"],
+    "protocol=cyclesl local_steps=2": ["local_steps=2", "nothing: protocol=cyclesl"],
     "protocol=fedavg optimizer.client.lr=1": [
         "topology=unsplit",
         "optimizer.server.lr",

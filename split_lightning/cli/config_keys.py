@@ -99,7 +99,7 @@ def options_of(target: str) -> list[str] | None:
         AttributeError, ImportError, ValueError: If it cannot be imported.
 
     >>> options_of("split_lightning.Local")
-    ['clients_per_round']
+    ['clients_per_round', 'local_steps']
     """
     found = pkgutil.resolve_name(target)
     try:

@@ -10,8 +10,8 @@ _EVERY = 1 << 26  # bytes of frames
 class SpareMemory:
     """Counts the bytes of frames that came, and returns free memory now and then.
 
-    The C library keeps what is free between the small buffers of connections: with many
-    connections these are many large pieces.
+    The C library keeps large free blocks between the small buffers of connections: the
+    more connections, the more blocks.
     """
 
     def __init__(self) -> None:

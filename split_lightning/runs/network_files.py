@@ -85,7 +85,8 @@ def _fitting(segment: nn.Module, file: Path) -> State:
     if not file.is_file():
         raise ValueError(
             f"Expected a run that has ended, but {absence(file)}. A checkpoint of "
-            "it is named with checkpoint=last."
+            "it is named with checkpoint=last. A client with `engine.server` writes "
+            "this file to its own folder: put it here."
         )
     state = read_state(file)
     require_fit(segment, state, file)
