@@ -3,12 +3,12 @@
 import threading
 
 import pytest
+from killing import Killed
 from protocols import fit
 from pytorch_lightning import Callback
 from test_grpc import (
     BUILDING,
     NUM_CLIENTS,
-    Killed,
     Run,
     assert_equal_states,
     before,

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from killing import Kill, Killed
 from protocols import assert_equal, fit, make_data, make_split, make_unsplit
 from pytorch_lightning import Callback
 from test_sites import SitesHere
@@ -97,22 +98,6 @@ class KeptSites(SitesHere):
         for own, remote, state in zip(self.made, self.sites, self.kept, strict=False):
             remote.reset()
             own.load_state_dict(deepcopy(state))
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL of the process with the Trainer."""
-
-
-class Kill(Callback):
-    """Kills the process with the Trainer before a batch, counted from the start."""
-
-    def __init__(self, after):
-        self.left = after
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if self.left == 0:
-            raise Killed
-        self.left -= 1
 
 
 def made(make_protocol, engine=None, **options):

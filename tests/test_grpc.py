@@ -5,8 +5,8 @@ import threading
 
 import pytest
 import torch
+from killing import Kill, Killed
 from protocols import assert_equal, fit, make_data, make_split, make_unsplit
-from pytorch_lightning import Callback
 
 from split_lightning import (
     Engine,
@@ -34,10 +34,6 @@ RUNS = {
 }
 NUM_CLIENTS = 3
 BUILDING = threading.Lock()  # torch has one seed, and traces in one thread
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing runs any more."""
 
 
 class Run:
@@ -255,18 +251,6 @@ def test_a_client_dies_and_comes_back(tmp_path, local, name, point):
     trainer, states = Run(tmp_path, name).fit(failing=failing, room=room)
     assert_equal_states(states, expected)
     assert trainer.lightning_module.totals() == totals
-
-
-class Kill(Callback):
-    """Kills the server before a batch, counted from its start."""
-
-    def __init__(self, after):
-        self.left = after
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if self.left == 0:
-            raise Killed
-        self.left -= 1
 
 
 @pytest.mark.parametrize("batches", [0, 1, 4, 7])

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import test_vertical as vertical
 import torch
+from killing import Kill, Killed
 from protocols import assert_equal, fit, make_data, make_split
-from pytorch_lightning import Callback
 from safetensors.torch import load_file
 from test_train import command
 
@@ -72,22 +72,6 @@ class Deaths:
         if died < self.times:
             (folder / f"died-{died}").touch()
         return died < self.times
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL of the process with the Trainer."""
-
-
-class Kill(Callback):
-    """Kills the process with the Trainer before a batch, counted from its start."""
-
-    def __init__(self, after):
-        self.left = after
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if self.left == 0:
-            raise Killed
-        self.left -= 1
 
 
 def new_answers(run, folder, deaths, worker, clients):

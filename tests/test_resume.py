@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import RandomImages, Recorder, tiny_network
 from flwr_datasets import partitioner as partitioners
+from killing import Kill, Killed
 from kornia.augmentation import RandomHorizontalFlip
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Trainer
 from torch import nn
 
 from split_lightning import (
@@ -25,20 +26,6 @@ SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 ADAM = partial(torch.optim.Adam, lr=0.01)
 STEP = partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5)
 ROUNDS = 3
-
-
-class Killed(Exception):
-    """Stands for SIGKILL: nothing runs any more."""
-
-
-class Kill(Callback):
-    def __init__(self, after):
-        self.left = after
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if self.left == 0:
-            raise Killed
-        self.left -= 1
 
 
 def make_module(optimizer=SGD, cut_layer=1, **options):

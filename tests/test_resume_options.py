@@ -6,8 +6,9 @@ from functools import partial
 import pytest
 import torch
 from conftest import Recorder, tiny_network
+from killing import Kill, Killed
 from pytorch_lightning import Callback, Trainer
-from test_resume import PASSING, Kill, Killed, make_data, make_module
+from test_resume import PASSING, make_data, make_module
 from test_resume_protocols import PROTOCOLS, UNSPLIT
 
 from split_lightning import Engine, SplitFedV2, SplitLightningModule

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 from conftest import begin_child, exit_code
+from killing import Kill, Killed
 from protocols import (
     ADAM,
     assert_equal,
@@ -17,7 +18,7 @@ from protocols import (
     state_of,
 )
 from pytorch_lightning import Callback
-from test_resume import Kill, Killed, assert_same
+from test_resume import assert_same
 
 from split_lightning import (
     AsynchronousWeightPassing,
