@@ -57,28 +57,49 @@ class FiniteCheck:
         Raises:
             NonFiniteError: Names what is not finite and where, if a run is to stop.
         """
-        is_sound = False
         if isinstance(losses, StepLosses) and not losses.are_here:
             return True  # the site looks, before it steps
-        if isinstance(losses, StepLosses):
-            values = [losses.total, *losses.own, *module.engine.gradients()]
-            norm = get_total_norm(values)
-            if self.every > 1 and self.policy == "stop":
-                if self._norm is not None:  # the largest; NaN if one is
-                    norm = torch.stack([self._norm, norm]).max()
-                self._norm = norm
-                is_due = (batch_idx + 1) % self.every == 0
-                if not (is_due or module.trainer.is_last_batch):
-                    return True
-                self._norm = None
-            is_sound = bool(norm.isfinite()) or are_finite(values)
-            if self.policy == "skip":
-                is_sound = module.engine.are_sound() and is_sound
+        is_sound = self._is_sound(module, batch_idx, losses)
+        if is_sound is None:
+            return True  # until then
         if module.trainer.world_size > 1:
             is_sound = all_agree(module.trainer, is_sound)
-        if is_sound:
-            module.channel.recent.clear()  # nothing is to be found in it
-            return True
+        if not is_sound:
+            self._refuse(module, step, batch_idx, losses)
+        module.channel.recent.clear()  # nothing is to be found in it
+        return is_sound
+
+    def _is_sound(
+        self,
+        module: SplitLightningModule,
+        batch_idx: int,
+        losses: StepLosses | NotFinite,
+    ) -> bool | None:
+        """Returns whether a step's numbers are finite; `None`: a later look tells."""
+        if isinstance(losses, NotFinite):
+            return False
+        values = [losses.total, *losses.own, *module.engine.gradients()]
+        norm = get_total_norm(values)
+        if self.every > 1 and self.policy == "stop":
+            if self._norm is not None:  # the largest; NaN if one is
+                norm = torch.stack([self._norm, norm]).max()
+            is_due = (batch_idx + 1) % self.every == 0 or module.trainer.is_last_batch
+            self._norm = None if is_due else norm
+            if not is_due:
+                return None
+        is_sound = bool(norm.isfinite()) or are_finite(values)
+        if self.policy == "skip":
+            is_sound = module.engine.are_sound() and is_sound
+        return is_sound
+
+    def _refuse(
+        self,
+        module: SplitLightningModule,
+        step: Step,
+        batch_idx: int,
+        losses: StepLosses | NotFinite,
+    ) -> None:
+        """Undoes a step, or stops the run."""
         what = str(losses)
         if isinstance(losses, StepLosses):
             what = _first_unsound(module, losses)
@@ -89,10 +110,8 @@ class FiniteCheck:
         )
         if self.policy == "stop":
             raise NonFiniteError(_message(where, what))
-        module.channel.recent.clear()
         _logger.warning("Skipped %s: %s is not finite.", where, what)
         module.engine.discard()
-        return False
 
     def settle(self, module: SplitLightningModule) -> None:
         """Waits for what parties at other sites have found.
