@@ -189,7 +189,9 @@ def host(options: argparse.Namespace) -> None:
             module.hello(data, [number]),
             patience=5,
         )
-        threads.append(threading.Thread(target=client.serve, args=(answers,)))
+        threads.append(
+            threading.Thread(target=client.serve, args=(answers, lambda final: None))
+        )
     for thread in threads:
         thread.start()
 

@@ -473,9 +473,7 @@ class SplitLightningModule(pl.LightningModule):
     def _is_there(self, client_id: int) -> bool:
         """Returns whether a client at another site is not absent."""
         absences = self.engine.sites.absences
-        return absences is None or client_id not in absences.of(
-            self.trainer.current_epoch
-        )
+        return absences is None or client_id not in absences.latest()
 
     def _score(self, part: str, client_id: int, ref: SampleRef) -> Score:
         """Evaluates samples at a client's site."""

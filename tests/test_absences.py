@@ -54,7 +54,7 @@ class RunWithAbsences(Run):
         for fail in failing:
             fail(client, answers)
         try:
-            client.serve(answers)
+            client.serve(answers, self.ended)
         except BaseException:  # killed
             return
 

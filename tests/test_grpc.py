@@ -75,10 +75,13 @@ class Run:
             if fail is not None:
                 fail(client, answers)
             try:
-                client.serve(answers)
+                client.serve(answers, self.ended)
             except Killed:
                 continue
             return
+
+    def ended(self, final):
+        """Is called at a client, in the end."""
 
     def begin(self, port, failing=None):
         """Begins the clients, in threads."""

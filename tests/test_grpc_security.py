@@ -507,7 +507,7 @@ def test_no_legal_frame_is_larger_than_the_limits(tmp_path, name, recorded):
 def test_a_server_that_sends_too_much_is_refused_and_the_run_goes_on(tmp_path, local):
     def send(module):
         link = module.engine.sites.links["client-1"]
-        link.write(Frame("call", 1, torch.zeros(1 << 18)))
+        link._send(encoded(Frame("call", 1, torch.zeros(1 << 18))))
 
     run = OwnRun(tmp_path, "round robin")
     _, states = run.fit(callbacks=[At(4, send)])

@@ -21,7 +21,7 @@ from split_lightning.cli.building import (
 from split_lightning.cli.client_keys import KEYS, read_client
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.engines.answers import Answers
-from split_lightning.engines.grpc_client import GrpcClient
+from split_lightning.engines.grpc_client import GrpcClient, Segments
 from split_lightning.engines.hello import Hello
 from split_lightning.engines.journal import Journal
 from split_lightning.engines.remote import client_of_site
@@ -50,16 +50,22 @@ def serve(cfg: DictConfig, number: str) -> None:
     connection = GrpcClient(
         name, options.server, options.certificates, says, options.patience
     )
-    final = connection.serve(answers)
     metadata = metadata_of(cfg, site.data)
-    by_layers: dict[str, list[tuple[int, str]]] = {}
-    for segment, party in final:
-        layers = site.module.topology.names[segment]
-        by_layers.setdefault(layers, []).append((segment, party))
-    for layers, segments in by_layers.items():
-        file = folder / f"{layers}.safetensors"
-        save_tensors(site.site.weights_of(segments), file, metadata)
-        _logger.info("The run is complete; the trained weights are in %s.", file)
+
+    def end(final: Segments) -> None:
+        """Writes this client's part of the final network."""
+        by_layers: dict[str, Segments] = {}
+        for segment, party in final:
+            layers = site.module.topology.names[segment]
+            by_layers.setdefault(layers, []).append((segment, party))
+        for layers, segments in by_layers.items():
+            file = folder / f"{layers}.safetensors"
+            save_tensors(site.site.weights_of(segments), file, metadata)
+            _logger.info("The run is complete; the trained weights are in %s.", file)
+        if not final:
+            _logger.info("The run is complete; %s was absent at the end.", name)
+
+    connection.serve(answers, end)
 
 
 class NewSite(NamedTuple):

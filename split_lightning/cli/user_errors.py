@@ -46,7 +46,13 @@ _MISCONFIGURATION = (
     "pytorch_lightning.utilities.exceptions",
     "MisconfigurationException",
 )
-_NON_FINITE = ("split_lightning.training.finite", "NonFiniteError")
+# What ends a run that has begun, and its text says why.
+_OF_RUNS = (
+    _MISCONFIGURATION,
+    ("split_lightning.finite", "NonFiniteError"),
+    ("split_lightning.engines.link", "SiteError"),
+    ("split_lightning.engines.remote", "SiteAbsent"),
+)
 _NOT_WRITABLE = {
     errno.EACCES,
     errno.EDQUOT,
@@ -94,7 +100,7 @@ def one_message(
         yield
     except Exception as error:
         began = has_begun()
-        spoken = _is(error, _MISCONFIGURATION) or _is(error, _NON_FINITE)
+        spoken = any(_is(error, name) for name in _OF_RUNS)
         mistake = spoken or _is_by_system(error)
         if _wants_trace() or (began and not mistake):
             raise

@@ -14,7 +14,7 @@ from split_lightning.engines.wire import Frame, FrameError, decoded, encoded
 from split_lightning.finite import NotFinite
 
 _SAVE_AFTER = 100  # calls, at the latest
-_BARRIERS = 3  # that are kept
+_BARRIERS = 3  # that are kept beside the one at which the session began
 _LONGEST = 2000  # characters of an error's message
 
 
@@ -45,6 +45,7 @@ class Answers:
         self.calls = Calls(site)
         self._failed = ""  # what became of a call; empty: none has failed
         self._has_trained = False  # since its state was saved
+        self._began_at = ""  # the barrier of the session; empty: the start of training
         self.session, self.number, self.saved = "", 0, 0
         self.replies: dict[int, bytes] = {}
         journal.save("start", {"site": site.state_dict()})
@@ -74,7 +75,7 @@ class Answers:
             )
         self.site.load_state_dict(self.journal.load(name)["site"])
         self.session, self.number, self.replies = session, 0, {}
-        self._failed = ""
+        self._failed, self._began_at = "", barrier or ""
         self._save()
 
     def rewind(self) -> None:
@@ -82,6 +83,7 @@ class Answers:
         state = self.journal.load("journal")
         self.site.load_state_dict(state["site"])
         self.session, self._failed = state["session"], ""
+        self._began_at = state["began_at"]
         self.number = self.saved = state["number"]
         self._has_trained = False
         replies = {n: data.numpy().tobytes() for n, data in state["replies"].items()}
@@ -140,9 +142,14 @@ class Answers:
         return getattr(self.site, method)(*own)
 
     def _keep(self, barrier: str) -> None:
-        """Saves the state under the name of a barrier; forgets that of old ones."""
+        """Saves the state under the name of a barrier; forgets that of old ones.
+
+        The barrier at which the session began stays: the server may be killed before it
+        has written a checkpoint with the new one.
+        """
         self.journal.save(f"barrier-{barrier}", {"site": self.site.state_dict()})
-        self.journal.keep_newest("barrier-*", _BARRIERS)
+        first = f"barrier-{self._began_at}"
+        self.journal.keep_newest("barrier-*", _BARRIERS, but=first)
 
     def _is_due(self, method: str, save: bool) -> bool:
         """Returns whether to save the state, which is at rest between steps.
@@ -159,6 +166,7 @@ class Answers:
     def _save(self) -> None:
         state = {
             "session": self.session,
+            "began_at": self._began_at,
             "number": self.number,
             "replies": {
                 number: torch.frombuffer(bytearray(data), dtype=torch.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -49,37 +49,47 @@ class GrpcClient:
         self.certificates = Path(certificates)
         self.says = says
         self.waiting = Patience(name, server, patience)
+        self._lost: ValueError | None = None  # why the site cannot begin
 
-    def serve(self, answers: Answers) -> Segments:
+    def serve(self, answers: Answers, end: Callable[[Segments], None]) -> None:
         """Answers calls until the server ends the run.
 
-        Returns:
-            The segments of the final network that are here.
+        Args:
+            answers: Answers calls.
+            end: Is called at the end with the segments of the final network that are
+                here. If the process dies before it returns, the server names them
+                again.
 
         Raises:
             ConnectionError: If the server refuses the site, does not answer, or sends
                 what it may not.
+            ValueError: If the site does not have the state at which the server begins.
         """
-        self.waiting.renew()
+        self.end = end
+        self.waiting.begin()
         self._refused, self._furthest = 0, 0
-        while (final := self._connect(answers)) is None:
-            time.sleep(PAUSE)
-        return final
+        self._is_over, self._lost = False, None
+        while not self._is_over:
+            self._connect(answers)
+            if not self._is_over:
+                time.sleep(PAUSE)
+        if self._lost is not None:
+            raise self._lost
 
-    def _connect(self, answers: Answers) -> Segments | None:
-        """Answers calls over one connection; returns what there is in the end."""
+    def _connect(self, answers: Answers) -> None:
+        """Answers calls over one connection."""
         credentials = grpc.ssl_channel_credentials(
             *read_credentials(self.certificates, self.name)
         )
         try:
             most = options(answers.site.shapes.most_bytes)
             with grpc.secure_channel(self.server, credentials, most) as channel:
-                return self._serve_stream(channel, answers)
+                self._serve_stream(channel, answers)
         except grpc.RpcError as error:
-            self.waiting.after(error)
+            if not self._is_over:
+                self.waiting.after(error)
         except FrameError as error:
             self._refuse(error)
-        return None
 
     def _refuse(self, error: FrameError) -> None:
         """Counts a frame that was refused; gives up after a few in a row."""
@@ -93,8 +103,8 @@ class GrpcClient:
             "The server at %s sent what it may not: %s.", self.server, error
         )
 
-    def _serve_stream(self, channel: Any, answers: Answers) -> Segments | None:
-        """Answers calls over one connection; returns what there is in the end."""
+    def _serve_stream(self, channel: Any, answers: Answers) -> None:
+        """Answers calls until the connection ends."""
         replies: queue.Queue[bytes | None] = queue.Queue()
         hello = {
             "site": self.name,
@@ -104,26 +114,53 @@ class GrpcClient:
         }
         replies.put(encoded(Frame("hello", 0, hello)))
         connect = channel.stream_stream(f"/{SERVICE}/{METHOD}")
-        stream = connect(_until_none(replies))
+        is_connected = False
         try:
-            for data in stream:
-                self.waiting.renew()
-                frame = decoded(data)
-                if frame.kind == "welcome":
-                    answers.begin(*_welcome(frame.value))
-                    for reply in answers.replies.values():
-                        replies.put(reply)
-                elif frame.kind == "end":
-                    return _final(frame.value, answers)
-                else:
-                    answer = answers.answer(data)
-                    if answer is not None:
-                        replies.put(answer)
-                    if answers.number > self._furthest:
-                        self._refused, self._furthest = 0, answers.number
+            for data in connect(_until_none(replies)):
+                is_connected = True
+                self.waiting.hear()
+                for reply in self._replies(data, answers):
+                    replies.put(reply)
         finally:
             replies.put(None)
-        return None
+            if is_connected:
+                self.waiting.begin()
+
+    def _replies(self, data: bytes, answers: Answers) -> Iterable[bytes]:
+        """Does what a frame asks for; returns what to send.
+
+        Raises:
+            FrameError: If the frame asks for nothing.
+        """
+        frame = decoded(data)
+        if frame.kind == "accepted":
+            return ()
+        if frame.kind == "welcome":
+            return self._begin(*_welcome(frame.value), answers)
+        if frame.kind == "end":
+            self.end(_final(frame.value, answers))
+            self._is_over = True
+            return (encoded(Frame("ended", 0, None)),)
+        if frame.kind == "replaced":
+            raise ConnectionError(
+                f"Another process with the certificate of {self.name} has connected to "
+                f"the server at {self.server}. Let one of them run."
+            )
+        answer = answers.answer(data)
+        if answers.number > self._furthest:
+            self._refused, self._furthest = 0, answers.number
+        return () if answer is None else (answer,)
+
+    def _begin(
+        self, session: str, barrier: str | None, answers: Answers
+    ) -> Iterable[bytes]:
+        """Begins a session, or continues one; returns the last replies."""
+        try:
+            answers.begin(session, barrier)
+        except ValueError as error:
+            self._is_over, self._lost = True, error
+            return (encoded(Frame("lost", 0, str(error))),)
+        return answers.replies.values()
 
 
 def _until_none(items: queue.Queue[bytes | None]) -> Iterator[bytes]:

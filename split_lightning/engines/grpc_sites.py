@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import threading
 import uuid
@@ -16,6 +17,7 @@ from typing_extensions import override
 
 from split_lightning.credentials import read_credentials
 from split_lightning.engines.expected import Expected
+from split_lightning.engines.gone import Gone
 from split_lightning.engines.hello import ClientData, Hello, require_alike
 from split_lightning.engines.link import Link, Room
 from split_lightning.engines.remote import (
@@ -46,6 +48,7 @@ _OPTIONS = [
 ]
 _GRACE = 5  # seconds, in which streams may end
 _SAY_EVERY = 30  # seconds, which sites are missing
+_WATCH_EVERY = 2  # seconds, which sites are gone
 _logger = logging.getLogger(__name__)
 
 
@@ -144,7 +147,10 @@ class GrpcSites(Sites):
         self._agreed = agreed
         if self._server is None:
             ready = threading.Event()
-            threading.Thread(target=self._run, args=(ready,), daemon=True).start()
+            self._thread = threading.Thread(
+                target=self._run, args=(ready,), daemon=True
+            )
+            self._thread.start()
             ready.wait()
             if self._failed is not None:
                 raise self._failed
@@ -153,9 +159,11 @@ class GrpcSites(Sites):
             )
             self.start(self.port)
         self._wait_for_all()
-        several = [own for told in self._told.values() for own in told]
-        require_alike(several)  # the holders of a client say the same
-        return list({own.client_id: own for own in several}.values())
+        return list({own.client_id: own for own in self._all_told()}.values())
+
+    def _all_told(self) -> list[ClientData]:
+        """Returns what sites have said; the holders of a client say the same."""
+        return [own for told in self._told.values() for own in told]
 
     def _wait_for_all(self) -> None:
         """Waits until all sites have said hello; says which have not."""
@@ -215,7 +223,21 @@ class GrpcSites(Sites):
     @override
     def end(self, final: Mapping[str, Sequence[tuple[int, str]]]) -> None:
         for name, link in self.links.items():
-            link.write(Frame("end", 0, list(final.get(name, ()))))
+            link.end(list(final.get(name, ())))
+        expected = [name for name in self.links if name not in self._away()]
+
+        def is_done() -> bool:
+            return self._failed is not None or all(
+                self.links[name].is_over for name in expected
+            )
+
+        with self._changed:
+            self._changed.wait_for(is_done, timeout=self.deadline)
+        if missing := [name for name in expected if not self.links[name].is_over]:
+            _logger.warning(
+                "The run is complete, but %s did not get its part of the network.",
+                ", ".join(missing),
+            )
 
     @override
     def close(self) -> None:
@@ -223,6 +245,7 @@ class GrpcSites(Sites):
             end = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
             end.result()
             self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
             self._server = None
 
     def _decide(self) -> list[int]:
@@ -268,8 +291,8 @@ class GrpcSites(Sites):
         self.port = server.add_secure_port(self.listen, credentials)
         await server.start()
         self._server = server
-        if self.deadline is not None and self._watching is None:
-            self._watching = asyncio.ensure_future(self._watch(self.deadline))
+        if self._watching is None:
+            self._watching = asyncio.ensure_future(self._watch())
 
     async def _listen_again(self) -> None:
         """Listens at the same port, with another limit; sites connect again."""
@@ -282,13 +305,17 @@ class GrpcSites(Sites):
         self.listen = f"{host}:{self.port}"
         await self._listen()
 
-    async def _watch(self, deadline: float) -> None:
-        """Gives sites up that are silent for too long."""
+    async def _watch(self) -> None:
+        """Says which sites are gone; gives those up that are silent for too long."""
+        deadline, gone = self.deadline or math.inf, Gone()
         while True:
-            await asyncio.sleep(deadline / 10)
+            await asyncio.sleep(min(_WATCH_EVERY, deadline / 10))
             for name, link in self.links.items():
                 if link.silent_for() > deadline:
                     link.fail(SiteAbsent(name, deadline))
+            if self._begun.is_set():
+                over = {name for name, link in self.links.items() if link.is_over}
+                gone.note(self.links.keys() - self._streams.keys() - over)
 
     async def _end(self) -> None:
         if self._watching is not None:
@@ -318,6 +345,7 @@ class GrpcSites(Sites):
             _logger.warning("Refused %s (%s): %s.", name, context.peer(), error)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             return
+        yield encoded(Frame("accepted", 0, None))
         begun = self._begun
         await begun.wait()
         if begun is not self._begun:  # it is to connect again
@@ -329,6 +357,9 @@ class GrpcSites(Sites):
 
         welcome = {"session": self.session, "barrier": self._barriers.get(name)}
         stream.put_nowait(encoded(Frame("welcome", 0, welcome)))
+        if before := self._streams.get(name):
+            before.put_nowait(encoded(Frame("replaced", 0, None)))
+            before.put_nowait(None)
         link.attach(self._saved(hello), send)
         self._note(name, stream)
         taking = asyncio.ensure_future(self._take(link, frames, stream, send))
@@ -386,10 +417,23 @@ class GrpcSites(Sites):
         if [own.client_id for own in told] != [client_of_site(name)]:
             raise FrameError("its hello has the data of other clients")
         with self._changed:
+            if name not in self._told:
+                self._require_alike(told)
             if self._told.setdefault(name, told) != told:
                 raise FrameError("its data differ from those that it began with")
             self._changed.notify_all()
         return link, hello
+
+    def _require_alike(self, told: list[ClientData]) -> None:
+        """Refuses a site whose samples do not go together with those of others.
+
+        Raises:
+            FrameError: Says why.
+        """
+        try:
+            require_alike([*self._all_told(), *told])
+        except ValueError as error:
+            raise FrameError(str(error).rstrip(".")) from error
 
     def _saved(self, hello: dict[str, Any]) -> int:
         """Returns the last call of this session that a site has saved."""
@@ -408,11 +452,15 @@ class GrpcSites(Sites):
             async for data in frames:
                 link.take(data, send)
                 self._spare.note(len(data))
+                if link.is_over:
+                    break
         except FrameError as error:
             _logger.warning("%s sent what it may not: %s.", link.name, error)
         except Exception as error:  # the stream broke
             _logger.debug("%s: %s", link.name, error)
         stream.put_nowait(None)
+        with self._changed:
+            self._changed.notify_all()
 
 
 def _require_free(address: str) -> None:

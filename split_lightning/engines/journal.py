@@ -36,11 +36,18 @@ class Journal:
         state: dict[str, Any] = torch.load(self._path(name), weights_only=True)
         return state
 
-    def keep_newest(self, pattern: str, count: int) -> None:
-        """Removes the oldest states whose names are like a pattern."""
+    def keep_newest(self, pattern: str, count: int, but: str) -> None:
+        """Removes the oldest states whose names are like a pattern.
+
+        Args:
+            pattern: The pattern.
+            count: How many stay.
+            but: The name of one that stays beside them.
+        """
         paths = sorted(self.folder.glob(f"{pattern}.pt"), key=_age, reverse=True)
         for path in paths[count:]:
-            path.unlink()
+            if path != self._path(but):
+                path.unlink()
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.pt"

@@ -72,7 +72,8 @@ class Link:
         room: The memory for calls.
 
     Attributes:
-        since: When the site was last heard of, or first waited for, in seconds.
+        since: When the site last answered, or was first waited for, in seconds.
+        is_over: Whether the site knows that the run is complete.
         expected: Knows what replies must look like; set before the first call.
         sent: Number of bytes that were sent.
         received: Number of bytes that came.
@@ -103,6 +104,8 @@ class Link:
         self._waiting: dict[int, _Waiting] = {}
         self._send: Send | None = None
         self._failed: Exception | None = None
+        self._end: bytes | None = None  # the last frame, which is no call
+        self.is_over = False
 
     def deliver(self, call: Call) -> Future[Any]:
         """Sends a call; returns the reply to come."""
@@ -125,11 +128,16 @@ class Link:
                 self._write(data)
         return future
 
-    def write(self, frame: Frame) -> None:
-        """Sends a frame that is no call, if the site is connected."""
+    def end(self, value: Any) -> None:
+        """Tells the site that the run is complete; `is_over` once it knows.
+
+        Args:
+            value: What the site is to know.
+        """
         with self._lock:
+            self._end = encoded(Frame("end", 0, value))
             if self._send is not None:
-                self._write(encoded(frame))
+                self._write(self._end)
 
     def require_saved(self, saved: int) -> None:
         """Stops where a site cannot continue after the last call that it has saved.
@@ -157,6 +165,8 @@ class Link:
             self._forget(saved)
             for number in sorted(self._calls):
                 self._write(self._calls[number])
+            if self._end is not None:
+                self._write(self._end)
 
     def detach(self, send: Send) -> None:
         """Notes that a connection has ended."""
@@ -189,8 +199,14 @@ class Link:
 
     def _take(self, data: bytes, send: Send) -> None:
         kind, number, value = decoded(data)
+        if kind == "lost" and isinstance(value, str):
+            self.fail(self._error(value))
+            return
         with self._lock:
             if self._send is not send:
+                return
+            if kind == "ended" and self._end is not None:
+                self.is_over = True
                 return
             if not 0 < number <= self._number:
                 raise FrameError(f"there is no call {number}")
@@ -207,8 +223,8 @@ class Link:
                 self._require_fit(waiting, number, kind, result)
                 del self._waiting[number]
                 self._refused = 0
+                self.since = time.monotonic()
             self.received += len(data)
-            self.since = time.monotonic()
             self._forget(saved)
         if waiting is None:
             return  # it came before

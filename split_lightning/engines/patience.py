@@ -31,11 +31,16 @@ class Patience:
         self.name = name
         self.server = server
         self.seconds = seconds
-        self.renew()
+        self._has_heard = False
+        self.begin()
 
-    def renew(self) -> None:
-        """Notes that the server has answered."""
+    def begin(self) -> None:
+        """Begins to wait: there is no connection."""
         self._since, self._has_told = time.monotonic(), False
+
+    def hear(self) -> None:
+        """Notes that the server has answered."""
+        self._has_heard = True
 
     def after(self, error: Any) -> None:
         """Decides what follows a connection that broke; returns if it is another try.
@@ -55,9 +60,7 @@ class Patience:
         if time.monotonic() - self._since >= self.seconds:
             raise ConnectionError(
                 f"The server (`engine.server={self.server}`) has not answered for "
-                f"{self.seconds:g} s. Is it running, and is its certificate one for "
-                "this address (`split-lightning certificates --host NAME`), from the "
-                f"same authority as that of {self.name}?"
+                f"{self.seconds:g} s. {self._advice()}"
             ) from error
         if not self._has_told and time.monotonic() - self._since > _TELL_AFTER:
             _logger.warning(
@@ -67,3 +70,15 @@ class Patience:
                 self.seconds,
             )
             self._has_told = True
+
+    def _advice(self) -> str:
+        if self._has_heard:
+            return (
+                "It has answered before. If the run is not complete, resume it at the "
+                "server (`ckpt_path=last`), and start this client again."
+            )
+        return (
+            "Is it running, and is its certificate one for this address "
+            "(`split-lightning certificates --host NAME`), from the same authority as "
+            f"that of {self.name}?"
+        )
