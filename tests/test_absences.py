@@ -54,7 +54,7 @@ class RunWithAbsences(Run):
         for fail in failing:
             fail(client, answers)
         try:
-            client.serve(answers, self.ended)
+            client.serve(answers, self.at_end)
         except BaseException:  # killed
             return
 

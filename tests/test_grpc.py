@@ -75,12 +75,12 @@ class Run:
             if fail is not None:
                 fail(client, answers)
             try:
-                client.serve(answers, self.ended)
+                client.serve(answers, self.at_end)
             except Killed:
                 continue
             return
 
-    def ended(self, final):
+    def at_end(self, final):
         """Is called at a client, in the end."""
 
     def begin(self, port, failing=None):
