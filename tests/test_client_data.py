@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from split_lightning import Engine, RoundRobinWeightPassing, SplitDataModule
 from split_lightning.data.sources import Images
-from split_lightning.engines.hello import ClientData, Hello
+from split_lightning.engines.hello import ClientData, Hello, require_alike
 
 SGD = partial(torch.optim.SGD, lr=0.05)
 COUNTS = [14, 30, 21]  # samples of each client, of which it validates on some
@@ -103,12 +103,21 @@ def test_data_that_differ_are_refused(tmp_path):
 SAID = ClientData(1, 3, 1, 2, True, (1, 6, 6), True, ("a", "b"), 0)
 
 
+def test_holders_of_a_client_have_the_same_samples():
+    with pytest.raises(ValueError, match=r"holders of a client to train on the same"):
+        require_alike([SAID, SAID._replace(client_id=2), SAID._replace(train=4)])
+    common = SAID._replace(is_own=False)
+    with pytest.raises(ValueError, match=r"`data/partitioner`, .*client 1 has 0"):
+        require_alike([common, common._replace(partition=1)])
+
+
 @pytest.mark.parametrize(
     "changed",
     [
         {"train": -1},
         {"train": 1.5},
         {"train": True},
+        {"train": 10**13},  # more than the server has memory for
         {"shape": [1, 6]},
         {"shape": ("1",)},
         {"classes": (1,)},

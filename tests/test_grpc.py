@@ -7,6 +7,7 @@ import pytest
 import torch
 from killing import Kill, Killed
 from protocols import assert_equal, fit, make_data, make_split, make_unsplit
+from pytorch_lightning import Callback
 
 from split_lightning import (
     Engine,
@@ -21,7 +22,7 @@ from split_lightning.engines.certificates import write_certificates
 from split_lightning.engines.grpc_client import GrpcClient
 from split_lightning.engines.grpc_sites import GrpcSites
 from split_lightning.engines.journal import Journal
-from split_lightning.engines.link import Room
+from split_lightning.engines.link import Room, SiteError
 
 U_SHAPED = {"cut_layer": [2, 5], "labels": "client"}
 RUNS = {
@@ -78,6 +79,8 @@ class Run:
                 client.serve(answers, self.at_end)
             except Killed:
                 continue
+            except ValueError as error:
+                self.lost = str(error)
             return
 
     def at_end(self, final):
@@ -279,3 +282,79 @@ def free_port():
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return listening.getsockname()[1]
+
+
+class KillAsKept(Callback):
+    """Kills the server when sites have saved barriers, and no checkpoint names one."""
+
+    def __init__(self, after, times):
+        self.left, self.times = after, times
+
+    def setup(self, trainer, pl_module, stage):
+        whole = pl_module.engine.sites.keep
+
+        def keep():
+            self.left -= 1
+            if self.left:
+                return whole()
+            for _ in range(self.times):
+                whole()
+            raise Killed
+
+        pl_module.engine.sites.keep = keep
+
+
+def test_the_server_dies_again_before_its_next_checkpoint(tmp_path, local):
+    """Clients still have the barrier of the checkpoint that there is."""
+    expected, _, totals = local("round robin")
+    run, port = Run(tmp_path, "round robin"), free_port()
+    run.begin(port)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    for after, times in ((3, 1), (1, 4), (1, 4)):
+        resume = ResumeCheckpoint(last.parent, every_n_batches=2)
+        path = last if last.exists() else None
+        with pytest.raises(Killed):
+            run.fit(port, callbacks=[resume, KillAsKept(after, times)], ckpt_path=path)
+    resume = ResumeCheckpoint(last.parent, every_n_batches=2)
+    trainer, states = run.fit(port, callbacks=[resume], ckpt_path=last)
+    assert_equal_states(states, expected)
+    assert trainer.lightning_module.totals() == totals
+
+
+def test_a_client_without_the_barrier_ends_the_run(tmp_path):
+    run, port = Run(tmp_path, "round robin"), free_port()
+    run.begin(port)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    resume = ResumeCheckpoint(last.parent, every_n_batches=2)
+    with pytest.raises(Killed):
+        run.fit(port, callbacks=[resume, Kill(5)])
+    for file in (tmp_path / "client-1").glob("barrier-*"):
+        file.unlink()
+    resume = ResumeCheckpoint(last.parent, every_n_batches=2)
+    with pytest.raises(SiteError, match="client-1: Expected the site to have"):
+        run.fit(port, callbacks=[resume], ckpt_path=last)
+    run.threads[1].join(30)
+    assert "has none. Begin the run anew" in run.lost
+
+
+class DiesAtTheEnd(Run):
+    """A client is killed as it takes its part of the network."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.finals = []
+
+    def at_end(self, final):
+        self.finals.append(final)
+        if len(self.finals) == 1:
+            raise Killed
+
+
+def test_a_client_dies_at_the_end_and_gets_its_part(tmp_path, local):
+    expected, _, _ = local("splitfed v1")
+    run = DiesAtTheEnd(tmp_path, "splitfed v1")
+    again = [lambda client, answers: None]
+    _, states = run.fit(failing=dict.fromkeys(range(NUM_CLIENTS), again))
+    assert_equal_states(states, expected)
+    assert len(run.finals) == NUM_CLIENTS + 1
+    assert run.finals.count(run.finals[0]) == 2

@@ -1,14 +1,17 @@
 """gRPC without trust: strangers, bad frames, and what each party sees."""
 
+import asyncio
 import copy
 import json
 import socket
 import ssl
+import threading
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
+from time import sleep
 
 import grpc
 import pytest
@@ -29,6 +32,7 @@ from split_lightning.engines.grpc_sites import METHOD, SERVICE, GrpcSites
 from split_lightning.engines.grpc_words import words_of_run
 from split_lightning.engines.journal import Journal
 from split_lightning.engines.link import Link, Room, SiteError
+from split_lightning.engines.patience import Patience
 from split_lightning.engines.remote import Call, Kept, SampleRef
 from split_lightning.engines.wire import (
     Frame,
@@ -752,6 +756,75 @@ def test_replies_out_of_order_go_to_their_calls(shared):
     link.take(encoded(Frame("reply", 2, (0, (labels[:5],)))), send)
     link.take(encoded(Frame("reply", 1, (0, (labels,)))), send)
     assert [len(future.result()[0]) for future in futures] == [6, 5]
+
+
+def test_a_reply_that_came_before_is_no_sign_of_life(shared, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    send = [].append
+    link = Link("client-1", Room())
+    link.expected = Expected(shared.site.shapes)
+    link.attach(0, send)
+    reply = encoded(Frame("reply", 1, (0, (torch.zeros(6, dtype=torch.int64),))))
+    link.deliver(Call("labels", (REF,)))
+    link.take(reply, send)
+    link.deliver(Call("labels", (REF,)))
+    now[0] = 9.0
+    link.take(reply, send)
+    assert link.silent_for() == 9.0
+
+
+def test_patience_begins_when_a_connection_ends(monkeypatch):
+    now, error = [0.0], grpc.RpcError()
+    error.code = lambda: grpc.StatusCode.UNAVAILABLE
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    patience = Patience("client-1", "server.example:8443", 5)
+    now[0] = 100.0  # the client had nothing to do
+    patience.hear()
+    patience.begin()
+    patience.after(error)
+    now[0] = 106.0
+    with pytest.raises(ConnectionError, match=r"for 5 s\. It has answered before"):
+        patience.after(error)
+
+
+def test_an_idle_client_outlasts_a_connection(tmp_path, local):
+    """Its patience is shorter than the time for which it has nothing to do."""
+
+    def impatient(client, answers):
+        client.waiting.seconds = 0.7
+
+    def call(module):
+        sites = module.engine.sites
+        sites.listen = f"127.0.0.1:{sites.port}"
+
+        async def again():
+            await sites._server.stop(grace=0)
+            await sites._listen()
+
+        sleep(1)
+        asyncio.run_coroutine_threadsafe(again(), sites._loop).result()
+
+    change = dict.fromkeys(range(NUM_CLIENTS), impatient)
+    run = OwnRun(tmp_path, "round robin", change)
+    _, states = run.fit(callbacks=[At(4, call)])
+    assert_equal_states(states, local("round robin"))
+    assert run.ended == []
+
+
+def test_another_process_with_the_same_certificate_takes_over(tmp_path, local):
+    run = OwnRun(tmp_path, "round robin")
+
+    def call(module):
+        thread = threading.Thread(target=run.serve, args=(1, module.engine.sites.port))
+        run.threads.append(thread)
+        thread.start()
+        while not run.ended:
+            sleep(0.01)
+
+    _, states = run.fit(callbacks=[At(5, call)], room=0)
+    assert_equal_states(states, local("round robin"))
+    assert all("Another process with the certificate of" in why for why in run.ended)
 
 
 def test_a_value_that_stays_is_known_by_its_shape(tmp_path):
