@@ -2,6 +2,7 @@
 
 import logging
 import urllib.request
+from importlib import import_module
 from urllib.error import URLError
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import CSVLogger
 
+from split_lightning.cli import user_errors
 from split_lightning.module import SplitLightningModule
 from split_lightning.quiet import silence_known_messages
 from split_lightning.train import main
@@ -394,3 +396,16 @@ def test_tips_of_products_are_left_out_and_nothing_else(tmp_path):
         logger.removeHandler(handler)
     assert not [message for message in told if "litlogger" in message]
     assert [message for message in told if message.startswith("GPU available")]
+
+
+def test_numbers_that_are_not_finite_end_a_run_with_one_message(refused):
+    """The run had begun."""
+    rates = ["optimizer.client.lr=1e30", "optimizer.server.lr=1e30"]
+    message = refused(*rates, "rounds=1", "num_clients=2", "logger=none")
+    assert "Not finite in round 1, client 0, batch" in message
+    assert "Lower the learning rate" in message
+
+
+@pytest.mark.parametrize("name", user_errors._OF_RUNS)
+def test_what_ends_a_run_with_one_message_is_a_class(name):
+    assert issubclass(getattr(import_module(name[0]), name[1]), Exception)
