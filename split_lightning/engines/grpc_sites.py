@@ -345,8 +345,8 @@ class GrpcSites(Sites):
             _logger.warning("Refused %s (%s): %s.", name, context.peer(), error)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             return
-        yield encoded(Frame("accepted", 0, None))
         begun = self._begun
+        yield encoded(Frame("accepted", 0, None))
         await begun.wait()
         if begun is not self._begun:  # it is to connect again
             return
