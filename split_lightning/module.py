@@ -553,6 +553,8 @@ class SplitLightningModule(pl.LightningModule):
             **data.normalize.keywords,
         }
         found |= {key: digest(value) for key, value in parts.items()}
+        if self.topology.parts is not None:  # holders validate on the same rows
+            found["val_share"] = repr(data.val_share)
         found["network"] = self.engine.digest()
         return found
 

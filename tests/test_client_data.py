@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import test_vertical as vertical
 import torch
 from conftest import RandomImages
 from protocols import assert_close, batches_of, make_split, network, state_of
@@ -177,6 +178,15 @@ def test_what_changes_the_weights_must_agree(key, options, of_data):
     plain = Hello(agreed(options, of_data), [SAID]).plain()
     with pytest.raises(ValueError, match=f"its `{key}` differs from the server's"):
         Hello.of(plain, agreed())
+
+
+@pytest.mark.parametrize("make", [make_split, vertical.made])
+def test_holders_agree_on_the_rows_that_they_validate_on(make):
+    """A client that is one party chooses by itself."""
+    found = [
+        make().agreed(SplitDataModule(None, 3, val_share=share)) for share in (0.1, 0.2)
+    ]
+    assert (found[0] == found[1]) == (make is make_split)
 
 
 PROBE = "from test_client_data import agreed; print(agreed())"
