@@ -22,6 +22,7 @@ from split_lightning.callbacks.segment_summary import SegmentSummary
 from split_lightning.channel import Channel
 from split_lightning.data.datamodule import SplitDataModule
 from split_lightning.data.loader import EVERY_CLIENT, ClientBatch, TrainLoader
+from split_lightning.digests import digest
 from split_lightning.engines.engine import Engine
 from split_lightning.engines.hello import Hello
 from split_lightning.engines.networks import Networks, Score
@@ -539,9 +540,19 @@ class SplitLightningModule(pl.LightningModule):
 
     def agreed(self, data: SplitDataModule) -> dict[str, str]:
         """Returns what all sites of a run have to agree on before training, by key."""
-        keys = ("cut_layer", "labels", "label_holder", "num_classes", "channels_last")
-        found = {key: repr(self.hparams[key]) for key in keys}
+        found = {key: repr(self.hparams[key]) for key in _HYPERPARAMETERS}
         found |= {key: str(value) for key, value in data.plan_options().items()}
+        role = self.optimizer_names[0]  # of the parameters at the clients
+        parts = {
+            f"{role}_optimizer": self.makes_optimizer[role],
+            f"{role}_scheduler": self.makes_scheduler[role],
+            "criterion": self.task.criterion,
+            "augmentation": data.augmentation,
+            **data.normalize.keywords,
+        }
+        found |= {key: digest(value) for key, value in parts.items()}
+        if self.topology.parts is not None:  # holders validate on the same rows
+            found["val_share"] = repr(data.val_share)
         found["network"] = self.engine.digest()
         return found
 

@@ -1,13 +1,18 @@
 """Clients with data sets of their own: the server learns sizes, and no more."""
 
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
+import test_vertical as vertical
 import torch
 from conftest import RandomImages
 from protocols import assert_close, batches_of, make_split, network, state_of
 from pytorch_lightning import Trainer
 from test_sites import SitesHere
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from split_lightning import Engine, RoundRobinWeightPassing, SplitDataModule
@@ -132,3 +137,76 @@ def test_a_hello_that_is_none_is_refused(changed):
     plain["data"][0].update(changed)
     with pytest.raises(ValueError, match=next(iter(changed)).replace("more", "words")):
         Hello.of(plain, {})
+
+
+# What must agree
+
+
+class Flip(nn.Module):
+    """An augmentation with an option."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+
+def dropping(p):
+    return nn.Sequential(*network(norm=False)[:2], nn.Dropout(p), *network()[2:])
+
+
+ADAM = partial(torch.optim.Adam, lr=0.05)
+FALLING = partial(torch.optim.lr_scheduler.StepLR, step_size=1)
+WEIGHTED = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))
+DIFFERENT = [
+    ("client_optimizer", {"optimizer": ADAM}, {}),
+    ("client_optimizer", {"optimizer": partial(SGD, momentum=0.9)}, {}),
+    ("client_scheduler", {"client_scheduler": FALLING}, {}),
+    ("gradient_clip_val", {"gradient_clip_val": 0.001}, {}),
+    ("gradient_clip_algorithm", {"gradient_clip_algorithm": "value"}, {}),
+    ("accumulate_grad_batches", {"accumulate_grad_batches": 2}, {}),
+    ("non_finite", {"non_finite": "skip"}, {}),
+    ("criterion", {"criterion": WEIGHTED}, {}),
+    ("network", {"net": dropping(0.3)}, {}),
+    ("mean", {}, {"mean": (0.4,)}),
+    ("std", {}, {"std": (0.4,)}),
+    ("augmentation", {}, {"augmentation": Flip(0.4)}),
+    ("batch_size", {}, {"batch_size": 7}),
+]
+
+
+def agreed(options=None, of_data=None):
+    torch.manual_seed(0)
+    module = make_split(**{"net": dropping(0.2), "optimizer": SGD} | (options or {}))
+    data = {"batch_size": 6, "augmentation": Flip(0.5)} | (of_data or {})
+    return module.agreed(SplitDataModule(None, 3, **data))
+
+
+@pytest.mark.parametrize(("key", "options", "of_data"), DIFFERENT)
+def test_what_changes_the_weights_must_agree(key, options, of_data):
+    """A client that computes in another way is refused, and the key is named."""
+    plain = Hello(agreed(options, of_data), [SAID]).plain()
+    with pytest.raises(ValueError, match=f"its `{key}` differs from the server's"):
+        Hello.of(plain, agreed())
+
+
+@pytest.mark.parametrize("make", [make_split, vertical.made])
+def test_holders_agree_on_the_rows_that_they_validate_on(make):
+    """A client that is one party chooses by itself."""
+    found = [
+        make().agreed(SplitDataModule(None, 3, val_share=share)) for share in (0.1, 0.2)
+    ]
+    assert (found[0] == found[1]) == (make is make_split)
+
+
+PROBE = "from test_client_data import agreed; print(agreed())"
+
+
+def test_what_must_agree_is_the_same_in_another_process():
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str(agreed())

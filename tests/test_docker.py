@@ -26,7 +26,8 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 ROOT = Path(__file__).resolve().parents[1]
-SERVICES = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
+COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+SERVICES = COMPOSE["services"]
 PARTIES = [name for name in SERVICES if name != "certificates"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FOLDER = "/certs"
@@ -64,6 +65,23 @@ def test_each_party_sees_its_own_certificates_alone(name):
     assert mounted["read_only"]
     begins = SERVICES[name]["depends_on"]["certificates"]["condition"]
     assert begins == "service_completed_successfully"
+
+
+def test_what_a_party_writes_is_in_a_volume_of_its_own():
+    """In the folder of runs, which is below that in which the commands run."""
+    text = (ROOT / "docker" / "Dockerfile").read_text()
+    runs = f"{dict(instructions())['WORKDIR']}/runs"
+    assert runs in text.split("USER")[0]  # made for the user, as new volumes are
+    own = [SERVICES[name]["volumes"][-1].partition(":") for name in PARTIES]
+    assert {folder for _, _, folder in own} == {runs}
+    assert len({volume for volume, _, _ in own}) == len(PARTIES)
+    assert {"certificates", *(volume for volume, _, _ in own)} == set(
+        COMPOSE["volumes"]
+    )
+    for name in PARTIES:
+        words = " ".join(SERVICES[name]["command"])
+        assert "engine.folder" not in words
+        assert "hydra.run.dir" not in words
 
 
 @pytest.mark.parametrize("name", PARTIES)

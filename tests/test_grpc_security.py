@@ -553,6 +553,9 @@ BAD_CALLS = {
         n, "forward", ("client/1", (0, 0), (REF,), False, torch.zeros(5056))
     ),
     "a set that is none": lambda n: call(n, "labels", (replace(REF, part="x"),)),
+    "a score of what is trained on": lambda n: call(
+        n, "score", (1, "client/1", (torch.ones(6, 4, 6, 6),), REF)
+    ),
     "a segment of nobody": lambda n: call(n, "read", ("client/1", 99, "buffers")),
     "a negative segment": lambda n: call(n, "read", ("client/1", -1, "buffers")),
     "a part of nothing": lambda n: call(n, "read", ("client/1", 0, "own")),
@@ -654,6 +657,14 @@ FAILING = {
     "a gradient of another shape": (
         "backward",
         ("client/1", (8, 0), (torch.ones(1, 1),)),
+    ),
+    "one sample of an evaluation": (
+        "evaluate",
+        (0, "client/1", (replace(REF, part="val", num_samples=1),), False),
+    ),
+    "samples across its batches": (
+        "evaluate",
+        (0, "client/1", (replace(REF, part="test", start=3),), False),
     ),
     "options of another type": ("step", (["client/1"], {"client": [{"lr": "fast"}]})),
     "a segment that another has": (

@@ -25,6 +25,7 @@ from split_lightning.plan import main as plan
 
 PREFIX = "split-lightning: error: "
 NUM_CLIENTS = 3
+PARTIES = [f"client/{number}" for number in range(NUM_CLIENTS)]
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +219,15 @@ def test_a_client_says_which_it_is(capsys, words):
     assert "--id" in message.splitlines()[-1]
 
 
+def test_the_help_of_a_client_names_its_keys(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        client(["--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    for name in engine_keys._OF_CLIENTS:
+        assert f"\nengine.{name}=" in shown
+
+
 TRAIN_MISTAKES = {
     "engine=grpc engine.certificates=x": ["without `engine.listen`"],
     "engine=grpc engine.folder=x": ["would change nothing", "split-lightning client"],
@@ -352,7 +362,7 @@ class Done(Exception):
     """Ends the waiting of a server."""
 
 
-def as_server_listens(certs, act, words=(), agreed=None):
+def as_server_listens(certs, act, words=(), agreed=None, parties=PARTIES):
     """Does something while a server waits for its clients, with what it is told."""
     sites = GrpcSites("127.0.0.1:0", certs / "server")
     sites.words = words
@@ -362,7 +372,6 @@ def as_server_listens(certs, act, words=(), agreed=None):
         raise Done
 
     sites.start = start
-    parties = [f"client/{number}" for number in range(NUM_CLIENTS)]
     try:
         with pytest.raises(Done):
             sites.meet(parties, agreed or {})
@@ -453,6 +462,68 @@ def free_port():
         return listening.getsockname()[1]
 
 
+# Holders
+
+SHAPE = ["data.num_classes=3", "data.in_channels=1", "data.image_size=8"]
+VERTICAL = ["num_clients=1", "rounds=1", "topology=vertical", *SHAPE]
+HOLDER = """
+import torch
+
+class Half:
+    classes = ("a", "b", "c")
+
+    def __init__(self, part=None):
+        self.part = part
+
+    def load(self, train):
+        drawn = torch.Generator().manual_seed(int(train))
+        images = torch.rand(60, 1, 8, 8, generator=drawn)
+        labels = torch.randint(0, 3, (60,), generator=drawn)
+        if self.part is None:
+            return images, labels
+        if self.part == "right alone":
+            return images[..., 4:], labels
+        if self.part == "left":  # has the labels
+            images[..., 4:] = 0
+            return images, labels
+        images[..., :4] = 0
+        return images, torch.zeros_like(labels)
+"""
+HALF = ["data=custom", "data.source._target_=half.Half"]
+
+
+@pytest.fixture(scope="module")
+def holders(tmp_path_factory):
+    """A folder with a source for each holder, and certificates."""
+    folder = tmp_path_factory.mktemp("holders")
+    (folder / "half.py").write_text(HOLDER)
+    words = "--clients 1 --holders 2 --host 127.0.0.1 --out"
+    certificates([*words.split(), str(folder / "certs")])
+    return folder
+
+
+def as_holder(folder, number, port, part):
+    own = f"engine.certificates={folder / 'certs' / f'client-0.{number}'}"
+    words = ["--id", f"0.{number}", f"engine.server=127.0.0.1:{port}", own, *HALF]
+    return [*words, "engine.own_data=true", f"+data.source.part={part}"]
+
+
+def test_a_source_of_a_part_alone_is_told_the_whole_shape(
+    refused, monkeypatch, holders
+):
+    monkeypatch.syspath_prepend(holders)
+    said = []
+
+    def act(port):
+        words = as_holder(holders, 1, port, "'right alone'")
+        said.append(refused(client, *words))
+
+    parties = ["client/0.0", "client/0.1"]
+    as_server_listens(holders / "certs", act, words=VERTICAL, parties=parties)
+    assert "whole shape (1, 8, 8), with zeros where this party has no" in said[0]
+    assert "but got shape (1, 8, 4)" in said[0]
+
+
 # Real processes
 
 RUN = ["num_clients=3", "rounds=2", "batch_size=128"]
@@ -523,6 +594,32 @@ def test_a_server_and_its_clients_train_as_one_process_does(tmp_path, local):
         assert_equal_files(own, local / "client.safetensors")
 
 
+def test_holders_with_parts_of_their_own_train_as_one_process_does(
+    monkeypatch, holders
+):
+    """Each has zeros where it has no features; one has the labels."""
+    (holders / "local").mkdir()
+    monkeypatch.syspath_prepend(holders)
+    run = [*VERTICAL, "data=custom", "batch_size=16"]
+    words = [*run, *HALF, "logger=none"]
+    (local,) = command(monkeypatch, holders / "local", *words)
+    port = free_port()
+    listen = [f"engine.listen=127.0.0.1:{port}", "engine.certificates=certs/server"]
+    parties = [started(holders, "server", *listen, "hydra.run.dir=run", *run, *QUIET)]
+    for number, part in enumerate(("left", "right")):
+        words = as_holder(holders, number, port, part)
+        parties.append(started(holders, "client", *words))
+    ended(parties, holders)
+    server = "server.safetensors"
+    assert_equal_files(holders / "run" / server, local / server)
+    whole = load_file(local / "client.safetensors")
+    for number in range(2):
+        folder = holders / "runs" / "digits" / f"client-0.{number}"
+        own = load_file(folder / "client.safetensors")
+        assert own
+        assert all(torch.equal(own[name], whole[name]) for name in own)
+
+
 def test_clients_on_this_machine_train_as_one_process_does(monkeypatch, tmp_path):
     run = ["num_clients=2", *RUN[1:]]
     (tmp_path / "local").mkdir()
@@ -531,6 +628,7 @@ def test_clients_on_this_machine_train_as_one_process_does(monkeypatch, tmp_path
     ended([started(tmp_path, "train", *words)], tmp_path)
     for name in ("client.safetensors", "server.safetensors"):
         assert_equal_files(tmp_path / "run" / name, local / name)
+    assert not list(tmp_path.rglob("*.key"))
     files = (tmp_path / "run").rglob("config.yaml")  # which tell of a run
     assert {file.parent.name for file in files} == {".hydra", "run"}
 
@@ -546,3 +644,4 @@ def test_a_client_that_cannot_start_ends_the_run(tmp_path):
     process = started(tmp_path, "train", *words)
     with pytest.raises(AssertionError, match=r"client-0 ended: .*OSError: no disk"):
         ended([process], tmp_path)
+    assert not list(tmp_path.rglob("*.key"))

@@ -309,6 +309,6 @@ def test_a_site_computes_on_its_device(tmp_path):
     cpu = {key: torch.zeros(value.shape) for key, value in own.items()}
     answers._carry_out("share", (0, "client", "parameters", cpu))
     answers._carry_out("adopt", ("client/2", 0, "parameters"))
-    test = replace(samples, part="val")
+    test = replace(samples, part="test")
     (outputs,) = site.evaluate(0, "client/2", (test,), False)
     assert outputs.device.type == "meta"

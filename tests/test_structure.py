@@ -30,9 +30,9 @@ LAYERS = [
     {"batch_norm", "task", "topologies", "system"},
     {"channel", "coders", "models", "spill", "store"},
     {
-        "credentials", "engine_options", "finite", "losses", "message", "paths",
-        "pending", "placement", "processes", "random_state", "running_mean", "seeding",
-        "signals", "typed_words", "user_code",
+        "credentials", "digests", "engine_options", "finite", "losses", "message",
+        "paths", "pending", "placement", "processes", "random_state", "running_mean",
+        "seeding", "signals", "typed_words", "user_code",
     },
     {"", "quiet"},  # the package itself: its version
 ]  # fmt: skip

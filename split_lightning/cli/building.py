@@ -104,7 +104,8 @@ def build_data(
             partitioned.
 
     Raises:
-        ValueError: If the shape of samples at other sites is not configured.
+        ValueError: If the shape of samples at other sites is not configured, or the
+            source of one part of the features returns this part alone.
     """
     # The augmentation may need the shape, which the source alone may know.
     left_out: dict[str, Any] = {"augmentation": None}
@@ -118,9 +119,24 @@ def build_data(
     else:
         data.prepare_data()
         data.setup("fit")
+        if sole_client is not None and cfg.topology.parts is not None:
+            _require_whole(cfg, data)
         fill_in(cfg, data)
     data.augmentation = instantiate(cfg.datamodule.augmentation, _convert_="all")
     return data
+
+
+def _require_whole(cfg: DictConfig, data: SplitDataModule) -> None:
+    """Stops where a source returns one party's part of the features alone."""
+    sides = [cfg.data.image_size] * 2
+    expected, found = (cfg.data.in_channels, *sides), tuple(data.example().shape[1:])
+    if None not in expected and found != expected:
+        raise ValueError(
+            f"Expected `data.source` to return samples of the whole shape {expected}, "
+            "with zeros where this party has no features, but got shape "
+            f"{found}. The network takes this party's part of them, by "
+            f"`topology.parts` ({instantiate(cfg.topology.parts)})."
+        )
 
 
 def _require_shape(cfg: DictConfig) -> None:

@@ -26,6 +26,8 @@ engine.certificates=FOLDER   the client's certificate and key, from
 engine.folder=FOLDER         where it saves its state, to continue after a restart;
                              default: runs/NAME/client-NUMBER
 engine.patience=SECONDS      how long it waits for a server that gives no answer
+engine.own_data=true         all samples of data.source are this client's; default:
+                             it has a part of a data set that all clients have
 data.root=FOLDER             its data
 KEY=VALUE                    a key of training, as for the server"""
 

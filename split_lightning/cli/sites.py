@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -28,8 +29,8 @@ _STARTS = 10  # of a client's process, before the run gives it up
 def clients_here(cfg: DictConfig, module: SplitLightningModule) -> Iterator[None]:
     """Runs the clients of a run on this machine, where it names no address.
 
-    Certificates are made for this run alone. A client that ends too early is started
-    again.
+    Certificates are made for this run alone, and removed when it ends. A client that
+    ends too early is started again.
     """
     sites: Any = module.engine.sites
     if sites is NO_SITES:
@@ -49,34 +50,44 @@ def clients_here(cfg: DictConfig, module: SplitLightningModule) -> Iterator[None
         sites.new_answers = partial(worker_answers, str(folder))
         yield
         return
+    names = [site_of(party) for party in module.engine.parties_away()]
+    with _certificates(folder / "certificates", names) as certificates:
+        sites.listen, sites.certificates = "127.0.0.1:0", certificates / "server"
+        started: list[_Client] = []
+
+        def begin(port: int) -> None:
+            for name in names:
+                words = [
+                    *("--id", name.partition("-")[2], "--config", str(config)),
+                    f"engine.server=127.0.0.1:{port}",
+                    f"engine.certificates={certificates / name}",
+                    f"engine.folder={folder / name}",
+                    "engine.patience=5",  # they end with the process that started them
+                ]
+                give_up = partial(sites.give_up, name)
+                started.append(_Client(words, folder / f"{name}.log", give_up))
+
+        sites.start = begin
+        try:
+            yield
+        except BaseException:
+            for client in started:
+                client.kill()
+            raise
+        for client in started:
+            client.wait()
+
+
+@contextmanager
+def _certificates(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Writes certificates for a run, and removes them, and all keys, when it ends."""
     from split_lightning.engines.certificates import write_certificates
 
-    names = [site_of(party) for party in module.engine.parties_away()]
-    write_certificates(folder / "certificates", names, ["127.0.0.1"], days=30)
-    sites.listen, sites.certificates = "127.0.0.1:0", folder / "certificates" / "server"
-    started: list[_Client] = []
-
-    def begin(port: int) -> None:
-        for name in names:
-            words = [
-                *("--id", name.partition("-")[2], "--config", str(config)),
-                f"engine.server=127.0.0.1:{port}",
-                f"engine.certificates={folder / 'certificates' / name}",
-                f"engine.folder={folder / name}",
-                "engine.patience=5",  # they end with the process that started them
-            ]
-            give_up = partial(sites.give_up, name)
-            started.append(_Client(words, folder / f"{name}.log", give_up))
-
-    sites.start = begin
     try:
-        yield
-    except BaseException:
-        for client in started:
-            client.kill()
-        raise
-    for client in started:
-        client.wait()
+        write_certificates(folder, names, ["127.0.0.1"], days=30)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Client:

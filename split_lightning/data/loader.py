@@ -313,8 +313,14 @@ class ValidationLoader:
                 yield ClientBatch(client_id, inputs, targets, ends, share, ref=ref)
 
     def load(self, ref: SampleRef) -> tuple[Tensor, Tensor]:
-        """Returns the inputs and the labels that another process names."""
-        own = self.parts[ref.client_id][ref.start :][: ref.num_samples]
+        """Returns the inputs and the labels that another process names.
+
+        Raises:
+            ValueError: If they are not those of a batch.
+        """
+        part = self.parts[ref.client_id]
+        _require_batch(ref, len(part), self.batch_size)
+        own = part[ref.start :][: ref.num_samples]
         inputs = _inputs_of(self.images, own, self.normalize, self.lacking)
         return inputs, self.images.targets[own]
 
@@ -363,10 +369,30 @@ class EvaluationLoader:
                 yield inputs, targets
 
     def load(self, ref: SampleRef) -> tuple[Tensor, Tensor]:
-        """Returns the inputs and the labels that another process names."""
+        """Returns the inputs and the labels that another process names.
+
+        Raises:
+            ValueError: If they are not those of a batch.
+        """
+        _require_batch(ref, len(self.images.targets), self.batch_size)
         own = torch.arange(ref.start, ref.start + ref.num_samples)
         inputs = _inputs_of(self.images, own, self.normalize, self.lacking)
         return inputs, self.images.targets[own]
+
+
+def _require_batch(ref: SampleRef, num_samples: int, batch_size: int) -> None:
+    """Stops where another process names samples that are no batch of an evaluation.
+
+    Raises:
+        ValueError: If it names others, such as one alone.
+    """
+    starts = range(0, num_samples, batch_size)
+    size = min(batch_size, num_samples - ref.start)
+    if ref.start not in starts or ref.num_samples != size:
+        raise ValueError(
+            f"Expected a batch of the {num_samples} samples of {ref.part}, in order, "
+            f"but got {ref.num_samples} from {ref.start}."
+        )
 
 
 def _with_upcoming(steps: Iterator[Step]) -> Iterator[Step]:

@@ -32,7 +32,7 @@ _ARGUMENTS = {
     "share": ("segment", "role", "part", "common"),
     "adopt": ("party", "segment", "part"),
     "evaluate": ("segment", "party", "values", "flag"),
-    "score": ("segment", "party", "values", "samples"),
+    "score": ("segment", "party", "values", "evaluated"),
     "keep": ("barrier",),
 }
 _PARTY = re.compile(r"(client|server)/\d{1,9}(\.\d{1,9})?")
@@ -56,6 +56,7 @@ class Calls:
             "flag": lambda value: type(value) is bool,
             "random": lambda value: value is None or _is_random_state(value),
             "samples": _is_samples,
+            "evaluated": lambda value: _is_samples(value) and value.part != "train",
             "targets": lambda value: isinstance(value, (SampleRef, Tensor)),
             "weight": lambda value: value is None or isinstance(value, Tensor),
             "scale": lambda value: type(value) in (int, float),

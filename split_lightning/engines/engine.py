@@ -6,7 +6,6 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from hashlib import sha256
 from operator import is_
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -17,6 +16,7 @@ from torch.optim import Optimizer
 
 from split_lightning.batch_norm import Normalisation, is_only_mixer, statistics
 from split_lightning.channel import Channel
+from split_lightning.digests import digest
 from split_lightning.engines.remote import (
     NO_SITES,
     RemoteParty,
@@ -634,14 +634,9 @@ class Engine:
             self.spill.open()
 
     def digest(self) -> str:
-        """Returns a digest of the live weights of segments that clients may have."""
-        digest = sha256()
-        for store in self.stores:
-            if "client" in store.roles:
-                for name, tensor in store.seats[0].module.state_dict().items():
-                    digest.update(f"{name} {tuple(tensor.shape)}".encode())
-                    digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """Returns a digest of the layers and weights that clients may have."""
+        own = [store for store in self.stores if "client" in store.roles]
+        return digest([store.seats[0].module for store in own])
 
     def parties_away(self) -> list[str]:
         """Returns the parties at other sites."""
