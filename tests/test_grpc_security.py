@@ -556,6 +556,9 @@ BAD_CALLS = {
     "a score of what is trained on": lambda n: call(
         n, "score", (1, "client/1", (torch.ones(6, 4, 6, 6),), REF)
     ),
+    "a score of what is no output": lambda n: call(
+        n, "score", (0, "client/1", (VAL,), VAL)
+    ),
     "a segment of nobody": lambda n: call(n, "read", ("client/1", 99, "buffers")),
     "a negative segment": lambda n: call(n, "read", ("client/1", -1, "buffers")),
     "a part of nothing": lambda n: call(n, "read", ("client/1", 0, "own")),
@@ -575,6 +578,7 @@ BAD_CALLS = {
 
 
 REF = SampleRef("train", 0, 1, 0, 0, 0, 6)
+VAL = SampleRef("val", 0, 1, 0, 0, 0, 6)
 
 
 def call(number, method, arguments):

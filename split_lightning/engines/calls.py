@@ -32,7 +32,7 @@ _ARGUMENTS = {
     "share": ("segment", "role", "part", "common"),
     "adopt": ("party", "segment", "part"),
     "evaluate": ("segment", "party", "values", "flag"),
-    "score": ("segment", "party", "values", "evaluated"),
+    "score": ("last", "party", "values", "evaluated"),
     "keep": ("barrier",),
 }
 _PARTY = re.compile(r"(client|server)/\d{1,9}(\.\d{1,9})?")
@@ -65,6 +65,7 @@ class Calls:
             "options": self._are_options,
             "party": _is_party,
             "segment": self._is_segment,
+            "last": lambda value: self._is_segment(value) and self.site.is_last(value),
             "part": lambda value: value in PARTS,
             "role": lambda value: value in ("client", "server"),
             "state": lambda value: isinstance(value, dict),

@@ -100,7 +100,7 @@ class Site:
             torch.set_rng_state(random.cpu())
         (outputs,) = party.forward(key, [own], [len(own[0])])
         new = None if random is None else torch.get_rng_state()
-        if self._is_last(key[1]):
+        if key[1] == self.engine.num_depths - 1:
             return (), new
         return self._keep(outputs) if stays else outputs, new
 
@@ -290,7 +290,7 @@ class Site:
         Raises:
             ValueError: If it is the last, whose outputs stay with the labels.
         """
-        if self._is_last(self.engine.stores[segment].depth):
+        if self.is_last(segment):
             raise ValueError("Expected the outputs of the last segment to stay here.")
         outputs = self._evaluated(segment, party, values)
         return self._keep(outputs) if stays else outputs
@@ -315,8 +315,9 @@ class Site:
             module.train()
         return outputs
 
-    def _is_last(self, depth: int) -> bool:
-        return depth == self.engine.num_depths - 1
+    def is_last(self, segment: int) -> bool:
+        """Returns whether a segment's outputs are those of the network."""
+        return self.engine.stores[segment].depth == self.engine.num_depths - 1
 
     def _has(self, name: str, store: StateStore) -> bool:
         """Returns whether a party has a segment."""
