@@ -47,6 +47,7 @@ ABOUT_HOLDERS = (
         for path in (
             *("batch_norm.py", "callbacks/virtual_clock.py", "cli/certificates.py"),
             *("cli/client_site.py", "cli/measured_cuts.py", "engines/grpc_sites.py"),
+            "engines/hello.py",
             *("data/", "models/", "module.py", "observers/", "placement.py"),
             *("runs/plan_report.py", "step.py", "training/support.py", "topologies/"),
         )
