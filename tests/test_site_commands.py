@@ -526,7 +526,8 @@ def test_a_source_of_a_part_alone_is_told_the_whole_shape(
 
 # Real processes
 
-RUN = ["num_clients=3", "rounds=2", "batch_size=128"]
+NUM_PROCESSES = 2
+RUN = [f"num_clients={NUM_PROCESSES}", "rounds=2", "batch_size=128"]
 QUIET = ["trainer.enable_progress_bar=false", "logger=none"]
 
 
@@ -571,25 +572,25 @@ def assert_equal_files(file, expected):
 
 def test_a_server_and_its_clients_train_as_one_process_does(tmp_path, local):
     """The words of a client name neither the run's keys nor its engine."""
-    words = shlex.split("certificates --clients 3 --host 127.0.0.1 --out certs")
+    words = shlex.split("certificates --clients 2 --host 127.0.0.1 --out certs")
     ended([started(tmp_path, *words)], tmp_path)
     port = free_port()
     listen = [f"engine.listen=127.0.0.1:{port}", "engine.certificates=certs/server"]
     run = ["hydra.run.dir=server", *RUN, *QUIET]
     parties = [started(tmp_path, "server", *listen, *run)]
-    for number in range(NUM_CLIENTS):
+    for number in range(NUM_PROCESSES):
         own = [f"engine.server=127.0.0.1:{port}"]
         own += [f"engine.certificates=certs/client-{number}"]
         parties.append(started(tmp_path, "client", "--id", str(number), *own))
     logs = ended(parties, tmp_path)
 
-    assert logs.count("has the server's keys: " + " ".join(RUN)) == NUM_CLIENTS
+    assert logs.count("has the server's keys: " + " ".join(RUN)) == NUM_PROCESSES
     server_files = {path.name for path in (tmp_path / "server").glob("*.safetensors")}
     assert server_files == {"server.safetensors"}
     assert_equal_files(
         tmp_path / "server" / "server.safetensors", local / "server.safetensors"
     )
-    for number in range(NUM_CLIENTS):
+    for number in range(NUM_PROCESSES):
         own = tmp_path / "runs" / "digits" / f"client-{number}" / "client.safetensors"
         assert_equal_files(own, local / "client.safetensors")
 
@@ -620,11 +621,8 @@ def test_holders_with_parts_of_their_own_train_as_one_process_does(
         assert all(torch.equal(own[name], whole[name]) for name in own)
 
 
-def test_clients_on_this_machine_train_as_one_process_does(monkeypatch, tmp_path):
-    run = ["num_clients=2", *RUN[1:]]
-    (tmp_path / "local").mkdir()
-    (local,) = command(monkeypatch, tmp_path / "local", *run, "logger=none")
-    words = ["engine=grpc", "hydra.run.dir=run", *run, *QUIET]
+def test_clients_on_this_machine_train_as_one_process_does(tmp_path, local):
+    words = ["engine=grpc", "hydra.run.dir=run", *RUN, *QUIET]
     ended([started(tmp_path, "train", *words)], tmp_path)
     for name in ("client.safetensors", "server.safetensors"):
         assert_equal_files(tmp_path / "run" / name, local / name)
