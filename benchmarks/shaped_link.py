@@ -175,6 +175,9 @@ def words_of(
     num_samples = num_clients * options.batches * BATCH_SIZE
     return [
         *("data=custom", "data.source._target_=noise.NoiseImages", "data.val_share=0"),
+        "data.num_classes=10",
+        "data.in_channels=3",
+        "data.image_size=32",
         f"+data.source.num_samples={num_samples}",
         *("model=resnet18", f"model.cut_layer={options.cut}", "threads=1"),
         *(f"protocol={options.protocol}", f"num_clients={num_clients}"),
