@@ -27,6 +27,15 @@ settings.register_profile("campaign", max_examples=2000, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
+# Files whose tests start processes come first: one of them alone, in the end, would
+# leave the other workers without work.
+SLOW = ("test_ray", "test_site_commands", "test_notebooks", "test_processes")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in SLOW)
+
+
 class RandomImages:
     """A data set of random images with random labels, the same for the same seed."""
 
