@@ -15,22 +15,18 @@ _PLAIN = (bool, int, float, str, type(None), Enum, torch.dtype, torch.device)
 
 
 def digest(value: Any) -> str:
-    """Returns a digest of an option, or of a part with its options.
+    """Returns a digest of an option, or of a part with its options, in 64 hex digits.
 
-    A function counts by its name, and an object by its class and plain public
-    attributes; a module by those of its layers and by its tensors.
+    A function is digested as its name, an object as its class and its plain public
+    attributes, and a module as that of each of its layers, and its state dict.
+
+    Args:
+        value: A plain value, a container, a tensor, a partial, or any object.
 
     >>> digest(partial(torch.optim.SGD, lr=0.1)) == digest(torch.optim.SGD)
     False
     """
     return sha256(_words(value).encode()).hexdigest()
-
-
-def layers_of(module: nn.Module) -> list[Any]:
-    """Returns the layers of a module, without numbers: names, classes and options."""
-    return [
-        (name, type(layer), _options(layer)) for name, layer in module.named_modules()
-    ]
 
 
 def _words(value: Any) -> str:
@@ -48,7 +44,8 @@ def _words(value: Any) -> str:
     if isinstance(value, partial):
         return _words([value.func, value.args, value.keywords])
     if isinstance(value, nn.Module):
-        return _words([layers_of(value), value.state_dict()])
+        layers = [[k, type(own), _options(own)] for k, own in value.named_modules()]
+        return _words([layers, value.state_dict()])
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     return _words([type(value), _options(value)])

@@ -834,7 +834,9 @@ def test_another_process_with_the_same_certificate_takes_over(tmp_path, local):
         thread = threading.Thread(target=run.serve, args=(1, module.engine.sites.port))
         run.threads.append(thread)
         thread.start()
-        while not run.ended:
+        for _ in range(3000):  # 30 s
+            if run.ended:
+                break
             sleep(0.01)
 
     _, states = run.fit(callbacks=[At(5, call)], room=0)

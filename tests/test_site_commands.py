@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shlex
 import socket
 import subprocess
 import sys
@@ -572,8 +571,10 @@ def assert_equal_files(file, expected):
 
 def test_a_server_and_its_clients_train_as_one_process_does(tmp_path, local):
     """The words of a client name neither the run's keys nor its engine."""
-    words = shlex.split("certificates --clients 2 --host 127.0.0.1 --out certs")
-    ended([started(tmp_path, *words)], tmp_path)
+    words = (
+        f"certificates --clients {NUM_PROCESSES} --host 127.0.0.1 --out certs".split()
+    )
+    ended([started(tmp_path, *words.split())], tmp_path)
     port = free_port()
     listen = [f"engine.listen=127.0.0.1:{port}", "engine.certificates=certs/server"]
     run = ["hydra.run.dir=server", *RUN, *QUIET]

@@ -51,31 +51,49 @@ def clients_here(cfg: DictConfig, module: SplitLightningModule) -> Iterator[None
         yield
         return
     names = [site_of(party) for party in module.engine.parties_away()]
-    with _certificates(folder / "certificates", names) as certificates:
-        sites.listen, sites.certificates = "127.0.0.1:0", certificates / "server"
-        started: list[_Client] = []
+    with (
+        _certificates(folder / "certificates", names) as certificates,
+        _processes(sites, names, config, certificates),
+    ):
+        yield
 
-        def begin(port: int) -> None:
-            for name in names:
-                words = [
-                    *("--id", name.partition("-")[2], "--config", str(config)),
-                    f"engine.server=127.0.0.1:{port}",
-                    f"engine.certificates={certificates / name}",
-                    f"engine.folder={folder / name}",
-                    "engine.patience=5",  # they end with the process that started them
-                ]
-                give_up = partial(sites.give_up, name)
-                started.append(_Client(words, folder / f"{name}.log", give_up))
 
-        sites.start = begin
-        try:
-            yield
-        except BaseException:
-            for client in started:
-                client.kill()
-            raise
+@contextmanager
+def _processes(
+    sites: Any, names: Sequence[str], config: Path, certificates: Path
+) -> Iterator[None]:
+    """Runs a process for each site once the server listens; waits for all of them.
+
+    Args:
+        sites: The sites, as the server knows them.
+        names: Their names.
+        config: The file with the keys of the run. Each process writes beside it.
+        certificates: The folder of all certificates.
+    """
+    sites.listen, sites.certificates = "127.0.0.1:0", certificates / "server"
+    folder, started = config.parent, list[_Client]()
+
+    def begin(port: int) -> None:
+        for name in names:
+            words = [
+                *("--id", name.partition("-")[2], "--config", str(config)),
+                f"engine.server=127.0.0.1:{port}",
+                f"engine.certificates={certificates / name}",
+                f"engine.folder={folder / name}",
+                "engine.patience=5",  # they end with the process that started them
+            ]
+            give_up = partial(sites.give_up, name)
+            started.append(_Client(words, folder / f"{name}.log", give_up))
+
+    sites.start = begin
+    try:
+        yield
+    except BaseException:
         for client in started:
-            client.wait()
+            client.kill()
+        raise
+    for client in started:
+        client.wait()
 
 
 @contextmanager

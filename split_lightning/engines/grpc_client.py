@@ -50,6 +50,7 @@ class GrpcClient:
         self.says = says
         self.waiting = Patience(name, server, patience)
         self._lost: ValueError | None = None  # why the site cannot begin
+        self._is_over = False
 
     def serve(self, answers: Answers, end: Callable[[Segments], None]) -> None:
         """Answers calls until the server ends the run.
@@ -65,7 +66,7 @@ class GrpcClient:
                 what it may not.
             ValueError: If the site does not have the state at which the server begins.
         """
-        self.end = end
+        self._end = end
         self.waiting.begin()
         self._refused, self._furthest = 0, 0
         self._is_over, self._lost = False, None
@@ -138,7 +139,7 @@ class GrpcClient:
         if frame.kind == "welcome":
             return self._begin(*_welcome(frame.value), answers)
         if frame.kind == "end":
-            self.end(_final(frame.value, answers))
+            self._end(_final(frame.value, answers))
             self._is_over = True
             return (encoded(Frame("ended", 0, None)),)
         if frame.kind == "replaced":

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_type_hints
 
-_WORDS = {
+# What clients whose data go together have, where the name of a field does not say it.
+_EXPECTED = {
     "partition": "the same data set with the same `data/partitioner`, `num_clients` "
     "and `data.val_share` (`partition` is a checksum of these)",
     "train": "the holders of a client to train on the same samples",
     "val": "the holders of a client to validate on the same samples",
     "test": "tests on the same number of samples",
 }
+_COUNTS = ["train", "val", "test"]
 _MOST = 10**8  # samples of a client: the server needs memory for each
 
 
@@ -51,10 +53,10 @@ class ClientData(NamedTuple):
         hints = get_type_hints(cls)
         if not isinstance(plain, Mapping) or plain.keys() != hints.keys():
             raise ValueError("a client's data are described by other words")
-        most = {"train": _MOST, "val": _MOST, "test": _MOST}
-        for name in ("client_id", "train", "val", "test", "partition"):
+        for name in ("client_id", *_COUNTS, "partition"):
             own = plain[name]
-            if type(own) is not int or not 0 <= own <= most.get(name, own):
+            is_whole = type(own) is int and own >= 0
+            if not is_whole or (name in _COUNTS and own > _MOST):
                 raise ValueError(f"`{name}` of a client's data is no count")
         for name in ("is_own", "is_floating"):
             if type(plain[name]) is not bool:
@@ -119,14 +121,14 @@ def require_alike(several: Sequence[ClientData]) -> None:
             names += ["partition", "test"]
         _require_equal(first, own, names)
         holder = by_client.setdefault(own.client_id, own)
-        _require_equal(holder, own, ["train", "val", "test"])
+        _require_equal(holder, own, _COUNTS)
 
 
 def _require_equal(first: ClientData, own: ClientData, names: Sequence[str]) -> None:
     for name in names:
         if getattr(own, name) != getattr(first, name):
             raise ValueError(
-                f"Expected {_WORDS.get(name, f'the same `{name}`')}, but client "
+                f"Expected {_EXPECTED.get(name, f'the same `{name}`')}, but client "
                 f"{first.client_id} has {getattr(first, name)}, and client "
                 f"{own.client_id} has {getattr(own, name)}."
             )
