@@ -571,9 +571,7 @@ def assert_equal_files(file, expected):
 
 def test_a_server_and_its_clients_train_as_one_process_does(tmp_path, local):
     """The words of a client name neither the run's keys nor its engine."""
-    words = (
-        f"certificates --clients {NUM_PROCESSES} --host 127.0.0.1 --out certs".split()
-    )
+    words = f"certificates --clients {NUM_PROCESSES} --host 127.0.0.1 --out certs"
     ended([started(tmp_path, *words.split())], tmp_path)
     port = free_port()
     listen = [f"engine.listen=127.0.0.1:{port}", "engine.certificates=certs/server"]
